@@ -13,9 +13,11 @@ from .config import flat
 if TYPE_CHECKING:
     from .experiment import Experiment
 
-_PHASE1 = ("method.contexts", "method.model", "method.oacd", "plugins.mixer", "runs.build", "runs.stages")
+_PHASE1 = ("method.contexts", "method.model", "method.oacd", "plugins.mixer")
+_PHASE1 += ("runs.build", "runs.experiment", "runs.stages")
 _LAYER = ("method.caches", "method.copying", "method.losses", "method.windows")
 _SCORES = (*_LAYER, "method.scoring")
+_TRAINING = ("method.optimizer", "method.phase2", "runs.saved_epochs", "data.cooccurrence")  # log-frequencies
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,14 @@ STAGES = {
         stages=("phase1",),
         settings=("runtime.embedding_cache",),
         inputs=("validation text", "precision"),
-        code=(*_PHASE1, "method.scoring"),  # which measures the effective rank
+        code=(*_PHASE1, "method.caches", "method.scoring"),  # dtypes, and the effective rank
     ),
     "phase2": Sources(  # not the caches, which Phase 1 and the texts determine: lost ones do not matter
         stages=("phase1",),
         settings=("model", "phase2", "runtime.embedding_cache"),
         inputs=("validation text", "precision", "log-frequencies"),
         hooks=("attention", "mixer"),
-        code=(*_PHASE1, *_SCORES, "method.optimizer", "method.phase2"),
+        code=(*_PHASE1, *_SCORES, *_TRAINING),
     ),
     "model": Sources(stages=("phase2",), code=("method.modeling", "runs.export")),
     "test": Sources(stages=("caches", "phase2"), inputs=("test text",), code=(*_PHASE1, *_SCORES)),
