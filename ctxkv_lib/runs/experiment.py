@@ -13,7 +13,6 @@ from ..data.conversations import Conversations, load_conversations
 from ..data.token_table import TokenTable, load_table
 from ..data.tokens import load_tokenizer, tokenizer_digest, train_stream, validation_stream
 from ..errors import UserError
-from ..files import digest, source_digest
 from ..method.loop import Metric
 from ..method.memory import snapshot
 from ..method.model import ContextKV
@@ -101,13 +100,12 @@ class Experiment:
     @cached_property
     def inputs(self) -> dict[str, str]:
         """What stages are computed from beside settings and code: digests by name, for `keys`."""
-        corpus = self.texts["corpus"].fingerprint if self.config.data.unigram == "corpus" else None
-        counted = corpus and digest([corpus, source_digest("data.cooccurrence")])
+        corpus = self.texts["corpus"].fingerprint if self.config.data.unigram == "corpus" else ""
         return {
             "train text": self.texts["train"].fingerprint,
             "validation text": self.texts["validation"].fingerprint,
             "test text": self.texts["test"].fingerprint,
-            "log-frequencies": counted or "",
+            "log-frequencies": corpus,
             "tokenizer": tokenizer_digest(self.tokenizer),
             "token table": self.table.fingerprint,
             "precision": self.precision,

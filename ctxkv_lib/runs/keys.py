@@ -17,9 +17,11 @@ from .config import flat
 if TYPE_CHECKING:
     from .experiment import Experiment
 
-_CONTEXTS = ("method.contexts", "method.model", "method.oacd", "plugins.mixer", "runs.build", "runs.stages")
+_CONTEXTS = ("method.contexts", "method.model", "method.oacd", "plugins.mixer")
+_CONTEXTS += ("runs.build", "runs.experiment", "runs.stages")
 _LAYER = ("method.caches", "method.copying", "method.losses", "method.windows")
 _SCORES = (*_LAYER, "method.scoring")
+_TRAINING = ("method.optimizer", "method.phase2", "runs.saved_epochs", "data.cooccurrence")  # log-frequencies
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,14 @@ STAGES = {
         stages=("phase1",),
         settings=("runtime.embedding_cache",),
         inputs=("validation text", "precision"),
-        code=(*_CONTEXTS, "method.caches", "method.scoring"),
+        code=(*_CONTEXTS, "method.caches", "method.scoring"),  # dtypes, and the effective rank
     ),
     "phase2": Sources(  # not the caches, which Phase 1 and the texts determine: losing them costs no training
         stages=("phase1",),
         settings=("model", "phase2", "runtime.embedding_cache"),
         inputs=("validation text", "precision", "log-frequencies"),
         hooks=("attention", "mixer"),
-        code=(*_CONTEXTS, *_SCORES, "method.optimizer", "method.phase2"),
+        code=(*_CONTEXTS, *_SCORES, *_TRAINING),
     ),
     "model": Sources(
         stages=("phase2",),

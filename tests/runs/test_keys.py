@@ -1,0 +1,389 @@
+"""A stage is made again if anything that it is computed from is another one, and taken from beside if not."""
+
+import ast
+import os
+import re
+import shutil
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import GatedBlock, NearestTwo, local_experiment, outcome
+
+from ctxkv_lib import files
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.experiments import prepare, run
+from ctxkv_lib.files import PACKAGE, source_digest
+from ctxkv_lib.plugins import code_digest
+from ctxkv_lib.plugins.hooks import HOOKS, PlugIn
+from ctxkv_lib.report.info import describe_settings
+from ctxkv_lib.runs.device import choose_precision
+from ctxkv_lib.runs.experiment import Experiment, read_splits
+from ctxkv_lib.runs.folder import RunFolder, Stage
+from ctxkv_lib.runs.keys import MEASUREMENTS, STAGES, measurement_key, stage_key
+from ctxkv_lib.runs.presets import build_config
+
+CPU = torch.device("cpu")
+ALL = ("phase1", "caches", "phase2", "model", "test")
+FROM_CACHES, FROM_PHASE2, TEST = ALL[1:], ALL[2:], ("test",)
+# The stages that another value of a setting, or of any in a group, makes anew.
+CHANGED_BY = {
+    "model": FROM_PHASE2,
+    "model.context_dim": ALL,
+    "model.hidden_size": ALL,
+    "phase1": ALL,
+    "phase2": FROM_PHASE2,
+    "runtime.seed": ALL,
+    "runtime.precision": FROM_CACHES,
+    "runtime.embedding_cache": FROM_CACHES,
+    "block": ALL,
+    "attention": FROM_PHASE2,
+    "data.samples": ALL,
+    "data.validation_samples": FROM_CACHES,
+    "data.test_samples": TEST,
+    "data.corpus_samples": ALL,  # of which the token table is made here
+    "data.table": ALL,
+    "data.neighbours": ALL,
+    "data.row_length": ALL,
+    "data.unigram": FROM_PHASE2,
+}
+UNCOUNTED = {
+    "runtime.device": "where it computes",
+    "runtime.threads": "how it computes",
+    "data.source": "the texts count themselves",
+    "data.path": "the texts count themselves",
+    "data.split": "the texts count themselves",
+    "data.corpus": "the texts count themselves",
+    "data.tokenizer": "the tokenizer counts itself, wherever its files lie",
+}
+INPUTS = {
+    "train text": ALL,
+    "tokenizer": ALL,
+    "token table": ALL,
+    "validation text": FROM_CACHES,
+    "precision": FROM_CACHES,
+    "log-frequencies": FROM_PHASE2,
+    "test text": TEST,
+}
+PLUGGED = {"block": ALL, "loss": ALL, "mixer": ALL, "attention": FROM_PHASE2}
+
+
+def inputs_of(config):
+    precision = choose_precision(config.runtime.precision, CPU)
+    return Experiment(config, read_splits(config), None, CPU, precision, print).inputs
+
+
+def keys(config, inputs):
+    """The keys of all stages, each as if those before it had just been made; and of measurements."""
+    experiment = SimpleNamespace(config=config, inputs=inputs, folder=SimpleNamespace(stages={}))
+    for name in STAGES:
+        experiment.folder.stages[name] = Stage(stage_key(name, experiment))
+    stage_keys = {name: stage.key for name, stage in experiment.folder.stages.items()}
+    return stage_keys | {name: measurement_key(name, stage_keys["test"]) for name in MEASUREMENTS}
+
+
+def changed_stages(before, after):
+    return tuple(name for name in ALL if before[name] != after[name])
+
+
+def another(config, row):
+    """The configuration with another value of a setting."""
+    value, is_number = row["value"], isinstance(row["value"], int | float)
+    values = (value + 1, 2 * value, value / 2, not value) if is_number else (*row["meanings"], "1")[::-1]
+    for candidate in values:
+        try:
+            if candidate != value:
+                return config.replace({row["setting"]: candidate})
+        except UserError:
+            continue
+    raise AssertionError(f"no other value of {row['setting']}")
+
+
+@pytest.mark.parametrize("recipe", ["exact", "tuned"])
+def test_every_setting_changes_the_stages_that_are_computed_with_it(recipe):
+    config = build_config("ci", recipe).replace({"runtime.precision": "fp32"})
+    inputs = inputs_of(config)
+    before = keys(config, inputs)
+    for row in describe_settings("ci", recipe):
+        setting, (group, _, _) = row["setting"], row["setting"].partition(".")
+        if setting in UNCOUNTED and group == "data":
+            continue
+        other = another(config, row)
+        counts_itself = group in ("data", "runtime") or setting == "model.hidden_size"
+        after = keys(other, inputs_of(other) if counts_itself else inputs)
+        expected = () if setting in UNCOUNTED else CHANGED_BY.get(setting) or CHANGED_BY[group]
+        assert changed_stages(before, after) == expected, setting
+
+
+def test_every_input_changes_the_stages_that_are_computed_from_it():
+    config = build_config("ci")
+    inputs = inputs_of(config)
+    assert INPUTS.keys() == inputs.keys()
+    for name, expected in INPUTS.items():
+        after = keys(config, {**inputs, name: "another"})
+        assert changed_stages(keys(config, inputs), after) == expected, name
+
+
+def test_every_plug_in_counts_by_name_code_and_settings():
+    config, inputs = build_config("ci"), dict.fromkeys(INPUTS, "")
+    assert PLUGGED.keys() == {*HOOKS}
+    plugin = PlugIn("a:B", "code", {"rate": 1})
+    others = [replace(plugin, **change) for change in ({"name": "a:C"}, {"source": ""}, {"settings": {}})]
+    for hook, expected in PLUGGED.items():
+        before, *after = (
+            keys(replace(config, plugins={hook: each} if each else {}), inputs)
+            for each in (plugin, None, *others)
+        )
+        assert {changed_stages(before, other) for other in after} == {expected}
+
+
+SOURCE = '''"""A module."""
+
+def area(radius):
+    """Compute an area."""
+    return 3 * radius**2  # about
+
+
+class Ring:
+    """Between two circles."""
+
+    width = 2
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "counts"),
+    [
+        ("Compute", "Estimate", False),
+        ('    """Compute an area."""\n', "", False),
+        ('    """Between two circles."""\n\n', "", False),
+        ('"""A module."""\n', "", False),
+        ("  # about", "", False),
+        ("3 * radius**2", "(3\n        * radius ** 2)", False),
+        ("3 * ", "3.1 * ", True),
+        ("width = 2", "width = 3", True),
+    ],
+)
+def test_code_counts_without_docstrings_comments_and_layout(tmp_path, monkeypatch, old, new, counts):
+    monkeypatch.setattr(files, "PACKAGE", tmp_path)
+    for name, source in (("before", SOURCE), ("after", SOURCE.replace(old, new))):
+        (tmp_path / f"{name}.py").write_text(source)
+    source_digest.cache_clear()
+    assert (source_digest("before") != source_digest("after")) == counts
+    source_digest.cache_clear()
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of the package, whose code counts in the place of this one's."""
+    path = shutil.copytree(PACKAGE, tmp_path / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    for module in (files, code_digest):
+        monkeypatch.setattr(module, "PACKAGE", path)
+    source_digest.cache_clear()
+    yield path
+    source_digest.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("method/reference", ()),
+        ("method/memory", ()),
+        ("method/modeling", ("model",)),
+        ("method/optimizer", (*FROM_PHASE2, *MEASUREMENTS)),
+        ("measure/probe", ("probe",)),
+        ("measure/ngrams", ("ngrams",)),
+    ],
+)
+def test_a_stage_counts_the_modules_that_it_computes_with(package, module, expected):
+    config, inputs = build_config("ci"), dict.fromkeys(INPUTS, "")
+    before = keys(config, inputs)
+    with (package / f"{module}.py").open("a") as file:
+        file.write("NUMBER = 1\n")
+    source_digest.cache_clear()
+    after = keys(config, inputs)
+    assert tuple(name for name in before if before[name] != after[name]) == expected
+
+
+MINE = """
+from torch import nn
+from .method.model import ContextBlock
+class Mine(ContextBlock):
+    def forward(self, contexts, inputs):
+        return super().forward(0.5 * contexts, inputs - SHARE * inputs.mean(dim=0))
+SHARE = 0
+"""
+
+
+def test_a_class_in_a_file_of_the_package_counts_and_is_tried(package, tiny_config, tmp_path, monkeypatch):
+    import ctxkv_lib
+
+    monkeypatch.setattr(ctxkv_lib, "__path__", [*ctxkv_lib.__path__, str(package)])
+    name, digests = "ctxkv_lib.mine:Mine", []
+    for source in (MINE, MINE + "# words\n", MINE.replace("0.5", "0.6")):
+        (package / "mine.py").write_text(source)
+        source_digest.cache_clear()
+        digests.append(PlugIn.of(name).source)
+    assert digests[0] == digests[1] != digests[2]
+    monkeypatch.setattr("ctxkv_lib.mine.SHARE", 1)
+    with pytest.raises(UserError, match=r"What ctxkv_lib\.mine:Mine returns in a row depends on other rows"):
+        prepare(tiny_config, tmp_path / "run", block=name)
+
+
+STARTS = {
+    **{"phase1": "_train_block", "caches": "_make_caches", "phase2": "_train_attention"},
+    **{"model": "model_stage", "test": "test_stage"},
+}
+STARTS = {name: ("runs.stages", function) for name, function in STARTS.items()}
+STARTS |= {name: (f"measure.{name}", "of_run") for name in MEASUREMENTS}
+NOT_COMPUTED_WITH = {
+    **dict.fromkeys(("errors", "progress", "method.memory", "runs.provenance"), "says what happens"),
+    **dict.fromkeys(("files", "runs.folder", "runs.keys", "runs.summary", "runs.opened"), "writes and reads"),
+    **dict.fromkeys(("method.config", "method.fields", "data.config", "runs.config"), "settings count"),
+    **dict.fromkeys(("plugins.hooks", "plugins.code_digest", "method.tuned"), "plug-ins count"),
+    **dict.fromkeys(("data.conversations", "data.texts", "data.hub"), "the texts count"),
+    **dict.fromkeys(("data.chitchat", "data.ultrachat"), "the texts count"),
+    "data.tokens": "part of the tokenizer's digest",
+    "data.token_table": "part of the table's fingerprint",
+    "method.loop": "hooks that add nothing",
+    "plugins.checks": "refuses, and leaves the model as it was",
+    "ranks": "who computes which rows",
+}
+# The model imports these, and Phase 1 and the caches call nothing of them.
+NOT_IN_PHASE1 = {"data.cooccurrence", "method.copying", "method.losses", "method.windows"}
+NOT_IN = {
+    "phase1": NOT_IN_PHASE1 | {"method.caches", "runs.saved_epochs"},  # it saves no state
+    "caches": NOT_IN_PHASE1,
+}
+
+
+@cache
+def names_of(module):
+    """What a module of the package defines, and what it imports of the package as (module, name), by name."""
+    tree, defined, imported = ast.parse(_file(module).read_bytes()), {}, {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            defined[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = (name for target in targets for name in ast.walk(target) if isinstance(name, ast.Name))
+            defined |= {name.id: node for name in names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*module.split(".")[: -node.level], *(node.module or "").split(".")]
+            home = ".".join(filter(None, base))
+            imported |= {alias.asname or alias.name: (home, alias.name) for alias in node.names}
+    return defined, imported
+
+
+def _file(module):
+    return PACKAGE / f"{module.replace('.', '/')}.py"
+
+
+def modules_of(start):
+    """The modules in which a function, and all that is named in what it names, are defined."""
+    places, modules = [start], set()
+    for module, name in places:  # to which what is named there is appended
+        defined, imported = names_of(module)
+        further = []
+        if name in defined:
+            modules.add(module)
+            for node in ast.walk(defined[name]):
+                if isinstance(node, ast.Name) and node.id in defined.keys() | imported.keys():
+                    further.append((module, node.id))
+                elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                    home = ".".join(filter(None, imported.get(node.value.id, ())))
+                    further.append((home, node.attr))
+        elif name in imported:
+            further.append(imported[name])
+        places += {place for place in further if place[0] and _file(place[0]).is_file()} - {*places}
+    return modules
+
+
+def test_no_module_that_a_stage_computes_with_is_forgotten():
+    sources, used = STAGES | MEASUREMENTS, set()
+    for name in sources:
+        stages = [name]
+        for stage in stages:  # to which those it depends on are appended
+            stages += sources[stage].stages
+        counted = {module for stage in stages for module in sources[stage].code}
+        uncounted = modules_of(STARTS[name]) - counted - NOT_IN.get(name, set())
+        assert uncounted <= NOT_COMPUTED_WITH.keys(), name
+        used |= uncounted
+    assert used == NOT_COMPUTED_WITH.keys()
+
+
+SPLITS = {"train": 0, "test": 8, "corpus": 10, "validation": 12}  # the first conversation, of `tiny_settings`
+
+
+def with_another(split, config, folder):
+    """The configuration with a file in which two conversations of a split are exchanged."""
+    lines = Path(config.data.path).read_text().splitlines()
+    first = SPLITS[split]
+    lines[first : first + 2] = reversed(lines[first : first + 2])
+    (folder / "other.jsonl").write_text("\n".join(lines))
+    return config.replace({"data.path": str(folder / "other.jsonl")})
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """A finished run, whose parts depend on all texts."""
+    folder = tmp_path_factory.mktemp("there")
+    settings = {"phase2.max_epochs": 1, "data.unigram": "corpus", "runtime.precision": "bf16"}
+    return run(build_config("ci", "exact", 8, local_experiment(folder) | settings), folder / "run")
+
+
+@pytest.fixture
+def copy(there, tmp_path):
+    return Path(shutil.copytree(there.path, tmp_path / "runs" / "there", copy_function=os.link))
+
+
+@pytest.mark.parametrize(
+    ("change", "taken"),
+    [
+        ("train", []),
+        ({"data.row_length": 0.5}, []),
+        ({"runtime.seed": 1}, []),
+        ({"phase1.learning_rate": 0.5}, []),
+        ({"block": GatedBlock}, []),
+        ({"model.context_dim": 8}, []),
+        ("validation", ["phase1"]),
+        ({"runtime.precision": "fp32"}, ["phase1"]),
+        ({"runtime.embedding_cache": "dense"}, ["phase1"]),
+        ("test", ["phase1", "caches"]),
+        ("corpus", ["phase1", "caches"]),
+        ({"phase2.learning_rate": 0.5, "model.interval": 4}, ["phase1", "caches"]),
+        ({"attention": NearestTwo}, ["phase1", "caches"]),
+    ],
+    ids=str,
+)
+def test_a_run_takes_what_it_may_from_one_beside_it(there, copy, tmp_path, capsys, change, taken):
+    config = there.config.replace(change) if isinstance(change, dict) else None
+    config = config or with_another(change, there.config, tmp_path)
+    prepare(config, copy.with_name("new"))
+    assert re.findall(r"(\w+): taken from there", capsys.readouterr().err) == taken
+    prepare(config, tmp_path / "alone" / "new")
+    beside, alone = (RunFolder.read(tmp_path / name / "new").stages for name in ("runs", "alone"))
+    for stage in ("phase1", "caches"):
+        assert beside[stage].files == alone[stage].files
+
+
+@pytest.mark.parametrize(
+    ("split", "kept"),
+    [
+        ("train", set()),
+        ("validation", {"context_block"}),
+        ("corpus", {"context_block"}),
+        ("test", {"context_block", "attention"}),
+    ],
+)
+def test_a_run_of_another_text_keeps_what_it_may_and_has_its_numbers(there, copy, tmp_path, split, kept):
+    config = with_another(split, there.config, tmp_path)
+    run(config, copy, again=True)
+    run(config, tmp_path / "alone" / "run")
+    assert outcome(copy) == outcome(tmp_path / "alone" / "run")
+    weights = {path.stem: path for path in (there.path / "checkpoint").glob("*.safetensors")}
+    assert {name for name, path in weights.items() if path.samefile(copy / "checkpoint" / path.name)} == kept
