@@ -17,8 +17,8 @@ from .config import flat
 if TYPE_CHECKING:
     from .experiment import Experiment
 
-_CONTEXTS = ("method.contexts", "method.model", "method.oacd", "plugins.mixer")
-_CONTEXTS += ("runs.build", "runs.experiment", "runs.stages")
+_BUILD = ("method.model", "plugins.mixer", "runs.build", "runs.experiment", "runs.stages")
+_CONTEXTS = (*_BUILD, "method.contexts", "method.oacd")
 _LAYER = ("method.caches", "method.copying", "method.losses", "method.windows")
 _SCORES = (*_LAYER, "method.scoring")
 _TRAINING = ("method.optimizer", "method.phase2", "runs.saved_epochs", "data.cooccurrence")  # log-frequencies

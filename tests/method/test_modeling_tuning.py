@@ -22,6 +22,13 @@ SHAPES = {"published": {}, "tuned": {"parts": TUNED, "has_unigram": True}}
 each_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
+@pytest.fixture(autouse=True)
+def autocast_as_before():
+    """Some trainers of trl leave autocast on."""
+    with torch.autocast("cpu", enabled=False):
+        yield
+
+
 def model_with_biases(**shape):
     model = tiny_model(attention_dropout=0.0, **shape)
     if model.model.log_unigram is not None:
