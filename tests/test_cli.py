@@ -15,7 +15,7 @@ import torch
 from conftest import Terminal, settings_of, tiny_run, write_conversations
 
 import ctxkv_lib
-from ctxkv_lib import files, progress
+from ctxkv_lib import experiments, files, progress
 from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.runs import stages
@@ -181,15 +181,22 @@ def test_a_run_in_a_pipe_prints_a_line_an_epoch_and_no_progress(printed_by, tmp_
         assert printed.strip() == (out / name).read_text(encoding="utf-8").strip()
 
 
+def test_options_count_for_a_folder_that_holds_a_run(printed_by, finished_run, tiny_settings):
+    asked = tiny_run(finished_run.path, {**tiny_settings, "phase2.patience": 7})
+    assert "another experiment: phase2.patience 3 (asked: 7)" in printed_by(*asked, code=2)
+
+
 @pytest.mark.slow
 def test_a_trained_run_generates(printed_by, finished_run):
     generate = ["generate", finished_run.path, "--prompt", "the cat", "--max-new-tokens", 5]
     options = [["--temperature", 0], ["--temperature", "1e-38"], ["--seed", 2**63 - 1], ["--seed", 2**63 - 1]]
     before = torch.get_rng_state()
-    coldest, cold, seeded, again = (printed_by(*generate, *each) for each in options)
+    options += [["--temperature", 9], ["--temperature", 9, "--seed", 1], ["--temperature", 9, "--top-k", 1]]
+    coldest, cold, seeded, again, hot, other, likeliest = (printed_by(*generate, *each) for each in options)
     assert torch.equal(torch.get_rng_state(), before)
-    assert coldest == cold
+    assert coldest == cold == likeliest
     assert again == seeded
+    assert len({coldest, hot, other}) == 3
     assert coldest.startswith("the cat")
     assert coldest == f"{ctxkv_lib.generate_text(finished_run, 'the cat', max_new_tokens=5, temperature=0)}\n"
     for options, said in (
@@ -216,11 +223,15 @@ def test_a_trained_run_is_evaluated_on_other_conversations(printed_by, tmp_path,
 
 
 @pytest.mark.slow
-def test_compare_prints_the_table(printed_by, tmp_path, tiny_settings):
-    arguments = ["compare", "--preset", "ci", "--samples", 2, 8, 2, "--out", tmp_path / "c"]
-    printed = printed_by(*arguments, *settings_of(tiny_settings))
+def test_compare_prints_the_table(printed_by, tmp_path, tiny_settings, monkeypatch):
+    settings = settings_of(tiny_settings | {"phase2.max_epochs": 1})
+    arguments = ["compare", "--preset", "ci", "--samples", 2, 8, 2, "--out", tmp_path / "c", *settings]
+    printed = printed_by(*arguments)
     for row in ("Val PPL", "Val Acc", "Best epoch", "Val/Train Ratio", "8 samples"):
         assert row.lower() in printed.lower(), row
+    monkeypatch.setattr(experiments, "RESULT_CODE", ["method.oacd"])
+    assert "holds a finished result of other code; replace it with --again" in printed_by(*arguments, code=2)
+    assert printed_by(*arguments, "--again") == printed
 
 
 @pytest.mark.slow

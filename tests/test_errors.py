@@ -1,7 +1,9 @@
+"""Errors: what a notebook shows of them, and what they keep."""
+
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from ctxkv_lib.errors import Stopped, UserError
+from ctxkv_lib.errors import Stopped, UserError, told_in_a_sentence
 
 
 @pytest.mark.parametrize("error", [Stopped(), UserError("preset is 'moon'; allowed: colab.")], ids=repr)
@@ -13,3 +15,26 @@ def test_a_notebook_shows_one_line_and_no_frames(monkeypatch, error):
     result = shell.run_cell("raise error")
     assert result.error_in_exec is error  # so that no later cell runs
     assert shown == [[str(error)]]
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "is_kept"),
+    [
+        (RuntimeError("a fault of the user's own"), "a fault of the user's own", True),
+        (RuntimeError("CUDA out of memory"), "memory is full; lower phase2.batch_size", False),
+    ],
+)
+def test_frames_of_full_memory_are_cleared_and_those_of_the_users_own_error_are_not(error, said, is_kept):
+    def forward(inputs):
+        raise error
+
+    @told_in_a_sentence()
+    def run():
+        forward([0] * 5)
+
+    with pytest.raises((RuntimeError, UserError), match=said):
+        run()
+    frame = error.__traceback__
+    while frame.tb_next:
+        frame = frame.tb_next
+    assert ("inputs" in frame.tb_frame.f_locals) == is_kept  # which `%debug` shows

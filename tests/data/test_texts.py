@@ -256,7 +256,7 @@ def test_data_sets_on_the_hub_are_read_by_their_name(hub, tmp_path):
     files = {"README.md": CARD.encode(), "data/x.parquet": _parquet(text=["long"])}
     files |= {f"short/{name}.csv": f"text\n{name}\n".encode() for name in ("dev", "check")}
     hub.files |= {("me/two", MAIN, path): body for path, body in files.items()}
-    here = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path)}
+    here = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     asked = ["me/chats", "me/chats test", "me/chats dev", "me/two:long", "me/two:short dev", "me/two:short"]
     found = in_python(READ, *asked, "me/two", "me/none", env=here, cwd=os.getcwd()).splitlines()
     assert found[:2] == ["['a', 'b']", "['c']"]

@@ -13,6 +13,7 @@ from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import compare, prepare, run
 from ctxkv_lib.files import read_json, read_tensors
 from ctxkv_lib.measure.other_text import evaluate_texts
+from ctxkv_lib.method.scoring import evaluate, perplexity
 from ctxkv_lib.runs import opened, saved_epochs
 from ctxkv_lib.runs.names import run_folder_of
 from ctxkv_lib.runs.opened import open_run
@@ -34,10 +35,7 @@ def lines_of(folder):
 
 def test_a_run_leaves_what_the_contract_names(tmp_path, tiny_config, monkeypatch):
     monkeypatch.setattr(figures, "save", SAVE)  # not `light_runs`
-    torch.set_num_threads(2)
-    folder = run(tiny_config.replace({"runtime.threads": "1"}), tmp_path / "run").path
-    assert torch.get_num_threads() == 2  # as before
-    torch.set_num_threads(1)
+    folder = run(tiny_config, tmp_path / "run").path
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert found >= FILES
     assert not [name for name in found if ".part" in name or "phase2.safetensors" in name]
@@ -97,36 +95,43 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(tiny_settings, tmp_path, monk
     assert epochs == [e["epoch"] for e in whole.summary["phase2"]["epochs"]]
 
 
-def test_phase_1_is_shared_with_a_run_that_differs_in_phase_2(finished_run, tmp_path, capsys):
-    config = finished_run.config.replace({"model.interval": 4, "phase2.batch_size": 64})
-    out = finished_run.path.with_name("another")
-    made = run(config, out)
-    assert f"caches: taken from {finished_run.path.name}" in capsys.readouterr().err
-    assert made.summary["phase1"] == finished_run.summary["phase1"]
+def test_a_run_that_is_stopped_behind_its_best_epoch_keeps_that(tiny_settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(saved_epochs, "EVERY_SECONDS", 0)
+    far = {"phase2.learning_rate": 0.3, "phase2.max_epochs": 12, "phase2.patience": 2}
+    config = build_config("ci", "exact", 8, tiny_settings | far | {"runtime.precision": "fp32"})
+
+    def stop_where_it_gets_worse(metric):
+        if not metric.get("improved", True):
+            raise KeyboardInterrupt
+
+    with pytest.raises(Stopped):
+        run(config, tmp_path / "run", stop_where_it_gets_worse)
+    opened = open_run(run(config, tmp_path / "run"))
+    saved = perplexity(evaluate(opened.model, opened.caches["val"])[0])
+    epochs = opened.run.summary["phase2"]["epochs"]
+    assert saved == pytest.approx(min(epoch["val_ppl"] for epoch in epochs), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("changed", "kept"),
-    [
-        ({"model.context_dim": 8}, ()),
-        ({"runtime.seed": 1}, ()),
-        ({"phase1.learning_rate": 0.5}, ()),
-        ({"loss": "ctxkv_lib.method.oacd:oacd_loss"}, ()),
-        ({"runtime.embedding_cache": "dense"}, ("phase1",)),
-        ({"model.interval": 4}, ("phase1", "caches")),
-        ({"phase2.learning_rate": 0.5}, ("phase1", "caches")),
-        ({"attention": "conftest:NearestTwo"}, ("phase1", "caches")),
-    ],
-)
-def test_a_stage_has_another_key_where_what_it_depends_on_is_another(finished_run, tmp_path, changed, kept):
-    def keys(config, out):
-        with experiments.claimed_experiment(config, out) as experiment:
-            experiment.folder.finish("phase1", experiment.key("phase1"))
-            return {stage: experiment.key(stage) for stage in ("phase1", "caches", "phase2")}
+def torch_settings():
+    """What a run sets of torch, and its random state."""
+    cudnn = torch.backends.cudnn
+    flags = torch.get_float32_matmul_precision(), cudnn.allow_tf32, torch.get_num_threads()
+    return *flags, torch.get_rng_state().tolist()
 
-    plain = keys(finished_run.config, tmp_path / "a" / "run")
-    other = keys(finished_run.config.replace(changed), tmp_path / "b" / "run")
-    assert tuple(stage for stage in plain if plain[stage] == other[stage]) == kept
+
+def test_torch_is_left_as_it_was(finished_run, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.set_float32_matmul_precision("medium")
+    torch.set_num_threads(2)
+    try:
+        before = torch_settings()
+        prepare(tiny_config.replace({"runtime.threads": "1"}), tmp_path / "run")
+        assert torch_settings() == before
+        open_run(finished_run)
+        assert torch_settings() == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.set_num_threads(1)
 
 
 def test_dense_and_gathered_embeddings_give_the_same_run(finished_run, tmp_path):

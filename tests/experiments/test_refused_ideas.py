@@ -33,6 +33,12 @@ class Mixing(GatedBlock):
         return super().forward(contexts, inputs - inputs.mean(dim=0))
 
 
+class Standardised(GatedBlock):
+    def __init__(self, context_dim, hidden_size):
+        super().__init__(context_dim, hidden_size)
+        self.norm = nn.BatchNorm1d(context_dim)  # mixes rows in training alone
+
+
 class KeepsState(GatedBlock):
     last = 0.0
 
@@ -109,6 +115,7 @@ def in_place(contexts):
         ("block", Double, r"Double returned float64 of shape \[2, 16\]; it must return float32"),
         ("block", Normalised, r"Normalised returned NaN or infinity; the first contexts of a stream are"),
         ("block", Mixing, r"What .*Mixing returns in a row depends on other rows"),
+        ("block", Standardised, r"What .*Standardised returns in a row depends on other rows"),
         ("block", KeepsState, r"What .*KeepsState returns in a row depends on .* or on earlier calls"),
         ("attention", MixingAttention, r"What .*MixingAttention returns in a row depends on other rows"),
         ("attention", WithoutTheNearest, r"WithoutTheNearest returned NaN .* only slot 0 is present"),
@@ -175,9 +182,19 @@ class Growing(nn.Module):
         return 3 * contexts + self.linear(torch.cat([contexts, inputs], dim=1))
 
 
-def test_contexts_that_overflow_are_refused_with_what_to_change(tiny_config, tmp_path):
-    with pytest.raises(UserError, match=r"(Contexts grow beyond all numbers; bound what|Phase 1 diverged)"):
-        prepare(tiny_config, tmp_path / "run", block=Growing)
+class Spiking(GatedBlock):
+    def forward(self, contexts, inputs):
+        is_one_word = inputs[:, 3:4] > 2
+        return super().forward(contexts, inputs).masked_fill(is_one_word, torch.inf)
+
+
+@pytest.mark.parametrize(
+    ("method", "block"), [("exact", Growing), ("passes", Spiking)], ids=["growing", "in the middle"]
+)
+def test_contexts_that_overflow_are_refused_with_what_to_change(tiny_config, tmp_path, method, block):
+    untrained = {"phase1.context_method": method, "phase1.max_iterations": 0}
+    with pytest.raises(UserError, match="Contexts grow beyond all numbers; bound what the block returns"):
+        prepare(tiny_config.replace(untrained), tmp_path / "run", block=block)
 
 
 class Chosen(GatedBlock):

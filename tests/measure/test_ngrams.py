@@ -1,14 +1,20 @@
 """Modified Kneser-Ney against the formula written out with dictionaries."""
 
 from collections import Counter, defaultdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.cooccurrence import FALLBACK_DISCOUNTS, discounts, unigram_floor
+from ctxkv_lib.data.tokens import train_stream
+from ctxkv_lib.measure import ngrams
 from ctxkv_lib.measure.ngrams import ORDERS, kneser_ney, ngram_baselines, recent_shares
+from ctxkv_lib.method.caches import TokenCache
 
 VOCABULARY = 150
+SPLITS = ("train", "validation")
 
 
 def stream(count, seed=1):
@@ -74,6 +80,22 @@ def test_kneser_ney_is_the_published_formula(order):
         for at in range(1, len(other))
     ]
     np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_the_users_own_text_is_counted_once(tiny_config, tokenizer, monkeypatch):
+    table = {"data.table": "cooccurrence", "data.corpus": "chitchat+own"}
+    data = tiny_config.replace(table).data
+    streams = {split: train_stream(load_conversations(data, split), tokenizer).ids for split in SPLITS}
+    caches = {
+        name: TokenCache(ids.int()) for name, ids in zip(("train", "val"), streams.values(), strict=True)
+    }
+    run = SimpleNamespace(config=tiny_config.replace(table), summary={})
+    counted = []
+    monkeypatch.setattr(ngrams, "ngram_baselines", lambda text, *_: counted.append(text) or {})
+    ngrams.of_run(SimpleNamespace(run=run, caches=caches, tokenizer=tokenizer))
+    train, with_table = (text.tolist() for text in counted)
+    found = [at for at in range(len(with_table)) if with_table[at : at + len(train)] == train]
+    assert len(found) == 1
 
 
 def test_counts_too_few_for_the_formula_take_fixed_discounts():

@@ -39,7 +39,7 @@ def texts(tmp_path_factory):
     path = tmp_path_factory.mktemp("held_out") / "other.jsonl"
     write_conversations(path, 5, seed=9)
     rows = [json.loads(line)["messages"] for line in path.read_text().splitlines()]
-    return ["\n".join(message["content"] for message in row) for row in rows]
+    return [*("\n".join(message["content"] for message in row) for row in rows), "雨の日、猫は眠る。"]
 
 
 def test_pipeline_generates_alone_and_in_batches(folder):
@@ -108,10 +108,11 @@ def test_evaluate_reads_each_text_by_itself(served, texts, monkeypatch):
         losses.append(F.cross_entropy(logits, ids[1:], reduction="none"))
         correct.append(logits.argmax(dim=1) == ids[1:])
     every = torch.cat(losses)
-    assert (scores["conversations"], scores["tokens"]) == (5, len(every))
+    assert (scores["conversations"], scores["tokens"]) == (6, len(every))
     assert scores["ppl"] == pytest.approx(every.mean().exp().item(), rel=1e-4)
     assert scores["accuracy"] == pytest.approx(torch.cat(correct).float().mean().item())
-    bits = every.sum().item() / sum(map(len, texts)) / math.log(2)
+    characters = 3 * len(texts[-1]) + sum(map(len, texts[:-1]))  # of Japanese, three bytes each
+    bits = every.sum().item() / characters / math.log(2)
     assert scores["bits_per_byte"] == pytest.approx(bits, rel=1e-4)
     first = {"by_position": 16, "by_history": model.model.window.offsets[1]}  # one context up to there
     for key, count in first.items():

@@ -1,6 +1,7 @@
 """The notebooks as files: alike, and with outputs of the code that they show. nbmake executes them."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -12,7 +13,8 @@ sys.path.append(str(TOP / "notebooks"))
 from outputs import CLICKED, WIDGET, WINDOW, code_digest, slimmed, window_data
 
 NOTEBOOKS = sorted((TOP / "notebooks").glob("*.ipynb"))
-PLACE = "https://colab.research.google.com/github/OWNER/REPOSITORY/blob"
+(REPOSITORY,) = re.findall(r'Repository = "https://github\.com/(.+)"', (TOP / "pyproject.toml").read_text())
+PLACE = f"https://colab.research.google.com/github/{REPOSITORY}/blob"
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 

@@ -5,9 +5,15 @@ import dataclasses
 import pytest
 
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.report.info import describe, describe_settings, format_settings
+from ctxkv_lib.report.info import describe, describe_settings, format_info, format_settings
 from ctxkv_lib.runs.config import GROUPS, flat
 from ctxkv_lib.runs.presets import RECIPES, build_config
+
+
+def test_info_shows_the_tokens_of_the_window():
+    lines = format_info(describe(build_config("colab"))).splitlines()
+    (tokens,) = [line.split()[-1] for line in lines if line.startswith("Context window (tokens)")]
+    assert tokens == "640"
 
 
 def test_info_refuses_what_run_refuses():

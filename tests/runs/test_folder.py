@@ -114,6 +114,15 @@ def test_a_record_of_another_version_is_refused_in_a_sentence(run):
         RunFolder.read(run)
 
 
+def test_a_setting_that_a_later_version_adds_makes_no_other_experiment(run):
+    record = json.loads((run / RECORD).read_text())
+    del record["config"]["phase2"]["patience"]
+    write_record(run, record)
+    assert "results" in begun(run).stages
+    with pytest.raises(UserError, match=r"another experiment: phase2\.patience 3 \(asked: 7\)"):
+        begun(run, config=CONFIG.replace({"phase2.patience": 7}))
+
+
 def test_a_reader_refuses_what_is_unfinished_or_lost(run, tmp_path):
     begun(tmp_path / "begun", "phase1")
     with pytest.raises(UserError, match="has not finished; go on with `ctxkv run --out"):
@@ -169,9 +178,11 @@ def test_leftovers_of_a_killed_process_go_and_a_folder_in_which_nothing_was_made
     assert not (tmp_path / "new").exists()
 
 
-def test_the_name_of_a_folder_says_what_was_changed(tmp_path):
+def test_the_name_of_a_folder_says_what_was_changed(tmp_path, monkeypatch):
     name = run_folder_of(CONFIG).name
     assert name == "ci-exact-3"
+    monkeypatch.setenv("CTXKV_RUNS", str(tmp_path / "runs"))  # is read at the call
+    assert run_folder_of(CONFIG) == tmp_path / "runs" / name
     changed = run_folder_of(CONFIG.replace({"phase2.patience": 7})).name
     assert changed.startswith("ci-exact-3-")
     assert changed == run_folder_of(CONFIG.replace({"phase2.patience": "7"})).name

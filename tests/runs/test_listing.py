@@ -18,7 +18,8 @@ from ctxkv_lib.runs.listing import results
 from ctxkv_lib.runs.names import run_names
 
 
-def test_every_run_is_listed_in_its_state(tmp_path):
+def test_every_run_is_listed_in_its_state(tmp_path, monkeypatch):
+    monkeypatch.setenv("CTXKV_RUNS", str(tmp_path))
     write_run(tmp_path / "a", 100)
     write_run(tmp_path / "both" / "b", 500, settings={"phase2.patience": 7})
     stopped = RunFolder.read(write_run(tmp_path / "c", 100))
@@ -31,7 +32,7 @@ def test_every_run_is_listed_in_its_state(tmp_path):
         file.write(" ")
     with replacing(tmp_path / "half") as beside:  # as a copy from Drive that is being restored
         write_run(beside, 100)
-        table = results(tmp_path)
+        table = results()
     assert [(Path(path).name, state) for path, state in table.state.items()] == [
         ("a", "finished"),
         ("b", "finished"),

@@ -76,8 +76,12 @@ def test_a_window_shows_its_tokens_with_the_attention_of_the_chosen_head(trained
     assert 0 <= float(probability.rstrip("%")) <= 100
     heights = [bar.get_height() for bar in explorer.figure.axes[0].patches]
     assert sum(heights) == pytest.approx(100, abs=0.01)
+    weights = cache.attend(trained.model, cache.ids.new_tensor([20]).long())[1][0]
+    for number, head in enumerate(weights.tolist(), start=1):
+        explorer.controls["head"].value = f"head {number}"
+        heights = [bar.get_height() for bar in explorer.figure.axes[0].patches]
+        assert heights == pytest.approx([100 * share for share in head], abs=0.01)
     explorer.controls["head"].value = "head 2"
-    assert [bar.get_height() for bar in explorer.figure.axes[0].patches] != heights
     explorer.controls["position"].value = 3  # with slots before the stream
     assert "What position 3 attends: head 2" in explorer.figure.axes[0].get_title(loc="left")
     assert page(explorer).count("of the attention") == 2

@@ -1,0 +1,36 @@
+"""A mixer reads each position with the history that it asks for, in whatever rows."""
+
+import pytest
+import torch
+from conftest import SHAPES, TINY, PreviousToken, tiny_ids
+
+from ctxkv_lib.method.config import ModelConfig
+from ctxkv_lib.plugins import mixer
+from ctxkv_lib.plugins.mixer import MixerModel
+
+
+class TwoBefore(PreviousToken):
+    """The token before, and from evaluation on the one before that."""
+
+    evaluation_history = 2
+
+    def forward(self, embeddings, start):
+        hidden = super().forward(embeddings, 0)
+        further = torch.nn.functional.pad(embeddings, (0, 0, 2, 0))[:, :-2]
+        return (hidden if self.training else hidden + further)[:, start:]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("first", [0, 1, 7])
+def test_rows_give_what_the_whole_stream_gives(first, training, monkeypatch):
+    monkeypatch.setattr(mixer, "LONGEST_ROW", 4)
+    torch.manual_seed(0)
+    model = MixerModel(ModelConfig(**SHAPES), TwoBefore, TINY["vocab_size"], False).train(training)
+    ids = tiny_ids(40).int()
+    stream = model.cached_stream(mixer.TokenCache(ids), training)
+    positions = torch.tensor([*range(first, first + 6), 20, *range(30, 39)])
+    batch = stream.batch(positions)
+    whole = model.attention(model.embed(ids[None]), 0)[0]
+    torch.testing.assert_close(batch.attend(model)[0], whole[positions])
+    assert torch.equal(batch.tokens, ids[positions])
+    assert torch.equal(batch.targets, ids[positions + 1].long())

@@ -1,0 +1,40 @@
+"""What the stages compute of streams: parts of a long one, samples for Phase 1, and the caches' dtypes."""
+
+from types import SimpleNamespace
+
+import torch
+
+from ctxkv_lib.experiments import prepare
+from ctxkv_lib.method.config import Phase1Config
+from ctxkv_lib.runs import stages
+
+
+def test_each_part_of_a_long_stream_begins_where_the_one_before_ended(
+    tiny_config, trained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(stages, "SCAN_TOKENS", 50)
+    prepared = prepare(tiny_config, tmp_path / "run")
+    for split, cache in trained.caches.items():
+        torch.testing.assert_close(prepared.caches[split].contexts, cache.contexts, atol=1e-2, rtol=0)
+
+
+def test_phase_1_trains_on_even_samples_of_a_long_text():
+    def starts(**settings):
+        config = Phase1Config(batch_size=20, context_method="exact", **settings)
+        config = SimpleNamespace(phase1=config)
+        ids = stages._phase1_ids(SimpleNamespace(ids={"train": torch.arange(1001)}, config=config))
+        rows = ids.split(20)
+        assert all((row.diff() == 1).all() for row in rows)
+        return [int(row[0]) for row in rows], len(ids)
+
+    assert starts(max_tokens=100) == ([0, 245, 490, 735, 980], 100)  # up to the end, of 1,000 positions
+    assert starts(max_tokens=10) == ([0], 10)
+    assert starts(max_tokens=1000) == ([*range(0, 1000, 20)], 1000)
+
+
+def test_contexts_are_cached_in_the_precision_of_training_but_for_validation(tiny_config, tmp_path):
+    caches = prepare(tiny_config.replace({"runtime.precision": "bf16"}), tmp_path / "run").caches
+    assert {split: cache.contexts.dtype for split, cache in caches.items()} == {
+        "train": torch.bfloat16,
+        "val": torch.float32,
+    }
