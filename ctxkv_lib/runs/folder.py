@@ -48,6 +48,7 @@ from .config import ExperimentConfig, config_from_dict, flat
 from .keys import STAGES
 
 RECORD, LOCK, COMPARISON = "checkpoint/stages.json", ".lock", "comparison.json"
+FORMAT = 3  # of the record; raise it when older ones cannot be read
 RESULTS = "results"  # the last stage: summary and metrics, from all others
 BESIDE = f"[!.]*/{RECORD}"  # records of runs in a folder; hidden folders are half-written copies
 OF_SYSTEM = {"desktop.ini", "Thumbs.db"}  # files that systems create; hidden files are ignored, too
@@ -102,17 +103,18 @@ class RunFolder:
         values = read_json(path / RECORD)
         if not isinstance(values, dict) or values.pop("checksum", None) != digest(values):
             raise DamagedFile(path / RECORD, "its checksum differs")
-        try:
+        with suppress(UserError, AttributeError, LookupError, TypeError):
             stages = {name: Stage(**stage) for name, stage in values["stages"].items()}
-            return cls(path, config_from_dict(values["config"]), values["origin"], stages)
-        except (UserError, AttributeError, LookupError, TypeError):
-            raise UserError(
-                f"{path} holds a run of another version of ctxkv_lib; use that version, or another folder."
-            ) from None
+            if values["format"] == FORMAT:
+                return cls(path, config_from_dict(values["config"]), values["origin"], stages)
+        raise UserError(
+            f"{path} holds a run of another version of ctxkv_lib; use that version, or another folder."
+        )
 
     def write(self) -> None:
         stages = {name: asdict(stage) for name, stage in self.stages.items()}
-        values = {"config": self.config.to_dict(), "origin": self.origin, "stages": stages}
+        config = self.config.to_dict()
+        values = {"format": FORMAT, "config": config, "origin": self.origin, "stages": stages}
         write_json(self.path / RECORD, {"checksum": digest(values), **values})
 
     def finished(self, name: str, key: str) -> Stage | None:

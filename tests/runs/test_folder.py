@@ -112,6 +112,12 @@ def test_a_record_of_another_version_is_refused_in_a_sentence(run):
     write_record(run, record)
     with pytest.raises(UserError, match="another version of ctxkv_lib; use that version, or another folder"):
         RunFolder.read(run)
+    del record["config"]["phase2"]["momentum"]
+    write_record(run, record)
+    RunFolder.read(run)
+    write_record(run, {key: value for key, value in record.items() if key != "format"})
+    with pytest.raises(UserError, match="another version of ctxkv_lib"):
+        load_run(run)
 
 
 def test_a_setting_that_a_later_version_adds_makes_no_other_experiment(run):
