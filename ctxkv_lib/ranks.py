@@ -1,11 +1,12 @@
 """Several processes in one run, as torchrun or `accelerate launch` starts them: plain `torch.distributed`.
 
-Every process reads the texts. Rank 0 holds the folder, trains Phase 1, computes the caches, and writes, tests
-and prints: what it does stands in `on_rank_0` (`experiments`, `runs.stages`). Phase 2 is trained by all: by
-way of `RunLoop.shard` and `all_reduce` (`runs.saved_epochs`) each takes its share of every batch, also of
-validation, and losses, scores and gradients are summed (`method.phase2.train_step`,
-`method.scoring.token_scores`). Each draws the dropout of the whole batch (`phase2.ShardedDropout`), so the
-numbers are those of one process, up to rounding.
+Every process reads the texts and the run's folder, which all must see. Rank 0 alone holds the folder's lock,
+trains Phase 1, computes the caches, writes, tests, measures and prints: in `on_rank_0`, or where `rank()` is
+asked. Phase 2 is trained by all: by way of `RunLoop.shard` and `all_reduce` (`runs.saved_epochs`) each takes
+its share of every batch, also of validation, and losses, scores and gradients are summed
+(`method.phase2.train_step`, `method.scoring.token_scores`). Each draws the dropout of the whole batch
+(`phase2.ShardedDropout`), so the numbers are those of one process, up to rounding. A mixer is trained in one
+process.
 """
 
 import os

@@ -8,12 +8,13 @@ class has `Settings`), all of which Phase 2 trains. It is called as `mixer(embed
 - it returns hidden states for the output head, `[rows, length - start, hidden_size]`; that of a column must
   not depend on later columns.
 
-Where a mixer is, `config.has_contexts` and `model.has_contexts` are False: block, loss and attention go
-(`runs.config`), Phase 1 trains nothing, caches hold tokens alone, the test reads no contexts (`runs.stages`,
-`runs.build`), one process trains (`experiments`), there is no folder for transformers, hence no generation
-(`runs.export`), and nothing to probe (`measure.measurements`). A report shows no window, since `slot_offsets`
-is None. Weights lie in `attention.safetensors`, since a mixer stands in the place of attention. All else is
-as with contexts.
+Where a mixer is, `config.has_contexts` and `model.has_contexts` are False. A recipe's block and attention are
+left out, and given ones refused (`runs.config`); Phase 1 trains nothing, caches have no contexts, the test
+reads none, and a stream may be shorter than a window (`runs.stages`, `build`, `experiment`); an epoch visits
+chunks of positions, and nothing is copied (below); more than one process is refused (`experiments`); there is
+no folder for transformers, hence no generation and no `ctxkv evaluate` (`runs.export`), and nothing to probe
+(`measure.measurements`). A report shows no window, since `slot_offsets` is None. Weights lie in
+`attention.safetensors`, since a mixer stands in attention's place.
 
 Its attribute `history`, 0 by default, is the largest number of tokens before a position that it reads in
 training; `evaluation_history`, by default the same, is that number in evaluation. Its `init_weights`, if it

@@ -4,6 +4,7 @@ from ..runs.summary import Run
 from .document import markdown
 from .tables import RESULTS, SETTINGS, side_by_side
 
+LICENCES = {"ultrachat": "mit", "chitchat": "mit", "file": "unknown"}  # of `data.config.SOURCES`
 TEXT = """---
 license: {license}
 library_name: transformers
@@ -32,10 +33,10 @@ print(tokenizer.decode(ids[0]))
 
 
 def model_card(run: Run) -> str:
-    """Write Markdown after the Hub's own fields; sources but the user's own are under the MIT licence."""
+    """Write Markdown after the Hub's own fields."""
     about = {"this run": {**run.summary, "config": run.config.to_dict()}}
     return TEXT.format(
-        license="unknown" if run.config.data.source == "file" else "mit",
+        license=LICENCES[run.config.data.source],
         samples=run.summary["samples"],
         settings=markdown(side_by_side(about, SETTINGS)),
         results=markdown(side_by_side(about, RESULTS)),

@@ -34,9 +34,9 @@ def choose_precision(name: str, device: torch.device) -> str:
     """Return `fp32` or `bf16`; `auto` takes bf16 if the processor or GPU reports units for it.
 
     The one place that decides, but a run that was begun goes on as it was (`folder._record_for`). By name the
-    decision reaches, from `experiments.claimed_experiment`: `Experiment.precision`, the dtype of cached
-    training contexts (`stages._make_caches`), and the products of Phase 2's layer and output head
-    (`phase2.train_attention`, `layer_products`); also the keys. Everything else is fp32.
+    decision reaches, as `origin["precision"]` of the folder and then `Experiment.precision`: the dtype of
+    cached training contexts (`stages._make_caches`); the products of Phase 2's output head and, on a GPU, of
+    its layer (`phase2.train_attention`, `layer_products`); and the keys. Everything else is fp32.
     """
     if name != "auto":
         return name
@@ -54,7 +54,7 @@ def _cpu_flags() -> set[str]:
 
 @contextmanager
 def torch_state(threads: str = "auto") -> Iterator[None]:
-    """Inside, fp32 products are fp32, as the original's were, and torch has so many threads.
+    """Inside, fp32 products are not TF32, as in the original, and torch has so many threads.
 
     Behind it, these settings and torch's random generators, those of GPUs too, are as they were.
     """

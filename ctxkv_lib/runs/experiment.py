@@ -100,12 +100,13 @@ class Experiment:
     @cached_property
     def inputs(self) -> dict[str, str]:
         """What stages are computed from beside settings and code: digests by name, for `keys`."""
-        corpus = self.texts["corpus"].fingerprint if self.config.data.unigram == "corpus" else ""
+        unigram = self.config.data.unigram
+        counted = "" if unigram == "none" else self.texts["corpus"].fingerprint
         return {
             "train text": self.texts["train"].fingerprint,
             "validation text": self.texts["validation"].fingerprint,
             "test text": self.texts["test"].fingerprint,
-            "log-frequencies": corpus,
+            "log-frequencies": f"{unigram} {counted}",
             "tokenizer": tokenizer_digest(self.tokenizer),
             "token table": self.table.fingerprint,
             "precision": self.precision,

@@ -10,11 +10,14 @@ The files, and who writes them:
   `write_results`;
 - `metrics.jsonl`: `Experiment.record` line by line; anew: `write_metrics`, when a phase begins and at the
   end;
-- `checkpoint/context_block.safetensors`, `caches/*`, `checkpoint/attention.safetensors`: `stages`, or `link`;
-- `checkpoint/phase2.safetensors`, while Phase 2 trains: `saved_epochs`;
-- `model/`: `export.save_for_transformers`, and its card as all that follows:
-- `summary.json`, `report.md`, `report.ja.md`, `figures/`: `experiments.write_results`;
+- `checkpoint/context_block.safetensors`, `caches/{train,val}_{ctx,emb}.safetensors`: `stages`, or `link`;
+- `checkpoint/attention.safetensors`, all that Phase 2 trains: `stages`; while it trains,
+  `checkpoint/phase2.safetensors`: `saved_epochs`;
+- `model/`: `export.save_for_transformers`;
+- `summary.json`, `report.md`, `report.ja.md`, `figures/`, `model/README.md`: `experiments.write_results`;
 - `evaluation/`: the command `ctxkv evaluate`; hidden `.part` files: `files.replacing`.
+
+Measurements are stages of the record, too (`measure.measurements`).
 """
 
 import json

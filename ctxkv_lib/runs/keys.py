@@ -22,6 +22,16 @@ _CONTEXTS = (*_BUILD, "method.contexts", "method.oacd")
 _LAYER = ("method.caches", "method.copying", "method.losses", "method.windows")
 _SCORES = (*_LAYER, "method.scoring")
 _TRAINING = ("method.optimizer", "method.phase2", "runs.saved_epochs", "data.cooccurrence")  # log-frequencies
+# What the folder for transformers has.
+_SAVED: tuple[str, ...] = (
+    *_LAYER,
+    "method.arguments",
+    "method.config",
+    "method.fields",
+    "method.model",
+    "method.modeling",
+)
+_SAVED += ("method.own_code", "method.tuned", "runs.export")
 
 
 @dataclass(frozen=True)
@@ -56,17 +66,14 @@ STAGES = {
         inputs=("validation text", "precision"),
         code=(*_CONTEXTS, "method.caches", "method.scoring"),  # dtypes, and the effective rank
     ),
-    "phase2": Sources(  # not the caches, which Phase 1 and the texts determine: losing them costs no training
+    "phase2": Sources(  # not the caches, which Phase 1 and the texts determine: lost ones do not matter here
         stages=("phase1",),
         settings=("model", "phase2", "runtime.embedding_cache"),
         inputs=("validation text", "precision", "log-frequencies"),
         hooks=("attention", "mixer"),
         code=(*_CONTEXTS, *_SCORES, *_TRAINING),
     ),
-    "model": Sources(
-        stages=("phase2",),
-        code=("method.arguments", "method.modeling", "method.own_code", "runs.export"),
-    ),
+    "model": Sources(stages=("phase2",), code=_SAVED),
     "test": Sources(stages=("caches", "phase2"), inputs=("test text",), code=(*_CONTEXTS, *_SCORES)),
 }
 MEASUREMENTS = {

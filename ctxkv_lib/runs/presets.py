@@ -3,8 +3,9 @@
 A *preset* sets the source and the amount of data and weights; a *recipe* sets the training. A new setting is
 a field of its group (`data.config`, `method.config`, `runs.config`) or of the `Settings` of a plug-in, and
 stands in `RECIPES` where a recipe has another value than its default. `keys.STAGES` says which stages it
-changes: `phase1.*`, `phase2.*` and those of plug-ins by themselves, the others if they are named; `data.*` by
-the fingerprint of what it makes.
+changes: `phase1.*`, `phase2.*` and those of plug-ins by themselves, `model.*` Phase 2 by itself, all others
+if they are named. `data.*` counts by what it makes: texts by themselves, a table or log-frequencies if the
+setting is in their digest (`data.token_table`, `Experiment.inputs`).
 """
 
 import math

@@ -160,7 +160,7 @@ def _finite(contexts: Tensor) -> Tensor:
 def _token_tensors(experiment: Experiment, ids: Tensor) -> dict[str, Any]:
     """Return what a stream's `emb` file holds: token ids and, with the dense layout, their embeddings."""
     tensors: dict[str, Any] = {"ids": (torch.int32, (len(ids),), [ids])}
-    if experiment.config.runtime.embedding_cache == "dense":
+    if experiment.config.runtime.embedding_cache == "dense" and experiment.model.has_contexts:
         parts = ids[:-1].split(EMBEDDED_TOKENS)
         rows = (experiment.model.embed(part.to(experiment.device).int()) for part in parts)
         shape = (len(ids) - 1, experiment.config.model.hidden_size)

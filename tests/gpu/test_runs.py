@@ -38,14 +38,24 @@ def test_an_error_that_is_kept_keeps_no_memory(train_on, monkeypatch, raised):
     assert torch.cuda.memory_allocated() - before < 2**16
 
 
-def test_fp32_is_not_tf32(train_on):
-    libraries = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    for library in libraries:
+def test_fp32_is_not_tf32_in_a_run_and_the_users_settings_are_left(train_on, monkeypatch):
+    def settings():
+        tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        return (*tf32, torch.get_float32_matmul_precision())
+
+    in_training, train_epoch = [], phase2.train_epoch
+
+    def observed(*arguments):
+        in_training.append(settings())
+        return train_epoch(*arguments)
+
+    for library in (torch.backends.cuda.matmul, torch.backends.cudnn):
         library.allow_tf32 = True
     torch.set_float32_matmul_precision("high")
+    monkeypatch.setattr(phase2, "train_epoch", observed)
     train_on(phase2__max_epochs=1)
-    assert not any(library.allow_tf32 for library in libraries)
-    assert torch.get_float32_matmul_precision() == "highest"
+    assert in_training == [(False, False, "highest")]
+    assert settings() == (True, True, "high")
 
 
 class EndsInProduct(torch.nn.Module):

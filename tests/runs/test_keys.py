@@ -243,7 +243,7 @@ NOT_COMPUTED_WITH = {
     **dict.fromkeys(("errors", "progress", "method.memory", "runs.provenance"), "says what happens"),
     **dict.fromkeys(("files", "runs.folder", "runs.keys", "runs.summary", "runs.opened"), "writes and reads"),
     **dict.fromkeys(("method.config", "method.fields", "data.config", "runs.config"), "settings count"),
-    **dict.fromkeys(("plugins.hooks", "plugins.code_digest", "method.tuned"), "plug-ins count"),
+    **dict.fromkeys(("plugins.hooks", "plugins.code_digest"), "plug-ins count"),
     **dict.fromkeys(("data.conversations", "data.texts", "data.hub"), "the texts count"),
     **dict.fromkeys(("data.chitchat", "data.ultrachat"), "the texts count"),
     "data.tokens": "part of the tokenizer's digest",
