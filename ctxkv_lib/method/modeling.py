@@ -215,8 +215,8 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
                 f"The weights are not those of this code: {min(map(str, other))}; load a folder of another "
                 "version with trust_remote_code=True and its own code, or train again."
             )
-        places = set(getattr(model, "hf_device_map", {}).values())
-        require(len(places - {"disk"}) < 2 and "disk" not in places, "device_map", places, "a single device")
+        devices = {str(weight.device) for weight in model.parameters()}  # meta, if one is on the disk
+        require(len(devices) == 1 and "meta" not in devices, "device_map", devices, "all on one device")
         if not getattr(model, "_hf_peft_config_loaded", False):  # else all is frozen but the adapter
             for part in (model.model.wte, model.model.embedding_norm, model.model.context_block):
                 part.requires_grad_(False)
