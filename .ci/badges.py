@@ -1,19 +1,23 @@
 """Write repository and version into every file that names them: `make badges [REPO=owner/name]`."""
 
+import json
 import re
 import sys
 from pathlib import Path
 
+sys.path.append("notebooks")
+from outputs import code_digest
+
 FOLLOWING = ("README.md", "CITATION.cff", "docs/*.md", "notebooks/*.ipynb", "notebooks/study/*.md")
 
 project = Path("pyproject.toml")
-before = re.findall(r'Repository = "https://github.com/(.+)"', project.read_text())[0]
+known = re.findall(r'Repository = "https://github.com/(.+)"', project.read_text())[0]
 version = re.findall(r'__version__ = "(.+)"', Path("ctxkv_lib/__init__.py").read_text())[0]
-repository = sys.argv[1] if sys.argv[1:] else before
+repository = sys.argv[1] if sys.argv[1:] else known
 
 changes = [
-    (rf'(github\.com/|\.com/github/|"SOURCE = \\"){re.escape(before)}(?![\w-])', rf"\g<1>{repository}"),
-    (re.escape(before.replace("/", ".github.io/")), repository.replace("/", ".github.io/")),
+    (rf'(github\.com/|\.com/github/|"SOURCE = \\"){re.escape(known)}(?![\w-])', rf"\g<1>{repository}"),
+    (re.escape(known.replace("/", ".github.io/")), repository.replace("/", ".github.io/")),
     (rf"({re.escape(repository)} && cd )[\w.-]+", rf"\g<1>{repository.partition('/')[2]}"),
     (rf"({re.escape(repository)}/(?:blob|tree)/)[^/]+", rf"\g<1>v{version}"),
     (rf'("SOURCE = \\"{re.escape(repository)}@v)[^"\\]+', rf"\g<1>{version}"),
@@ -23,6 +27,9 @@ for path in [project, *(path for pattern in FOLLOWING for path in sorted(Path().
     text = new = path.read_text(encoding="utf-8")
     for pattern, replacement in changes:
         new = re.sub(pattern, replacement, new, flags=re.MULTILINE)
+    if path.suffix == ".ipynb":  # whose outputs are no older for that
+        before, after = (code_digest(json.loads(notebook)) for notebook in (text, new))
+        new = new.replace(f'"outputs_of": "{before}"', f'"outputs_of": "{after}"')
     if new != text:
         path.write_text(new, encoding="utf-8")
         print(path)
