@@ -13,8 +13,8 @@ from .config import flat
 if TYPE_CHECKING:
     from .experiment import Experiment
 
-_PHASE1 = ("method.contexts", "method.model", "method.oacd", "plugins.mixer")
-_PHASE1 += ("runs.build", "runs.experiment", "runs.stages")
+_RUN = ("runs.build", "runs.experiment", "runs.stages")
+_PHASE1 = ("method.contexts", "method.model", "method.oacd", "plugins.mixer", *_RUN)
 _LAYER = ("method.caches", "method.copying", "method.losses", "method.windows")
 _SCORES = (*_LAYER, "method.scoring")
 _TRAINING = ("method.optimizer", "method.phase2", "runs.saved_epochs", "data.cooccurrence")  # log-frequencies

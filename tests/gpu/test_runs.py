@@ -38,14 +38,19 @@ def test_an_error_that_is_kept_keeps_no_memory(train_on, monkeypatch, raised):
     assert torch.cuda.memory_allocated() - before < 2**16
 
 
-def test_fp32_is_not_tf32(train_on):
-    libraries = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    for library in libraries:
-        library.allow_tf32 = True
+def test_fp32_is_not_tf32_and_torch_is_left_as_it_was(train_on, monkeypatch):
+    def state():
+        flags = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+        return *flags, torch.cuda.get_rng_state().tolist()
+
+    train_step, inside = phase2.train_step, []
+    monkeypatch.setattr(phase2, "train_step", lambda *step: inside.append(state()[:2]) or train_step(*step))
     torch.set_float32_matmul_precision("high")
+    before = state()
     train_on(phase2__max_epochs=1)
-    assert not any(library.allow_tf32 for library in libraries)
-    assert torch.get_float32_matmul_precision() == "highest"
+    assert {*inside} == {(False, "highest")}
+    assert state() == before
+    torch.set_float32_matmul_precision("highest")
 
 
 class EndsInProduct(torch.nn.Module):
