@@ -26,45 +26,24 @@ from ctxkv_lib.runs.folder import RunFolder, Stage
 from ctxkv_lib.runs.keys import MEASUREMENTS, STAGES, measurement_key, stage_key
 from ctxkv_lib.runs.presets import build_config
 
-CPU = torch.device("cpu")
 ALL = ("phase1", "caches", "phase2", "model", "test")
 FROM_CACHES, FROM_PHASE2, TEST = ALL[1:], ALL[2:], ("test",)
+DATA = "data.samples data.table data.neighbours data.row_length data.corpus_samples"  # the table's text here
 # The stages that another value of a setting, or of any in a group, makes anew.
 CHANGED_BY = {
-    "model": FROM_PHASE2,
-    "model.context_dim": ALL,
-    "model.hidden_size": ALL,
-    "phase1": ALL,
-    "phase2": FROM_PHASE2,
-    "runtime.seed": ALL,
-    "runtime.precision": FROM_CACHES,
-    "runtime.embedding_cache": FROM_CACHES,
-    "block": ALL,
-    "attention": FROM_PHASE2,
-    "data.samples": ALL,
-    "data.validation_samples": FROM_CACHES,
+    **dict.fromkeys(f"model.context_dim model.hidden_size phase1 block runtime.seed {DATA}".split(), ALL),
+    **dict.fromkeys(("runtime.precision", "runtime.embedding_cache", "data.validation_samples"), FROM_CACHES),
+    **dict.fromkeys(("model", "phase2", "attention", "data.unigram"), FROM_PHASE2),
     "data.test_samples": TEST,
-    "data.corpus_samples": ALL,  # of which the token table is made here
-    "data.table": ALL,
-    "data.neighbours": ALL,
-    "data.row_length": ALL,
-    "data.unigram": FROM_PHASE2,
 }
 UNCOUNTED = {
-    "runtime.device": "where it computes",
-    "runtime.threads": "how it computes",
-    "data.source": "the texts count themselves",
-    "data.path": "the texts count themselves",
-    "data.split": "the texts count themselves",
-    "data.corpus": "the texts count themselves",
+    **dict.fromkeys(("runtime.device", "runtime.threads"), "where and how it computes"),
+    **dict.fromkeys(("data.source", "data.path", "data.split", "data.corpus"), "the texts count themselves"),
     "data.tokenizer": "the tokenizer counts itself, wherever its files lie",
 }
 INPUTS = {
-    "train text": ALL,
-    "tokenizer": ALL,
-    "token table": ALL,
-    "validation text": FROM_CACHES,
-    "precision": FROM_CACHES,
+    **dict.fromkeys(("train text", "tokenizer", "token table"), ALL),
+    **dict.fromkeys(("validation text", "precision"), FROM_CACHES),
     "log-frequencies": FROM_PHASE2,
     "test text": TEST,
 }
@@ -72,8 +51,9 @@ PLUGGED = {"block": ALL, "loss": ALL, "mixer": ALL, "attention": FROM_PHASE2}
 
 
 def inputs_of(config):
-    precision = choose_precision(config.runtime.precision, CPU)
-    return Experiment(config, read_splits(config), None, CPU, precision, print).inputs
+    cpu = torch.device("cpu")
+    precision = choose_precision(config.runtime.precision, cpu)
+    return Experiment(config, read_splits(config), None, cpu, precision, print).inputs
 
 
 def keys(config, inputs):
@@ -155,22 +135,28 @@ class Ring:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "counts"),
+    ("changes", "counts"),
     [
-        ("Compute", "Estimate", False),
-        ('    """Compute an area."""\n', "", False),
-        ('    """Between two circles."""\n\n', "", False),
-        ('"""A module."""\n', "", False),
-        ("  # about", "", False),
-        ("3 * radius**2", "(3\n        * radius ** 2)", False),
-        ("3 * ", "3.1 * ", True),
-        ("width = 2", "width = 3", True),
+        ({"Compute": "Estimate", "  # about": "", "3 * radius**2": "(3\n        * radius ** 2)"}, False),
+        (
+            {
+                '    """Compute an area."""\n': "",
+                '"""A module."""\n': "",
+                '    """Between two circles."""\n': "",
+            },
+            False,
+        ),
+        ({"3 * ": "3.1 * "}, True),
+        ({"width = 2": "width = 3"}, True),
     ],
 )
-def test_code_counts_without_docstrings_comments_and_layout(tmp_path, monkeypatch, old, new, counts):
+def test_code_counts_without_docstrings_comments_and_layout(tmp_path, monkeypatch, changes, counts):
     monkeypatch.setattr(files, "PACKAGE", tmp_path)
-    for name, source in (("before", SOURCE), ("after", SOURCE.replace(old, new))):
-        (tmp_path / f"{name}.py").write_text(source)
+    source = SOURCE
+    (tmp_path / "before.py").write_text(source)
+    for old, new in changes.items():
+        source = source.replace(old, new)
+    (tmp_path / "after.py").write_text(source)
     source_digest.cache_clear()
     assert (source_digest("before") != source_digest("after")) == counts
     source_digest.cache_clear()
@@ -233,31 +219,23 @@ def test_a_class_in_a_file_of_the_package_counts_and_is_tried(package, tiny_conf
         prepare(tiny_config, tmp_path / "run", block=name)
 
 
-STARTS = {
-    **{"phase1": "_train_block", "caches": "_make_caches", "phase2": "_train_attention"},
-    **{"model": "model_stage", "test": "test_stage"},
-}
-STARTS = {name: ("runs.stages", function) for name, function in STARTS.items()}
+FUNCTIONS = ("_train_block", "_make_caches", "_train_attention", "model_stage", "test_stage")
+STARTS = {name: ("runs.stages", function) for name, function in zip(ALL, FUNCTIONS, strict=True)}
 STARTS |= {name: (f"measure.{name}", "of_run") for name in MEASUREMENTS}
-NOT_COMPUTED_WITH = {
-    **dict.fromkeys(("errors", "progress", "method.memory", "runs.provenance"), "says what happens"),
-    **dict.fromkeys(("files", "runs.folder", "runs.keys", "runs.summary", "runs.opened"), "writes and reads"),
-    **dict.fromkeys(("method.config", "method.fields", "data.config", "runs.config"), "settings count"),
-    **dict.fromkeys(("plugins.hooks", "plugins.code_digest"), "plug-ins count"),
-    **dict.fromkeys(("data.conversations", "data.texts", "data.hub"), "the texts count"),
-    **dict.fromkeys(("data.chitchat", "data.ultrachat"), "the texts count"),
-    "data.tokens": "part of the tokenizer's digest",
-    "data.token_table": "part of the table's fingerprint",
-    "method.loop": "hooks that add nothing",
-    "plugins.checks": "refuses, and leaves the model as it was",
-    "ranks": "who computes which rows",
+REASONS = {
+    "says what happens": "errors progress method.memory runs.provenance",
+    "writes and reads": "files runs.folder runs.keys runs.summary runs.opened",
+    "settings count": "method.config method.fields data.config runs.config",
+    "plug-ins count": "plugins.hooks plugins.code_digest",
+    "texts count": "data.conversations data.texts data.hub data.chitchat data.ultrachat",
+    "part of the digests of tokenizer and table": "data.tokens data.token_table",
+    "refuses, and leaves the model as it was": "plugins.checks",
+    "who computes what": "ranks method.loop",
 }
-# The model imports these, and Phase 1 and the caches call nothing of them.
-NOT_IN_PHASE1 = {"data.cooccurrence", "method.copying", "method.losses", "method.windows"}
-NOT_IN = {
-    "phase1": NOT_IN_PHASE1 | {"method.caches", "runs.saved_epochs"},  # it saves no state
-    "caches": NOT_IN_PHASE1,
-}
+NOT_COMPUTED_WITH = {module for modules in REASONS.values() for module in modules.split()}
+# The model imports the first four, of which Phase 1 and the caches call nothing; Phase 1 saves no state.
+NOT_IN = {"caches": {"data.cooccurrence", "method.copying", "method.losses", "method.windows"}}
+NOT_IN["phase1"] = NOT_IN["caches"] | {"method.caches", "runs.saved_epochs"}
 
 
 @cache
@@ -311,9 +289,9 @@ def test_no_module_that_a_stage_computes_with_is_forgotten():
             stages += sources[stage].stages
         counted = {module for stage in stages for module in sources[stage].code}
         uncounted = modules_of(STARTS[name]) - counted - NOT_IN.get(name, set())
-        assert uncounted <= NOT_COMPUTED_WITH.keys(), name
+        assert uncounted <= NOT_COMPUTED_WITH, name
         used |= uncounted
-    assert used == NOT_COMPUTED_WITH.keys()
+    assert used == NOT_COMPUTED_WITH
 
 
 SPLITS = {"train": 0, "test": 8, "corpus": 10, "validation": 12}  # the first conversation, of `tiny_settings`
@@ -371,17 +349,15 @@ def test_a_run_takes_what_it_may_from_one_beside_it(there, copy, tmp_path, capsy
         assert beside[stage].files == alone[stage].files
 
 
-@pytest.mark.parametrize(
-    ("split", "kept"),
-    [
-        ("train", set()),
-        ("validation", {"context_block"}),
-        ("corpus", {"context_block"}),
-        ("test", {"context_block", "attention"}),
-    ],
-)
+KEPT = {"train": set(), "validation": {"context_block"}, "corpus": {"context_block"}}
+KEPT["test"] = {"context_block", "attention"}
+
+
+@pytest.mark.parametrize(("split", "kept"), KEPT.items(), ids=KEPT)
 def test_a_run_of_another_text_keeps_what_it_may_and_has_its_numbers(there, copy, tmp_path, split, kept):
     config = with_another(split, there.config, tmp_path)
+    with pytest.raises(UserError, match="holds a finished result of other data; replace it with --again"):
+        run(config, copy)
     run(config, copy, again=True)
     run(config, tmp_path / "alone" / "run")
     assert outcome(copy) == outcome(tmp_path / "alone" / "run")
