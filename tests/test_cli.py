@@ -18,15 +18,19 @@ import ctxkv_lib
 from ctxkv_lib import experiments, files, progress
 from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
+from ctxkv_lib.measure import measurements
 from ctxkv_lib.runs import stages
+from ctxkv_lib.runs.keys import MEASUREMENTS
 
 COMMAND = [sys.executable, "-m", "ctxkv_lib"]
+NGRAMS = {"kneser_ney": {"val_ppl": 3.0, "test_ppl": 3.0}}
 
 
 def test_info_prints_the_published_sizes_and_knows_the_tokens_of_the_published_data_alone(printed_by):
     text = printed_by("info", "--train-tokens", 587970, "--val-tokens", 22723)
-    for number in ("45,163,264", "6,301,440 (13.95%)", "621 contexts", "574", "1,722", "2,38"):
+    for number in ("45,163,264", "6,301,440 (13.95%)", "621 contexts, 626 KiB", "574", "1,722", "2,38"):
         assert number in text, number
+    assert text == printed_by("info")
     info = ("info", "--samples", 500, "--json", "--preset")
     known, other = (printed_by(*info, preset) for preset in ("colab", "offline"))
     assert (known["train_tokens"], known["val_tokens"]) == (587_970, 22_723)
@@ -220,17 +224,24 @@ def test_a_trained_run_is_evaluated_on_other_conversations(printed_by, tmp_path,
     (written,) = (finished_run.path / "evaluation").glob("other-*.json")
     assert json.loads(written.read_text()) == scores == ctxkv_lib.evaluate_texts(finished_run, data)
     assert f"{scores['ppl']:,.1f}" in printed_by(*evaluate)
+    assert "data.split is 'test'; allowed: none but for" in printed_by(*evaluate, "--split", "test", code=2)
 
 
 @pytest.mark.slow
 def test_compare_prints_the_table(printed_by, tmp_path, tiny_settings, monkeypatch):
+    monkeypatch.setattr(measurements, "MEASURES", dict.fromkeys(MEASUREMENTS, lambda _: NGRAMS))
     settings = settings_of(tiny_settings | {"phase2.max_epochs": 1})
     arguments = ["compare", "--preset", "ci", "--samples", 2, 8, 2, "--out", tmp_path / "c", *settings]
-    printed = printed_by(*arguments)
-    for row in ("Val PPL", "Val Acc", "Best epoch", "Val/Train Ratio", "8 samples"):
+    printed = printed_by(*arguments, "--measure")
+    for row in ("Val PPL", "Val Acc", "Best epoch", "Val/Train Ratio", "8 samples", "Val PPL of n-grams"):
         assert row.lower() in printed.lower(), row
+    assert "Val PPL of n-grams" in (tmp_path / "c" / "report.md").read_text()
     monkeypatch.setattr(experiments, "RESULT_CODE", ["method.oacd"])
     assert "holds a finished result of other code; replace it with --again" in printed_by(*arguments, code=2)
+    (folder,) = (tmp_path / "c").glob("ci-exact-8-*")
+    single = ["run", "--preset", "ci", "--samples", 8, "--out", folder, *settings]
+    assert "holds a finished result of other code" in printed_by(*single, code=2)
+    assert "Best epoch 1: " in printed_by(*single, "--again")
     assert printed_by(*arguments, "--again") == printed
 
 

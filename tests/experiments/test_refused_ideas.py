@@ -11,6 +11,8 @@ from torch import nn
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import compare, prepare, run
 from ctxkv_lib.method.oacd import oacd_loss
+from ctxkv_lib.plugins.checks import try_plugins
+from ctxkv_lib.runs.build import untrained_model
 
 
 class Narrow(GatedBlock):
@@ -138,6 +140,23 @@ def test_what_would_be_silently_wrong_is_refused(tiny_config, tmp_path, hook, pa
     with pytest.raises(UserError, match=said):
         run(tiny_config, tmp_path / "run", **{hook: part})
     assert not (tmp_path / "run").exists()
+
+
+class Counting(GatedBlock):
+    def __init__(self, context_dim, hidden_size):
+        super().__init__(context_dim, hidden_size)
+        self.register_buffer("steps", torch.tensor(0))
+
+    def forward(self, contexts, inputs):
+        self.steps += self.training
+        return super().forward(contexts, inputs)
+
+
+def test_a_trial_leaves_buffers_as_they_were(tiny_config):
+    config = tiny_config.replace({"block": Counting})
+    model = untrained_model(config, 2, False)
+    try_plugins(model, config.own_plugins)
+    assert model.context_block.steps == 0
 
 
 def test_a_loss_may_work_in_place(tiny_config, tmp_path):

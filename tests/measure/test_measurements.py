@@ -2,16 +2,18 @@
 
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from conftest import PreviousToken
 
 import ctxkv_lib
+from ctxkv_lib import experiments
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiments import prepare, run
+from ctxkv_lib.experiments import prepare, run, write_results
 from ctxkv_lib.measure import measurements as module
 from ctxkv_lib.measure.measurements import measure
-from ctxkv_lib.runs.folder import RunFolder
+from ctxkv_lib.runs.folder import RESULTS, RunFolder
 from ctxkv_lib.runs.keys import MEASUREMENTS
 from ctxkv_lib.runs.opened import open_run
 from ctxkv_lib.runs.summary import load_run, measurements
@@ -53,6 +55,13 @@ def test_a_measurement_that_stops_keeps_the_results(copy, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         measure(copy, ["ngrams"])
     assert load_run(copy.path).summary == copy.summary
+
+
+def test_results_that_are_half_written_are_not_recorded(copy, monkeypatch):
+    monkeypatch.setattr(experiments, "write_json", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_results(RunFolder.read(copy.path))
+    assert RESULTS not in RunFolder.read(copy.path).stages
 
 
 def test_contexts_are_probed_before_attention_is_trained(tiny_config, tmp_path):

@@ -177,6 +177,7 @@ def idea(c):
         (CELL, "(1, 2)", "(1, 3)"),
         (CELL, "'first': F.gelu", "'first': F.relu"),
         (PASSED, "return c\n", "return -c\n"),
+        ("T = torch.ones(2, 3)\ndef idea(c):\n    return T @ c", "2, 3", "3, 2"),
         ("T = torch.eye(2)[:, 0]\ndef idea(c):\n    return T + c", "0]", "1]"),
         ("T = torch.eye(2).to_sparse()\ndef idea(c):\n    return T + c", "eye(2)", "ones(2, 2)"),
     ],

@@ -77,6 +77,7 @@ def test_numbers_follow_the_summary():
         "Memory span (tokens)": "6",
         "Val PPL if contexts are zeros (%)": "+12.3",
         "Window within some context's memory span": "35.0%",
+        "phase 2 prepared": "2.8 (3.1)",  # GiB at its end, and the most
     }.items():
         assert row(report, name)[0] == shown
     error = standard_error(run.summary["test"]["conversations"])
@@ -115,8 +116,9 @@ def test_overfitting_and_the_end_of_training_are_derived_from_the_epochs():
     report = write_report([sample_run(epochs=EPOCHS[500][:3], settings={"phase2.max_epochs": 3})])
     assert "training ended at epoch 3 (max_epochs)" in report
     assert "overfitting" not in report  # of which nothing can be said yet
-    notes = [*epochs_table(sample_run().summary)["Note"]]
-    assert notes == ["improved", "improved", "best", "worse", "worse", "worse"]
+    epochs = epochs_table(sample_run().summary)
+    assert [*epochs["Note"]] == ["improved", "improved", "best", "worse", "worse", "worse"]
+    assert [*epochs["Val/Train Ratio"]] == ["0.52", "1.00", "1.67", "3.06", "4.02", "6.27"]
 
 
 def test_the_standard_error_is_that_of_a_mean_weighted_by_tokens():

@@ -61,6 +61,8 @@ def test_results_are_the_numbers_of_the_summaries(finished_run):
         assert row[name] == summary["phase2"][name]
     assert row["test_ppl"] == summary["test"]["ppl"]
     assert row["parameters"] == summary["parameters"]["trainable_phase2"]
+    sizes = [file.stat().st_size for file in finished_run.path.rglob("*") if file.is_file()]
+    assert row["mib"] == sum(sizes) / 2**20
     seconds = sum(epoch["seconds"] for epoch in summary["phase2"]["epochs"])
     assert row["seconds"] == pytest.approx(summary["phase1"]["seconds"] + seconds)
 

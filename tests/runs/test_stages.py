@@ -3,10 +3,23 @@
 from types import SimpleNamespace
 
 import torch
+from torch.nn.utils import parameters_to_vector
 
 from ctxkv_lib.experiments import prepare
 from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.runs import stages
+from ctxkv_lib.runs.build import untrained_model
+
+
+def test_untrained_weights_depend_on_the_seed(tiny_config):
+    first, same, other = (
+        parameters_to_vector(
+            untrained_model(tiny_config.replace({"runtime.seed": seed}), 9, False).parameters()
+        )
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
 
 
 def test_each_part_of_a_long_stream_begins_where_the_one_before_ended(

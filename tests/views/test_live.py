@@ -34,7 +34,7 @@ explore_runs(runs)
 @pytest.fixture
 def live(monkeypatch):
     """As in a notebook: what is shown is kept, and the clock stands unless it is moved."""
-    view = LiveCurves()
+    view = LiveCurves(stop_rate=0.8)
     view.shown, view.now = [], SimpleNamespace(seconds=100.0)
     monkeypatch.setattr(module, "in_notebook", lambda: True)
     monkeypatch.setattr(module.time, "monotonic", lambda: view.now.seconds)
@@ -58,6 +58,7 @@ def test_a_stage_is_drawn_at_once_and_then_every_few_seconds(live):
     for line in phase1_lines():
         live(line)
     assert len(live.shown) == 1
+    assert live.shown[0].axes[0].get_lines()[-1].get_ydata()[0] == 80  # per cent, where Phase 1 stops
     live.now.seconds += module.DRAW_SECONDS / 2
     live(EPOCH_LINES[0])
     assert len(live.shown) == 2
@@ -75,6 +76,7 @@ def test_runs_of_a_comparison_have_a_curve_each_and_a_run_that_begins_anew_repla
             live({**line, "samples": samples})
     (ax,) = live.figure().axes
     assert [len(line.get_xdata()) for line in ax.get_lines()] == [3, 3, 1, 3, 3, 1]
+    assert ax.get_lines()[2].get_xdata() == [3]  # the best so far
     live({**EPOCH_LINES[0], "samples": 500})
     assert len(live.figure().axes[0].get_lines()[-2].get_xdata()) == 1
 

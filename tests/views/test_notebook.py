@@ -86,6 +86,18 @@ def test_a_run_on_a_new_machine_goes_on_from_what_drive_holds(on_drive, tmp_path
     assert not [name for name in names if "/." in name]
 
 
+def test_an_archive_is_written_every_two_minutes_and_at_the_end(on_drive, tmp_path, monkeypatch):
+    clock, pack_all = Mock(return_value=0), Mock()
+    monkeypatch.setattr(notebook.time, "monotonic", clock)
+    monkeypatch.setattr(notebook, "pack_all", pack_all)
+    written = []
+    with kept_on_drive(tmp_path / "run") as listener:
+        for clock.return_value in (119, 121, 180, 242):
+            listener({})
+            written.append(pack_all.call_count)
+    assert [*written, pack_all.call_count] == [0, 1, 1, 2, 3]
+
+
 def test_an_archive_that_cannot_be_restored_is_one_sentence_and_leaves_no_folder(on_drive, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
