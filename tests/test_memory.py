@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ctxkv_lib.experiments import prepare
 from ctxkv_lib.files import write_parts
 from ctxkv_lib.method import memory
 from ctxkv_lib.method.config import ModelConfig
@@ -11,6 +12,7 @@ from ctxkv_lib.runs.build import load_caches
 
 CPU = torch.device("cpu")
 BLOCK_GIB = 0.25
+ONLY_LINUX = pytest.mark.skipif(not (memory.PROCESS / "status").exists(), reason="only Linux counts anew")
 
 
 def use_a_block():
@@ -34,7 +36,14 @@ def test_a_stage_shows_its_own_peak_alone(is_counted, monkeypatch, tmp_path):
     assert not is_counted or during["cpu_peak_gib"] > before["cpu_gib"] + 0.9 * BLOCK_GIB
 
 
-@pytest.mark.skipif(not (memory.PROCESS / "status").exists(), reason="only Linux counts anew")
+@ONLY_LINUX
+def test_a_run_shows_no_peak_from_before_it(tiny_config, tmp_path):
+    use_a_block()
+    first, *_ = prepare(tiny_config, tmp_path / "run").run.summary["memory"]
+    assert first["cpu_peak_gib"] < first["cpu_gib"] + BLOCK_GIB / 2
+
+
+@ONLY_LINUX
 def test_caches_are_written_part_by_part_and_mapped(tmp_path):
     count, width = 2**18, 256  # 256 MiB
     memory.begin_peaks(CPU)

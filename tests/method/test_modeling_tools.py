@@ -49,6 +49,8 @@ def test_pipeline_generates_alone_and_in_batches(folder):
     alone = [generator(prompt, **options) for prompt in prompts]
     assert generator(prompts, batch_size=2, **options) == alone
     assert alone[0][0]["generated_text"].startswith("Hello")
+    saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    assert saved.padding_side == "left"  # which a pipeline sets itself, and `generate` needs
 
 
 class Rows(torch.utils.data.Dataset):
