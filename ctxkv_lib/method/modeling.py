@@ -137,8 +137,7 @@ class ContextCache(Cache):
         """Keep these rows of the batch, in this order."""
         self._change_tensors(lambda rows: rows[indices.to(rows.device)])
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.batch_select_indices(beam_idx)
+    reorder_cache = batch_select_indices
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         self._change_tensors(lambda rows: rows.repeat_interleave(repeats, dim=0))
@@ -385,14 +384,15 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _states_for_product(self, input_ids: Tensor, **options: Any) -> BaseModelOutput:
         """Return as `last_hidden_state` what times a table gives the logits of training; keep that table."""
-        options |= {"output_hidden_states": True, "logits_to_keep": input_ids.new_empty(0)}
-        _, hidden = self(input_ids, **options).hidden_states
+        options.update(output_hidden_states=True, logits_to_keep=input_ids.new_empty(0))
+        # `self(...)` would enter a trainer's autocast twice, which then stays on
+        _, hidden = type(self).forward(self, input_ids, **options).hidden_states
         hidden, table = as_product(hidden, self.model.wte.weight, input_ids, self.model.current_token_bias)
         self._product_head = SimpleNamespace(weight=table, bias=self.model.log_unigram)
         return BaseModelOutput(last_hidden_state=hidden)
 
     def get_output_embeddings(self) -> Any:
-        """Return, once, the table that belongs to the last states of `base_model`; else None."""
+        """Return, once, the table of the last states of `base_model`; else None."""
         return vars(self).pop("_product_head", None)
 
     def prepare_inputs_for_generation(

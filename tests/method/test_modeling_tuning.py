@@ -185,8 +185,7 @@ def test_the_pages_examples_of_adapters_and_fine_tuning_run(folder, tmp_path, mo
     pytest.importorskip("peft")
     pytest.importorskip("trl")
     page = (Path(__file__).parents[2] / "docs" / "transformers.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"(?ms)^( *)```python\n(.*?)^ *```", page)
-    code = [re.sub(rf"(?m)^{indent}", "", block) for indent, block in blocks]
+    code = re.findall(r"(?s)```python\n(.*?)```", page)
     code[0] = code[0].replace("runs/offline-tuned-50/model", folder.as_posix())
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("\n".join(SFT_ROWS), encoding="utf-8")
@@ -195,3 +194,4 @@ def test_the_pages_examples_of_adapters_and_fine_tuning_run(folder, tmp_path, mo
         exec(block.replace("max_steps=100", 'max_steps=2, save_strategy="no", use_cpu=True'), values)
     assert not {name for name in trainable(values["adapted"]) if "lora" not in name}
     assert Path("runs/sft/model.safetensors").exists()
+    assert not torch.is_autocast_enabled("cpu")  # in which trl trains by default
