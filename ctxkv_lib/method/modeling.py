@@ -137,7 +137,8 @@ class ContextCache(Cache):
         """Keep these rows of the batch, in this order."""
         self._change_tensors(lambda rows: rows[indices.to(rows.device)])
 
-    reorder_cache = batch_select_indices
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         self._change_tensors(lambda rows: rows.repeat_interleave(repeats, dim=0))
@@ -198,9 +199,10 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         """Keep the init of each layer's constructor; transformers' default would redraw every Linear."""
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; the frozen ContextBlock stays in that of evaluation, as when it made the caches."""
+        """Set the mode; a frozen ContextBlock stays in that of evaluation, as when it made the caches."""
         super().train(mode)
-        self.model.context_block.eval()
+        block = self.model.context_block
+        block.train(mode and any(weight.requires_grad for weight in block.parameters()))  # as of an adapter
         return self
 
     @classmethod
@@ -357,10 +359,8 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
             )
             states.append(hidden.unflatten(0, rows.shape))
             if keeps_weights:
-                if weights is None:
-                    raise ValueError(
-                        "output_attentions is True; allowed: False, as this attention returns none."
-                    )
+                require(weights is not None, "output_attentions", True, "False; this attention returns none")
+                assert weights is not None
                 all_weights.append(weights.unflatten(0, rows.shape).transpose(1, 2))
         return torch.cat(states, dim=1), torch.cat(all_weights, dim=2) if keeps_weights else None
 

@@ -78,6 +78,16 @@ def test_an_adapter_of_any_linear_computes_and_trains_as_one_merged_into_the_wei
     torch.testing.assert_close(model(ids).logits, adapted, atol=1e-4, rtol=1e-4)
 
 
+def test_a_block_is_in_training_as_far_as_it_is_trained():
+    """An adapter drops out, and layers that pack their weights for inference must not do so."""
+    model = tiny_model()
+    block = model.model.context_block
+    assert not model.train().model.context_block.training
+    block.linear = Adapted(block.linear)
+    assert all(part.training for part in model.train().modules())
+    assert not any(part.training for part in model.eval().modules())
+
+
 @each_shape
 def test_states_and_table_for_code_that_multiplies_give_the_logits_of_training(shape):
     """As trl computes the loss from 1.16 on."""
