@@ -126,16 +126,9 @@ def add_to_logit(logits: Tensor, columns: Tensor, number: float) -> None:
 def as_product(hidden: Tensor, table: Tensor, read: Tensor, token_bias: float) -> tuple[Tensor, Tensor]:
     """Return states and a table whose product has the current token's bias, for code that only multiplies.
 
-    Both get one more column for each of the m distinct current tokens: it marks the states at that token, and
-    holds the bias in the token's row of the table.
-
-    Args:
-        hidden: float `[..., hidden_size]`.
-        table: float `[vocab_size, hidden_size]`.
-        read: integers `[...]`, the current tokens.
-
-    Returns:
-        float `[..., hidden_size + m]` and `[vocab_size, hidden_size + m]`, with m = 0 if there is no bias.
+    `hidden`, `[..., hidden_size]`, and `table`, `[vocab_size, hidden_size]`, get one more column for each of
+    the m distinct tokens of `read`, integers `[...]`, if there is a bias: it marks the states at that token,
+    and holds the bias in the token's row of the table.
     """
     if not token_bias:
         return hidden, table

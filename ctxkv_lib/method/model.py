@@ -69,8 +69,7 @@ class ContextBlock(nn.Module):
 
 def project_inputs(block: nn.Module, embeddings: Tensor) -> Tensor:
     """Compute what a block's `forward` takes for each token: its `project_inputs`, or the embeddings."""
-    project: Callable[[Tensor], Tensor] = getattr(block, "project_inputs", lambda inputs: inputs)
-    return project(embeddings)
+    return getattr(block, "project_inputs", lambda inputs: inputs)(embeddings)
 
 
 def weight_of(layer: nn.Module, dtype: torch.dtype) -> Tensor:
@@ -181,9 +180,11 @@ class ContextKV(nn.Module):
         has_contexts: whether Phase 1 trains a ContextBlock, whose contexts are cached.
         log_unigram: a bias of the logits, float32 `[vocab_size]`, never trained; None without.
         window: which contexts a position sees.
+        slot_offsets: how many tokens back each slot lies, for reports; None without contexts.
     """
 
     has_contexts = True
+    slot_offsets: list[int] | None = None
 
     def __init__(
         self,
@@ -205,6 +206,7 @@ class ContextKV(nn.Module):
             self.attention, self.feed_forward = parts.attention(config), None
         offsets = getattr(self.attention, "slot_offsets", None)
         self.window = Window(config, offsets and offsets(config))
+        self.slot_offsets = self.window.offsets
         self.set_phase(2)
 
     def build_frozen(self, config: ModelConfig, vocab_size: int, has_unigram: bool) -> None:
@@ -234,11 +236,6 @@ class ContextKV(nn.Module):
     def device(self) -> torch.device:
         return self.wte.weight.device
 
-    @property
-    def slot_offsets(self) -> list[int] | None:
-        """How many tokens back each slot lies, for reports; None without contexts."""
-        return self.window.offsets
-
     def cached_stream(self, cache: Any, training: bool) -> Any:
         """Return a `caches.TokenCache` as this model reads it: chunked in training, if attention says so."""
         return replace(cache, chunk=getattr(self.attention, "chunk", 1)) if training else cache
@@ -248,8 +245,7 @@ class ContextKV(nn.Module):
 
         `ids`, integers `[n]`, are the tokens that Phase 1 trains on.
         """
-        init: Callable[..., None] = getattr(self.attention, "init_from_block", lambda _: None)
-        init(self.context_block)
+        getattr(self.attention, "init_from_block", lambda _: None)(self.context_block)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Look up normed token embeddings of ids of any shape: `[..., hidden_size]`."""

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPas
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 
-from .arguments import columns_read, kept_columns, next_tokens
+from .arguments import columns_read, next_tokens
 from .config import GPT2_VOCAB_SIZE, ModelConfig
 from .copying import mix
 from .fields import require
@@ -292,10 +292,11 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         embeddings = self.model.embed(input_ids)
         contexts = self._contexts(embeddings, cache.contexts[:, -1], is_read)
         memory = cache.extend(contexts, input_ids, is_read)
-        kept = slice(None) if targets is not None else kept_columns(logits_to_keep)
+        last = 0 if targets is not None else logits_to_keep
+        kept = last if isinstance(last, Tensor) else slice(-last or None, None)
         tokens, at_kept = input_ids[:, kept], memory.at(kept)
         if shows_states or shows_weights:
-            states, weights = self._attend(embeddings, memory, shows_weights)
+            states, weights = self._attend(embeddings, memory)
             hidden = states[:, kept]
         else:
             hidden, _ = self._attend(embeddings[:, kept], at_kept)
@@ -317,6 +318,8 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         if shows_states:
             output["hidden_states"] = (embeddings, states)
         if shows_weights:
+            allowed = "False, as this attention returns none"
+            require(weights is not None, "output_attentions", True, allowed)
             output["attentions"] = (weights,)
         if (config.use_cache and targets is None) if use_cache is None else use_cache:
             output[CACHE_NAME] = cache
@@ -341,8 +344,8 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
                 contexts.append(context)
         return torch.stack(contexts, dim=1)
 
-    def _attend(self, x: Tensor, memory: Memory, keeps_weights: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Compute hidden states `[batch, n, hidden_size]` and, if kept, weights `[batch, heads, n, slots]`.
+    def _attend(self, x: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
+        """Compute hidden states `[batch, n, hidden_size]` and any weights `[batch, heads, n, slots]`.
 
         `x` are the embeddings at the rows of `memory`; some at a time bound the memory of their windows.
         """
@@ -357,13 +360,9 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
                 *(part.flatten(0, 1) for part in (embeddings, window, present))
             )
             states.append(hidden.unflatten(0, rows.shape))
-            if keeps_weights:
-                if weights is None:
-                    raise ValueError(
-                        "output_attentions is True; allowed: False, as this attention returns none."
-                    )
+            if weights is not None:
                 all_weights.append(weights.unflatten(0, rows.shape).transpose(1, 2))
-        return torch.cat(states, dim=1), torch.cat(all_weights, dim=2) if keeps_weights else None
+        return torch.cat(states, dim=1), torch.cat(all_weights, dim=2) if all_weights else None
 
     def _logits(self, hidden: Tensor, tokens: Tensor, memory: Memory) -> Tensor:
         """Compute the logits of hidden states at the rows of `memory`, `[batch, n, vocab_size]`."""
