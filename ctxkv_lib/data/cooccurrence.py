@@ -20,11 +20,6 @@ _BLOCK = 1 << 20  # tokens of a stream at a time; pairs take some hundred bytes 
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where the formula is undefined; as KenLM's --discount_fallback
 
 
-def count_tokens(ids: torch.Tensor, size: int) -> torch.Tensor:
-    """Count each id of `ids` `[n]`, all below `size`: int64 `[size]`."""
-    return torch.bincount(ids.int(), minlength=size)
-
-
 def discounts(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Estimate the discounts of counts 0 (none), 1, 2 and 3 or more: float64 `[4]`.
 
@@ -60,7 +55,7 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbou
     of norm `NOISE`.
     """
     generator = torch.Generator().manual_seed(SEED)
-    occurs = count_tokens(stream.ids, vocab_size) > 0
+    occurs = torch.bincount(stream.ids.int(), minlength=vocab_size) > 0
     seen, place = occurs.nonzero().flatten(), occurs.cumsum(0) - 1
 
     def followed(reach: int) -> torch.Tensor:

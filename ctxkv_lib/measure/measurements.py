@@ -21,8 +21,7 @@ MEASURES: dict[str, Callable[[OpenRun], dict[str, Any]]] = {"ngrams": ngrams.of_
 def measure(run: Run, names: Sequence[str] = tuple(MEASUREMENTS)) -> Run:
     """Compute the missing measurements of a finished run, and write its summary and report anew.
 
-    Args:
-        names: of `MEASUREMENTS`. A mixer has no contexts to probe, which is then left out.
+    A mixer has no contexts to probe, which is then left out.
 
     Raises:
         UserError: none that applies; missing or damaged files; the user's own conversations have changed.
@@ -52,10 +51,8 @@ def probe(run: Run | OpenRun) -> dict[str, Any]:
         run: finished, whose summary keeps it; or what `prepare` returns.
 
     Returns:
-        `probe` of a summary, without `positions` and `changed` where attention is not trained.
-
-    Raises:
-        UserError: as `measure`.
+        `probe` of a summary, without `positions` and `changed` where attention is not trained. Raises as
+        `measure`.
     """
     if isinstance(run, Run):
         return {**measure(run, ["probe"]).summary["probe"]}
