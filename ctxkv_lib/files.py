@@ -174,7 +174,7 @@ def write_parts(path: Path, tensors: Mapping[str, TensorParts]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, "Tensor"]:
-    """Map the tensors of a safetensors file on the CPU; DamagedFile if they are not those that were written."""
+    """Map the tensors of a safetensors file on the CPU; DamagedFile if they are not what was written."""
     return read_with_metadata(path)[0]
 
 

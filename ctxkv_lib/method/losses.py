@@ -12,7 +12,7 @@ BATCH_ROWS = 2048  # positions at a time on any other device: few launches, at m
 
 # Losses `[n]`; correctness `[n]`, or `[0]` with an average; and, if asked for, the table's average row under
 # softmax `[n, hidden_size]`.
-Found = tuple[Tensor, Tensor, Tensor | None]
+Outcome = tuple[Tensor, Tensor, Tensor | None]
 # `table`, `bias`, `read` and `token_bias` of `frozen_head_cross_entropy`.
 Head = tuple[Tensor, Tensor | None, Tensor | None, float]
 
@@ -41,7 +41,7 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         return gradients[0][:, None] * hidden_gradient, None, None
 
 
-def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Found:
+def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Outcome:
     """Compute the logits of a chunk of the vocabulary at a time.
 
     With l[v] the logit of token v and any number c, for each position::
@@ -94,7 +94,7 @@ def _column(columns: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return columns.long().clamp(0, width - 1), (columns >= 0) & (columns < width)
 
 
-def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Found:
+def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Outcome:
     """Compute the logits of the whole vocabulary at once, a chunk of positions at a time."""
     table, bias, read, token_bias = head
     parts = []
@@ -111,8 +111,6 @@ def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Fou
         losses = -log_shares.gather(1, column)[:, 0]
         average = (log_shares.exp_().to(table.dtype) @ table).to(hidden.dtype) if averages else None
         parts.append((losses, correct, average))
-    if len(parts) == 1:
-        return parts[0]
     all_losses, all_correct, all_averages = zip(*parts, strict=True)
     return torch.cat(all_losses), torch.cat(all_correct), torch.cat(all_averages) if averages else None
 

@@ -38,9 +38,8 @@ class ContextBlock(nn.Module):
     def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
         """Initialise the weights before Phase 1: scale those that were drawn to `weight_std`.
 
-        Args:
-            embeddings: normed embeddings of the distinct training tokens, `[num_distinct, hidden_size]`.
-            tokens: int64 `[n]`, the training stream as rows of `embeddings`.
+        `embeddings`, `[num_distinct, hidden_size]`, are the normed ones of the distinct training tokens;
+        `tokens`, int64 `[n]`, is the training stream as rows of them.
         """
         self.linear.weight.mul_(config.weight_std / CONTEXT_WEIGHT_STD)
 
@@ -54,12 +53,7 @@ class ContextBlock(nn.Module):
         return F.linear(embeddings, self.linear.weight[:, self.context_dim :], self.linear.bias)
 
     def forward(self, contexts: Tensor, inputs: Tensor) -> Tensor:
-        """Compute the next contexts `[n, context_dim]`.
-
-        Args:
-            contexts: the previous ones, `[n, context_dim]`.
-            inputs: `project_inputs` of the tokens' normed embeddings, `[n, context_dim]`.
-        """
+        """Compute the next contexts from the previous ones and `project_inputs`, all `[n, context_dim]`."""
         if type(self.linear) is nn.Linear:
             mixed = torch.addmm(inputs, contexts, self.linear.weight[:, : self.context_dim].T)
         else:
@@ -117,7 +111,7 @@ class ContextKVAttention(nn.Module):
         return self.norm(embeddings + attended), weights
 
     def attend(self, embeddings: Tensor, window: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute what attention adds to the embeddings, and its weights; as `forward`."""
+        """Compute what attention adds to the embeddings, and its weights; arguments as of `forward`."""
         heads = (self.num_heads, self.head_dim)
         query = self.q(embeddings).unflatten(1, heads) * self.head_dim**-0.5
         key_weight = weight_of(self.k, query.dtype).unflatten(0, heads)  # (heads, head_dim, context_dim)
@@ -252,15 +246,10 @@ class ContextKV(nn.Module):
         return self.embedding_norm(self.wte(input_ids))
 
     def attend(self, embeddings: Tensor, window: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Compute what the output head reads, `[n, hidden_size]`, and attention weights.
+        """Compute what the output head reads, and attention weights or None; shapes as of `Parts.attention`.
 
-        These are `[n, num_heads, slots]`, or None if an attention plug-in returns none.
-
-        Args:
-            embeddings: normed token embeddings `[n, hidden_size]`.
-            window: contexts each position sees, `[n, slots, context_dim]`, zero where there is none.
-            present: bool `[n, slots]`, the slots that hold a context. With `kv_method="fixed"` the
-                others are attended as zeros; with "variable" they are masked.
+        `window` is zero where a slot is not `present`. With `kv_method="fixed"` such slots are attended as
+        zeros; with "variable" they are masked.
         """
         if self.feed_forward is None:
             if not torch.is_autocast_enabled():  # which would cast it where it is used
@@ -281,10 +270,7 @@ class ContextKV(nn.Module):
     def losses(
         self, hidden: Tensor, read: Tensor, targets: Tensor, table: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Compute loss and correctness of each prediction, as `frozen_head_cross_entropy`.
-
-        `table` is the token table in the dtype of the matrix products; None takes the model's own.
-        """
+        """Compute `frozen_head_cross_entropy`; `table` is the token table in the dtype of the products."""
         table = self.wte.weight if table is None else table
         hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # to sum in
         bias, token_bias = self.log_unigram, self.current_token_bias
