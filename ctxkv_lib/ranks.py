@@ -38,11 +38,7 @@ def rank() -> int:
 
 
 def join(device: "torch.device") -> None:
-    """Connect with the other processes, if there are any; each takes a GPU of its own.
-
-    Raises:
-        UserError: there are fewer GPUs than processes.
-    """
+    """Connect with the other processes, if there are any; a UserError if there are fewer GPUs than these."""
     import torch
     from torch import distributed
 

@@ -43,16 +43,13 @@ def unigram_floor(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbours: str) -> torch.Tensor:
-    """Make one vector a token from the text of a stream.
+    """Make one vector a token from the text of a stream: float32 `[vocab_size, hidden_size]`.
 
     With `neighbours` "around" (symmetric), tokens with the same neighbours have similar vectors. With "sides"
     (directional), a vector has both factors of the PMI of pairs, of a token as the first and as the second,
     at each distance: tokens between the same neighbours are similar. A random rotation gives all components
-    the same weight. All vectors get the same norm: in the SVD, frequent tokens have larger ones, and would
-    dominate the head.
-
-    Returns float32 `[vocab_size, hidden_size]`. Tokens in the stream have norm 1, about; the others are noise
-    of norm `NOISE`.
+    the same weight. All vectors get a norm of about 1, as frequent tokens, which the SVD makes larger, would
+    dominate the head; tokens that do not occur are noise of norm `NOISE`.
     """
     generator = torch.Generator().manual_seed(SEED)
     occurs = torch.bincount(stream.ids.int(), minlength=vocab_size) > 0
