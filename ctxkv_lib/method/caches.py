@@ -1,7 +1,7 @@
 """The caches of Phase 2, contexts and tokens of a stream, and the batches that are gathered from them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from operator import itemgetter
 from typing import Any, Self
 
@@ -95,7 +95,6 @@ class TokenCache(_Tensors):
     """A cached stream of n + 1 tokens: n inputs, each with its target."""
 
     ids: Tensor  # int32 `[n + 1]`, the tokens; position i reads token i and predicts token i + 1
-    chunk: int = field(default=1, kw_only=True)  # consecutive positions that an epoch visits together
 
     def __len__(self) -> int:
         return len(self.ids) - 1
@@ -106,7 +105,7 @@ class TokenCache(_Tensors):
 
     def batch(self, positions: Tensor, model: Any) -> Any:
         """Gather what `model` reads at `positions`, int64 `[n]`, on the cache's device."""
-        raise NotImplementedError("A model that reads tokens alone has a cache of its own.")
+        return model.gather(self.ids, positions)
 
     def batches(self, order: Tensor, size: int, model: Any, shard: Shard | None = None) -> Iterator[Any]:
         """Gather the positions of `order`, int64 `[n]`, in batches on the model's device."""
@@ -114,17 +113,17 @@ class TokenCache(_Tensors):
             own_positions = positions if shard is None else positions[shard(len(positions))]
             yield self.batch(own_positions, model).to(model.device)
 
-    def epoch_order(self, seed: int, epoch: int) -> Tensor:
+    def epoch_order(self, seed: int, epoch: int, chunk: int = 1) -> Tensor:
         """Draw the order in which an epoch visits the positions, int64 `[n]` on the CPU, from both numbers.
 
         It is a permutation of all positions; in a stream of more than `POOL`, of blocks, and of the positions
-        in each pool of blocks. With chunks, a permutation of these, cut differently in each epoch.
+        in each pool of blocks. With a `chunk` of more than one, of chunks, cut differently in each epoch.
         """
         generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
         positions = torch.arange(len(self))
-        if self.chunk > 1:
-            shift = int(torch.randint(self.chunk, (), generator=generator))
-            chunks = [positions[:shift], *positions[shift:].split(self.chunk)]
+        if chunk > 1:
+            shift = int(torch.randint(chunk, (), generator=generator))
+            chunks = [positions[:shift], *positions[shift:].split(chunk)]
             return torch.cat([chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()])
         if len(self) <= POOL:
             return torch.randperm(len(self), generator=generator)

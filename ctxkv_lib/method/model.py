@@ -4,7 +4,6 @@ Plug-ins may take the place of ContextBlock and of attention with feed-forward (
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -175,10 +174,12 @@ class ContextKV(nn.Module):
         log_unigram: a bias of the logits, float32 `[vocab_size]`, never trained; None without.
         window: which contexts a position sees.
         slot_offsets: how many tokens back each slot lies, for reports; None without contexts.
+        chunk: consecutive positions that an epoch visits together.
     """
 
     has_contexts = True
     slot_offsets: list[int] | None = None
+    chunk: int
 
     def __init__(
         self,
@@ -198,6 +199,7 @@ class ContextKV(nn.Module):
             self.feed_forward: nn.Module | None = FeedForward(config.hidden_size, config.intermediate_size)
         else:
             self.attention, self.feed_forward = parts.attention(config), None
+        self.chunk = getattr(self.attention, "chunk", 1)
         offsets = getattr(self.attention, "slot_offsets", None)
         self.window = Window(config, offsets and offsets(config))
         self.slot_offsets = self.window.offsets
@@ -229,10 +231,6 @@ class ContextKV(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.wte.weight.device
-
-    def cached_stream(self, cache: Any, training: bool) -> Any:
-        """Return a `caches.TokenCache` as this model reads it: chunked in training, if attention says so."""
-        return replace(cache, chunk=getattr(self.attention, "chunk", 1)) if training else cache
 
     def init_attention(self, ids: Tensor, config: Phase1Config) -> None:
         """Let attention initialise its weights before Phase 2, here from the trained ContextBlock.

@@ -54,7 +54,6 @@ def train_attention(
     the same numbers as one that never stopped. Raises Diverged where the loss is not finite.
 
     Args:
-        train: a stream as `model.cached_stream` returns it; so is `validation`.
         precision: of the matrix products of training, fp32 or bf16 (see `batch_gradients`); sums, optimiser
             and validation are float32.
     """
@@ -107,7 +106,7 @@ def train_epoch(
     table = model.wte.weight.detach().to(DTYPES[precision])
     sum_dtype = torch.float32 if model.device.type == "mps" else torch.float64  # of millions of steps
     total = torch.zeros((), dtype=sum_dtype, device=model.device)
-    batches = train.batches(train.epoch_order(seed, epoch), size, model, loop.shard)
+    batches = train.batches(train.epoch_order(seed, epoch, model.chunk), size, model, loop.shard)
     for step, batch in enumerate(loop.track(batches, f"Epoch {epoch} of {config.max_epochs}", steps)):
         stepper.schedule((epoch - 1) * steps + step)
         count = min(size, len(train) - step * size)

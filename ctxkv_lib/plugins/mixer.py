@@ -18,18 +18,16 @@ has one, is called before Phase 2 as that of a block before Phase 1 (see `Contex
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..method.caches import TokenCache
 from ..method.config import ModelConfig, Phase1Config
 from ..method.contexts import distinct_rows
 from ..method.model import ContextKV
 
-CHUNK = 64  # consecutive positions that an epoch of a mixer visits together
 LONGEST_ROW = 256  # positions that one row asks for
 
 
@@ -37,6 +35,7 @@ class MixerModel(ContextKV):
     """Frozen token table, a mixer in the place of `attention`, output tied to the table."""
 
     has_contexts = False
+    chunk = 64
 
     def __init__(
         self,
@@ -56,12 +55,25 @@ class MixerModel(ContextKV):
         in_training = getattr(self.attention, "history", 0)
         return in_training if training else getattr(self.attention, "evaluation_history", in_training)
 
-    def cached_stream(self, cache: TokenCache, training: bool) -> "TokenRows":
-        return TokenRows(cache.ids, self.history(training), chunk=CHUNK)
-
     def init_attention(self, ids: Tensor, config: Phase1Config) -> None:
         if init := getattr(self.attention, "init_weights", None):
             init(*distinct_rows(self, ids), config)
+
+    def gather(self, ids: Tensor, positions: Tensor) -> "RowBatch":
+        """Gather what is read of the stream `ids` at `positions`, int64 `[n]`.
+
+        That is a row for each run of consecutive positions, or for a part of it.
+        """
+        breaks = (positions.diff() != 1).nonzero().flatten() + 1
+        runs = positions.cpu().tensor_split(breaks.cpu())
+        history, spans, rows = self.history(self.training), [], []
+        for part in (part for run in runs for part in run.split(LONGEST_ROW)):
+            start, stop = int(part[0]), int(part[-1]) + 1
+            first = max(0, start - history)
+            spans.append((start - first, stop - first))
+            rows.append(ids[first:stop])
+        tokens, targets = (ids[places.to(ids.device)] for places in (positions, positions + 1))
+        return RowBatch(tokens, targets.long(), pad_sequence(rows, batch_first=True), spans)
 
 
 @dataclass(frozen=True)
@@ -89,23 +101,3 @@ class RowBatch:
     def to(self, device: torch.device) -> Self:
         tokens, targets, rows = (ids.to(device) for ids in (self.tokens, self.targets, self.rows))
         return type(self)(tokens, targets, rows, self.spans)
-
-
-@dataclass(frozen=True)
-class TokenRows(TokenCache):
-    """A cached stream as a mixer reads it: rows of tokens."""
-
-    history: int = 0  # tokens in a row before the first position that is asked for; fewer at the beginning
-
-    def batch(self, positions: Tensor, model: Any = None) -> RowBatch:
-        """Gather rows for `positions`, int64 `[n]`: one for each run of consecutive ones, or a part of it."""
-        breaks = (positions.diff() != 1).nonzero().flatten() + 1
-        runs = positions.cpu().tensor_split(breaks.cpu())
-        spans, rows = [], []
-        for part in (part for run in runs for part in run.split(LONGEST_ROW)):
-            start, stop = int(part[0]), int(part[-1]) + 1
-            first = max(0, start - self.history)
-            spans.append((start - first, stop - first))
-            rows.append(self.ids[first:stop])
-        tokens, targets = (self.ids[places.to(self.ids.device)] for places in (positions, positions + 1))
-        return RowBatch(tokens, targets.long(), pad_sequence(rows, batch_first=True), spans)
