@@ -37,7 +37,7 @@ def evaluate(model: ContextKVForCausalLM, tokenizer: Any, texts: Sequence[str]) 
     scored = [_scores(model, torch.tensor([tokenizer.eos_token_id, *ids])) for ids in encoded]
     losses, correct = (torch.cat(scores) for scores in zip(*scored, strict=True))
     places = torch.cat([torch.arange(len(ids)) for ids in encoded])
-    nats, slots = losses.double().sum().item(), len(model.model.window)
+    nats, slots = losses.double().sum().item(), len(model.model.window.offsets)
     words = word_count(texts)
     word_ppl = perplexity(nats / words) if words else math.inf
     history = (model.model.window.slots(places) >= 0).sum(dim=-1)

@@ -25,9 +25,6 @@ class Window:
         self.offsets = uniform if offsets is None else list(offsets)
         self._on_device: dict[torch.device, Tensor] = {}
 
-    def __len__(self) -> int:
-        return len(self.offsets)
-
     def slots(self, positions: Tensor) -> Tensor:
         """Return the positions that each of `positions`, int64 `[...]`, attends, nearest first.
 
