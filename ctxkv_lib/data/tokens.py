@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import DamagedFile, UserError
-from ..files import cache_dir, digest, read_tensors, read_with_metadata, source_digest, write_tensors
+from ..files import cache_dir, digest, read_tensors, source_digest, write_tensors
 from ..method.config import GPT2_VOCAB_SIZE
 from ..progress import notice, progress_bar
 from .conversations import Conversations
@@ -109,11 +109,8 @@ def cached_tensors(name: str, key: str, make: Maker) -> dict[str, torch.Tensor]:
     path = cache_dir() / f"{name}-{key}.safetensors"
     if path.exists():
         try:
-            tensors, metadata = read_with_metadata(path)
-            if metadata.get("key") != key:
-                raise DamagedFile(path, "it is another file")
-            return tensors
+            return read_tensors(path)
         except DamagedFile as error:
             notice(f"{path} is damaged ({error.reason}); it is made again.")
-    write_tensors(path, make(), {"key": key})
+    write_tensors(path, make())
     return read_tensors(path)
