@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, get_args
 
 from ..errors import UserError
@@ -61,11 +60,6 @@ def check_splits(data: DataConfig) -> None:
     for split in get_args(Split):
         if split != "corpus" or data.reads_corpus:
             SPLIT_CHECKS[data.source](data, split)
-
-
-def read_conversations(source: Path | str, split: str | None = None) -> Conversations:
-    """Read every conversation of a file, folder or data set on the Hub, as `read_texts` does."""
-    return Conversations.of(read_texts(source, split))
 
 
 def own_texts(data: DataConfig, split: Split) -> list[str]:

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.conversations import read_conversations
+from ..data.conversations import Conversations
+from ..data.texts import read_texts
 from ..errors import told_in_a_sentence
 from ..method.modeling import CACHE_NAME, ContextKVForCausalLM
 from ..method.scoring import perplexity
@@ -108,7 +109,7 @@ def evaluate_texts(run: Run | Path | str, data: Path | str, split: str | None = 
     Raises:
         UserError: the conversations cannot be read, or there is no finished run.
     """
-    conversations = read_conversations(data, split)
+    conversations = Conversations.of(read_texts(data, split))
     opened = open_run(run, "auto")
     model, tokenizer = for_transformers(opened.model, opened.run.config, opened.tokenizer)
     source = {"file": Path(data).name, "fingerprint": conversations.fingerprint}
