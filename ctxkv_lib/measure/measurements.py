@@ -51,8 +51,10 @@ def probe(run: Run | OpenRun) -> dict[str, Any]:
         run: finished, whose summary keeps it; or what `prepare` returns.
 
     Returns:
-        `probe` of a summary, without `positions` and `changed` where attention is not trained. Raises as
-        `measure`.
+        `probe` of a summary, without `positions` and `changed` where attention is not trained.
+
+    Raises:
+        UserError: as `measure`.
     """
     if isinstance(run, Run):
         return {**measure(run, ["probe"]).summary["probe"]}

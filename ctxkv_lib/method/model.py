@@ -244,10 +244,15 @@ class ContextKV(nn.Module):
         return self.embedding_norm(self.wte(input_ids))
 
     def attend(self, embeddings: Tensor, window: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Compute what the output head reads, and attention weights or None; shapes as of `Parts.attention`.
+        """Compute what the output head reads, `[n, hidden_size]`, and attention weights.
 
-        `window` is zero where a slot is not `present`. With `kv_method="fixed"` such slots are attended as
-        zeros; with "variable" they are masked.
+        These are `[n, num_heads, slots]`, or None if an attention plug-in returns none.
+
+        Args:
+            embeddings: normed token embeddings `[n, hidden_size]`.
+            window: contexts each position sees, `[n, slots, context_dim]`, zero where there is none.
+            present: bool `[n, slots]`, the slots that hold a context. With `kv_method="fixed"` the
+                others are attended as zeros; with "variable" they are masked.
         """
         if self.feed_forward is None:
             if not torch.is_autocast_enabled():  # which would cast it where it is used
@@ -268,7 +273,10 @@ class ContextKV(nn.Module):
     def losses(
         self, hidden: Tensor, read: Tensor, targets: Tensor, table: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Compute `frozen_head_cross_entropy`; `table` is the token table in the dtype of the products."""
+        """Compute loss and correctness of each prediction, as `frozen_head_cross_entropy`.
+
+        `table` is the token table in the dtype of the matrix products; None takes the model's own.
+        """
         table = self.wte.weight if table is None else table
         hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # to sum in
         bias, token_bias = self.log_unigram, self.current_token_bias
