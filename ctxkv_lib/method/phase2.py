@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,8 +35,6 @@ class Phase2State:
 
 @dataclass(frozen=True)
 class Phase2Result:
-    """Outcome of Phase 2."""
-
     epochs: list[Metric]
     stop_reason: str  # early_stopping | max_epochs
 
@@ -57,7 +54,6 @@ def train_attention(
     the same numbers as one that never stopped. Raises Diverged where the loss is not finite.
 
     Args:
-        train: a stream as `model.cached_stream` returns it; so is `validation`.
         precision: of the matrix products of training, fp32 or bf16 (see `batch_gradients`); sums, optimiser
             and validation are float32.
     """
@@ -110,7 +106,7 @@ def train_epoch(
     table = model.wte.weight.detach().to(DTYPES[precision])
     sum_dtype = torch.float32 if model.device.type == "mps" else torch.float64  # of millions of steps
     total = torch.zeros((), dtype=sum_dtype, device=model.device)
-    batches = train.batches(train.epoch_order(seed, epoch), size, model, loop.shard)
+    batches = train.batches(train.epoch_order(seed, epoch, model.chunk), size, model, loop.shard)
     for step, batch in enumerate(loop.track(batches, f"Epoch {epoch} of {config.max_epochs}", steps)):
         stepper.schedule((epoch - 1) * steps + step)
         count = min(size, len(train) - step * size)
@@ -151,17 +147,12 @@ def batch_gradients(
     With bf16 the products of the output head are bf16, four fifths of all, and on a GPU the layer's as well.
     On a CPU these would save another eighth of the time, but double the gradient's error.
     """
-    with layer_products(precision, model.device):
+    in_bf16 = precision == "bf16" and model.device.type == "cuda"
+    with torch.autocast("cuda", torch.bfloat16, in_bf16, cache_enabled=False):
         hidden, _ = batch.attend(model)
     losses, _ = model.losses(hidden, batch.tokens, batch.targets, table)
     (losses.sum() / count).backward()
     return losses.detach().sum()
-
-
-def layer_products(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the autocast in which attention and feed-forward compute in training."""
-    in_bf16 = precision == "bf16" and device.type == "cuda"
-    return torch.autocast("cuda", torch.bfloat16, in_bf16, cache_enabled=False)
 
 
 class ShardedDropout(TorchFunctionMode):

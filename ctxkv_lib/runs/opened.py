@@ -68,8 +68,7 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
         load_weights(model, run.path)
         tokenizer = load_tokenizer(run.config.data.tokenizer)
     caches = load_caches(run.path / "caches")
-    streams = {split: model.cached_stream(cache, training=False) for split, cache in caches.items()}
-    return OpenRun(run, model.to(choose_device(device)), tokenizer, streams)
+    return OpenRun(run, model.to(choose_device(device)), tokenizer, caches)
 
 
 def open_prepared(experiment: Experiment) -> OpenRun:

@@ -180,13 +180,9 @@ def _sizes_mib(caches: dict[str, TokenCache]) -> dict[str, float]:
 def load_streams(experiment: Experiment) -> tuple[dict[str, TokenCache], str]:
     """Load the ContextBlock; return both streams as Phase 2 reads them, and where they are, in words."""
     load_block(experiment.model, experiment.folder.path)
-    caches = load_caches(experiment.folder.path / "caches")
-    streams = {
-        split: experiment.model.cached_stream(cache, split == "train") for split, cache in caches.items()
-    }
-    placed, placement = place_caches(streams, experiment.device)
+    caches, placement = place_caches(load_caches(experiment.folder.path / "caches"), experiment.device)
     say(f"Caches: {placement}")
-    return placed, placement
+    return caches, placement
 
 
 def phase2_stage(experiment: Experiment) -> None:
@@ -284,5 +280,4 @@ def test_scores(experiment: Experiment, ids: Tensor) -> tuple[Tensor, Tensor]:
         generator = torch.Generator(experiment.device).manual_seed(experiment.config.runtime.seed)
         contexts = torch.cat([*_stream_contexts(experiment, ids, None, generator)])
         cache = StreamCache(cache.ids, contexts)
-    stream = model.cached_stream(cache, training=False)
-    return token_scores(model, stream, torch.arange(len(stream)))
+    return token_scores(model, cache, torch.arange(len(cache)))
