@@ -1,6 +1,8 @@
 """GPT-2's tokenizer, and conversations as one stream of token ids with boundaries."""
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import DamagedFile, UserError
-from ..files import cache_dir, digest, read_tensors, source_digest, write_tensors
+from ..files import cache_dir, digest, read_tensors, remove, source_digest, write_tensors
 from ..method.config import GPT2_VOCAB_SIZE
 from ..progress import notice, progress_bar
 from .conversations import Conversations
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_SIZES = (GPT2_VOCAB_SIZE, GPT2_VOCAB_SIZE - 257, GPT2_VOCAB_SIZE - 1)  # tokens, merges, END_OF_TEXT's id
+LEFTOVER_SECONDS = 3600  # after which a half-written file of the shared cache is nobody's
 _BATCH = 256  # texts tokenised at once, to bound the memory of offsets and lists
 Maker = Callable[[], dict[str, torch.Tensor]]
 
@@ -112,5 +115,9 @@ def cached_tensors(name: str, key: str, make: Maker) -> dict[str, torch.Tensor]:
             return read_tensors(path)
         except DamagedFile as error:
             notice(f"{path} is damaged ({error.reason}); it is made again.")
+    for leftover in path.parent.glob(".*.part"):  # of a killed process, if it is old
+        with suppress(OSError):  # its process may be about to rename it
+            if leftover.stat().st_mtime < time.time() - LEFTOVER_SECONDS:
+                remove(leftover)
     write_tensors(path, make())
     return read_tensors(path)

@@ -1,6 +1,7 @@
 """Token tables and token counts: where they come from, what they are, and when they are made anew."""
 
 import math
+import os
 from collections import Counter
 from dataclasses import replace
 from itertools import chain, combinations
@@ -202,3 +203,14 @@ def test_tokens_of_the_corpus_are_counted(corpus):
     counts, ids = (of(data, load_conversations(data, "corpus")) for of in (corpus_counts, corpus_ids))
     expected = Counter(ids.tolist())
     assert counts.tolist() == [expected[token] for token in range(GPT2_VOCAB_SIZE)]
+
+
+def test_half_written_files_of_the_shared_cache_go_once_they_are_old(corpus):
+    cache_dir().mkdir(parents=True)
+    old, new = (cache_dir() / f".tokens-{name}.safetensors.7.part" for name in ("old", "new"))
+    for leftover in (old, new):
+        leftover.write_text("half")
+    os.utime(old, (0, 0))
+    table_of(corpus())
+    assert not old.exists()
+    assert new.exists()
