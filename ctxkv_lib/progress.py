@@ -59,11 +59,13 @@ def in_notebook() -> bool:
 def epoch_printer(most: int) -> Listener:
     """Return a listener that prints a line for each of at most `most` epochs, on a terminal above the bars.
 
-    Without a terminal, some iterations of Phase 1 get a line, too.
+    Without a terminal, some iterations of Phase 1 get a line, too. What is replayed is not printed.
     """
 
     def show(metric: "Metric") -> None:
         on_terminal = sys.stderr.isatty()
+        if metric.get("replayed") or "step" in metric:
+            return
         if metric["stage"] == "phase1" and (on_terminal or metric["iteration"] % LOGGED_ITERATIONS):
             return
         show_line = notice if on_terminal else partial(print, flush=True)
@@ -85,10 +87,12 @@ def in_words(metric: "Metric", most: int | None = None) -> str:
             f"{run}Phase 1, iteration {metric['iteration']}: loss {metric['loss']:.3f}, "
             f"{metric['convergence_rate']:.0%} of positions converged"
         )
+    epoch = f"{run}Phase 2, epoch {metric['epoch']}{f' of at most {most}' if most else ''}"
+    if "step" in metric:
+        return f"{epoch}, step {metric['step']:,} of {metric['steps']:,}: training loss {metric['loss']:.3f}"
     best = "best so far" if metric["improved"] else f"{metric['no_improve']} without improvement"
     return (
-        f"{run}Phase 2, epoch {metric['epoch']}{f' of at most {most}' if most else ''}: "
-        f"train PPL {metric['train_ppl']:,.1f}, val PPL {metric['val_ppl']:,.1f}, "
+        f"{epoch}: train PPL {metric['train_ppl']:,.1f}, val PPL {metric['val_ppl']:,.1f}, "
         f"val acc {metric['val_acc']:.1%}, {best}"
     )
 

@@ -185,6 +185,13 @@ def test_a_run_in_a_pipe_prints_a_line_an_epoch_and_no_progress(printed_by, tmp_
         assert printed.strip() == (out / name).read_text(encoding="utf-8").strip()
 
 
+def test_a_finished_run_says_so_and_prints_no_epoch_again(finished_run, capsys):
+    assert main(["run", "--out", str(finished_run.path)]) == 0
+    out, err = capsys.readouterr()
+    assert [line.partition(":")[0] for line in out.splitlines()] == [out[:12], "Report"]
+    assert err.splitlines() == ["Phase 1 finished: reused.", "Phase 2 finished: reused."]
+
+
 def test_options_count_for_a_folder_that_holds_a_run(printed_by, finished_run, tiny_settings):
     asked = tiny_run(finished_run.path, {**tiny_settings, "phase2.patience": 7})
     assert "another experiment: phase2.patience 3 (asked: 7)" in printed_by(*asked, code=2)
@@ -242,7 +249,9 @@ def test_compare_prints_the_table(printed_by, tmp_path, tiny_settings, monkeypat
     single = ["run", "--preset", "ci", "--samples", 8, "--out", folder, *settings]
     assert "holds a finished result of other code" in printed_by(*single, code=2)
     assert "Best epoch 1: " in printed_by(*single, "--again")
-    assert printed_by(*arguments, "--again") == printed
+    again = printed_by(*arguments, "--again")
+    assert printed.endswith(again)  # before it, an epoch of each run
+    assert "epoch 1 of" not in again
 
 
 @pytest.mark.slow

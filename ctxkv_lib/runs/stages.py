@@ -42,6 +42,7 @@ def contexts_stages(experiment: Experiment) -> None:
 
 
 def _contexts_stages(experiment: Experiment) -> dict[str, Stage]:
+    recorded = experiment.folder.stages.get("phase1")
     phase1 = experiment.finished("phase1", linked=True)
     caches = phase1 and experiment.finished("caches", linked=True)
     generator = torch.Generator(experiment.device).manual_seed(experiment.config.runtime.seed)
@@ -50,6 +51,8 @@ def _contexts_stages(experiment: Experiment) -> dict[str, Stage]:
     needs_last = by_passes and phase1 and phase1.metrics and not caches
     last = None
     if phase1 and not needs_last:
+        if phase1 is recorded and phase1.metrics:  # else it was taken from another run, or trains nothing
+            notice("Phase 1 finished: reused.")
         experiment.replay(phase1)
     else:
         if phase1:
@@ -193,6 +196,7 @@ def phase2_stage(experiment: Experiment) -> None:
     """Train Phase 2, and write the best epoch's weights to the folder."""
     saved = experiment.folder.path / "checkpoint" / "phase2.safetensors"
     if finished := ranks.on_rank_0(lambda: experiment.finished("phase2")):
+        notice("Phase 2 finished: reused.")
         experiment.replay(finished)
     else:
         _train_attention(experiment, RunLoop(experiment.record, saved, experiment.key("phase2")))
@@ -233,7 +237,7 @@ def _train_attention(experiment: Experiment, loop: RunLoop) -> None:
             loaded = experiment.new_model()
             load_weights(loaded, folder.path)
             refuse_unsaved(model, loaded, streams["val"])
-        folder.finish("phase2", loop.key, [weights], summary, result.epochs)
+        folder.finish("phase2", loop.key, [weights], summary, loop.metrics)
 
     ranks.on_rank_0(finish)
 
