@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,12 +14,14 @@ from unittest.mock import Mock
 import pytest
 import torch
 from conftest import Terminal, settings_of, tiny_run, write_conversations
+from sample_runs import EPOCHS, epoch_lines
 
 import ctxkv_lib
 from ctxkv_lib import experiments, files, progress
 from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.measure import measurements
+from ctxkv_lib.method.config import Phase2Config
 from ctxkv_lib.runs import stages
 from ctxkv_lib.runs.keys import MEASUREMENTS
 
@@ -163,6 +166,38 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_done(printed_by, tmp_path
         assert "The disk is full" in printed_by(*command, code=2)
     assert not list((tmp_path / "run").rglob("*.part"))
     assert main(command) == 0
+
+
+@pytest.mark.slow
+def test_info_measures_how_long_training_takes(printed_by):
+    line = printed_by("info", "--preset", "ci", "--time").splitlines()[-1]
+    duration = r"[\d.]+ (s|min|h)"
+    phase1 = rf"Phase 1 at most {duration} \(59 iterations of {duration}\)"
+    assert re.fullmatch(rf"6,324 tokens: {phase1}; an epoch about {duration}, 3 of them", line)
+
+
+def test_a_run_says_early_how_long_an_epoch_takes(tmp_path, tiny_settings, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "ESTIMATE_SECONDS", 0)
+    settings = tiny_settings | {"phase2.batch_size": 32, "phase2.max_epochs": 5, "phase2.learning_rate": 1e-9}
+    assert main(tiny_run(tmp_path / "run", settings)) == 0
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"\d+ tokens: an epoch about [\d.]+ s, 4 to 5 of them\.\n", err)
+    ends = [line.partition("; ends in ")[2] for line in out.splitlines() if "epoch 1 of" in line]
+    assert re.fullmatch(r"[\d.]+ s at the latest", *ends)
+
+
+def test_the_line_of_an_epoch_says_when_training_ends(capsys):
+    show = progress.epoch_printer(Phase2Config(max_epochs=6, patience=2))
+    for line in epoch_lines(EPOCHS[500]):  # 12.5 s each; the third is the best
+        show({"stage": "phase2", **line})
+    ends = [line.rpartition("; ends in ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert ends[:4] == [f"{left} at the latest" for left in ("62 s", "50 s", "38 s", "25 s")]
+    assert "latest" not in ends[4] + ends[5]
+
+
+def test_a_duration_has_two_digits_that_count():
+    shown = [progress.duration(seconds) for seconds in (0.0123, 0.34, 4.26, 89, 90, 5000, 5400, 900_000)]
+    assert shown == ["0.012 s", "0.34 s", "4.3 s", "89 s", "1.5 min", "83 min", "1.5 h", "250 h"]
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from .. import ranks
 from ..errors import DamagedFile
 from ..files import read_with_metadata, write_tensors
 from ..method.loop import Loop, Metric, epochs_of
-from ..progress import notice, progress_bar
+from ..progress import estimated, notice, progress_bar
 
 EVERY_SECONDS = 60  # at most this much work and one epoch are repeated
 T = TypeVar("T")
@@ -38,7 +38,10 @@ class RunLoop(Loop):
 
     Attributes:
         metrics: all so far, those of restored epochs included.
+        tell: called once, some seconds into the first epoch, with the seconds that its steps take.
     """
+
+    tell: Callable[[float], None] | None = None
 
     def __init__(self, record: Callable[[Metric], None], path: Path | None = None, key: str = "") -> None:
         self.record, self.path, self.key, self.saved_at = record, path, key, time.monotonic()
@@ -53,7 +56,9 @@ class RunLoop(Loop):
             self.record({**metric, "replayed": True})
 
     def track(self, items: Iterable[T], description: str, total: int, done: int = 0) -> Iterable[T]:
-        return progress_bar(items, description, total=total, initial=done)
+        bar = progress_bar(items, description, total=total, initial=done)
+        tell, self.tell = self.tell, None
+        return estimated(bar, total, tell) if tell else bar
 
     def after_round(self, state: Any, metric: Metric) -> None:
         self.metrics.append(metric)

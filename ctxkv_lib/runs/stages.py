@@ -24,7 +24,7 @@ from ..method.oacd import UNTRAINED, train_context_block
 from ..method.phase2 import train_attention
 from ..method.scoring import effective_rank, perplexity, token_scores
 from ..plugins.checks import refuse_unsaved
-from ..progress import notice, say, stage
+from ..progress import epochs_ahead, notice, say, stage
 from .build import load_block, load_caches, load_weights, parameter_counts, place_caches
 from .experiment import Experiment
 from .export import save_for_transformers
@@ -210,11 +210,18 @@ def _train_attention(experiment: Experiment, loop: RunLoop) -> None:
     prepared = snapshot("phase 2 prepared", experiment.device)
     ranks.on_rank_0(lambda: folder.write_metrics(folder.stages["phase1"]))
     parameters = parameter_counts(model)
+    train, positions = streams["train"], sum(len(stream) for stream in streams.values())
+
+    def tell(seconds: float) -> None:  # a position of validation takes about as long as one of training
+        phase2, seconds = config.phase2, seconds * positions / len(train)
+        notice(f"{len(train) + 1:,} tokens: {epochs_ahead(seconds, phase2.least_epochs, phase2.max_epochs)}.")
+
+    loop.tell = tell
     torch.manual_seed(config.runtime.seed)  # in each process, and whether Phase 1 was reused or not
     model.init_attention(_phase1_ids(experiment), config.phase1)
     result = train_attention(
         model,
-        streams["train"],
+        train,
         streams["val"],
         config.phase2,
         config.runtime.seed,
