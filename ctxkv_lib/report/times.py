@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import told_in_a_sentence
 from ..method.caches import DTYPES, StreamCache
@@ -48,70 +49,63 @@ def measure_times(config: ExperimentConfig, train_tokens: int, val_tokens: int) 
     }
 
 
-class _Seconds(Loop):
-    """Keeps the seconds of the last iteration of Phase 1."""
-
-    last: float | None = None
+class _Stopwatch(Loop):
+    seconds: float | None = None  # of the last iteration of Phase 1
 
     def after_round(self, state: Any, metric: Metric) -> None:
-        self.last = metric["seconds"]
+        self.seconds = metric["seconds"]
 
 
 def _iteration_seconds(model: ContextKV, config: ExperimentConfig, positions: int) -> float | None:
-    """Time an iteration over one batch, which projects all distinct tokens, and what further ones add."""
-    phase1, loss = config.phase1, config.plugins.get("loss")
+    """Time an iteration over a few batches, which hold as small a share of the text's distinct tokens."""
+    phase1, loss, stopwatch = config.phase1, config.plugins.get("loss"), _Stopwatch()
     if phase1.context_method == "exact":
         positions = min(positions, phase1.max_tokens)
-    size = min(positions, phase1.batch_size)
-    shortest = replace(phase1, max_iterations=min(3, phase1.max_iterations), convergence_threshold=0.0)
+    share = min(1.0, TIMED_BATCHES * phase1.batch_size / positions)
+    distinct = min(GPT2_VOCAB_SIZE, 1 + int(share * DISTINCT_TOKENS * positions**0.5))
+    few = replace(phase1, max_iterations=min(3, phase1.max_iterations), convergence_threshold=0.0)
     model.set_phase(1)
     model.train()
-    distinct = min(GPT2_VOCAB_SIZE, int(DISTINCT_TOKENS * positions**0.5))
-    embeddings = model.embed(torch.arange(distinct, device=model.device))
-    generator = torch.Generator(model.device).manual_seed(config.runtime.seed)
-
-    def seconds(batches: int) -> float | None:
-        tokens = torch.randint(distinct, (batches * size,), device=model.device)
-        loop, block = _Seconds(), model.context_block
-        train_context_block(
-            block, embeddings, tokens, shortest, generator, loss.build() if loss else None, loop
-        )
-        return loop.last
-
-    first, all_batches = seconds(1), seconds(1 + TIMED_BATCHES)
-    if first is None or all_batches is None:
-        return None
-    return first + max(0.0, all_batches - first) / TIMED_BATCHES * (positions / size - 1)
+    train_context_block(
+        model.context_block,
+        model.embed(torch.arange(distinct, device=model.device)),
+        torch.randint(distinct, (round(share * positions),), device=model.device),
+        few,
+        torch.Generator(model.device).manual_seed(config.runtime.seed),
+        loss.build() if loss else None,
+        stopwatch,
+    )
+    return stopwatch.seconds and stopwatch.seconds / share
 
 
 def _epoch_seconds(
     model: ContextKV, config: ExperimentConfig, precision: str, positions: int, val_positions: int
 ) -> float:
+    """Time steps and the scoring of some rows, in a random stream that is longer than a window."""
     size = min(positions, config.phase2.batch_size)
-    count = 2 * (1 + TIMED_BATCHES) * max(size, EVALUATION_ROWS)  # of the stream, long enough for any window
-    contexts = torch.randn(count + 1, config.model.context_dim, device=model.device)
+    count = 2 * (1 + TIMED_BATCHES) * max(size, EVALUATION_ROWS)
     ids = torch.randint(GPT2_VOCAB_SIZE, (count + 1,), device=model.device).int()
-    cached = StreamCache(ids, contexts)
+    validation = StreamCache(ids, torch.randn(count + 1, config.model.context_dim, device=model.device))
+    train = replace(validation, contexts=validation.contexts.to(DTYPES[precision]))
+    model.init_attention(ids, config.phase1)
     model.set_phase(2)
     model.train()
-    train = model.cached_stream(replace(cached, contexts=contexts.to(DTYPES[precision])), training=True)
-    validation = model.cached_stream(cached, training=False)
     stepper = STEPPERS[config.phase2.optimizer](model.trained_weights(), config.phase2, count)
-    table = model.wte.weight.detach().to(DTYPES[precision])
-    batches = train.batches(train.epoch_order(config.runtime.seed, 1), size, model)
-    rows = iter(torch.arange(count)[-(1 + TIMED_BATCHES) * EVALUATION_ROWS :].split(EVALUATION_ROWS))
+    table, trained = (
+        model.wte.weight.detach().to(DTYPES[precision]),
+        model.cached_stream(train, training=True),
+    )
+    batches = trained.batches(trained.epoch_order(config.runtime.seed, 1), size, model)
+    step = _mean_seconds(lambda: train_step(model, table, stepper, Loop(), next(batches), size, precision))
+    scored, rows = model.cached_stream(validation, training=False), torch.arange(count)[-EVALUATION_ROWS:]
+    scoring = _mean_seconds(lambda: token_scores(model, scored, rows)[0].sum())
+    return step * positions / size + scoring * val_positions / EVALUATION_ROWS
 
-    def step() -> None:
-        train_step(model, table, stepper, Loop(), next(batches), size, precision).item()  # waits for a GPU
 
-    step_seconds = _mean_seconds(step)
-    row_seconds = _mean_seconds(lambda: token_scores(model, validation, next(rows))[0].sum().item())
-    return step_seconds * positions / size + row_seconds * val_positions / EVALUATION_ROWS
-
-
-def _mean_seconds(act: Callable[[], object]) -> float:
-    act()
+def _mean_seconds(act: Callable[[], Tensor]) -> float:
+    """Time what returns a scalar, for which it waits."""
+    act().item()
     began = time.perf_counter()
     for _ in range(TIMED_BATCHES):
-        act()
+        act().item()
     return (time.perf_counter() - began) / TIMED_BATCHES
