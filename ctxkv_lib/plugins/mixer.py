@@ -104,6 +104,10 @@ class RowBatch:
         start = min(first for first, _ in self.spans)
         return self._at_positions(model.attention(model.embed(self.ids), start), start), None
 
+    def logits(self, model: MixerModel) -> Tensor:
+        """Compute the logits at the positions, `[n, vocab_size]`."""
+        return model.logits(self.attend(model)[0], self.tokens)
+
     def scores(self, model: MixerModel) -> tuple[Tensor, Tensor]:
         """Compute `model.losses` at the positions: loss and correctness of each prediction."""
         return model.losses(self.attend(model)[0], self.tokens, self.targets)
