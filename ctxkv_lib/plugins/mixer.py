@@ -94,6 +94,10 @@ class RowBatch:
         hidden = zip(model.attention(model.embed(self.rows), start), self.spans, strict=True)
         return torch.cat([row[first - start : stop - start] for row, (first, stop) in hidden]), None
 
+    def logits(self, model: MixerModel) -> Tensor:
+        """Compute the logits at the positions, `[n, vocab_size]`."""
+        return model.logits(self.attend(model)[0], self.tokens)
+
     def scores(self, model: MixerModel) -> tuple[Tensor, Tensor]:
         """Compute `model.losses` at the positions: loss and correctness of each prediction."""
         return model.losses(self.attend(model)[0], self.tokens, self.targets)
