@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import told_in_a_sentence
-from ..method.caches import DTYPES, StreamCache
+from ..method.caches import DTYPES, StreamCache, TokenCache
 from ..method.config import GPT2_VOCAB_SIZE
 from ..method.loop import Loop, Metric
 from ..method.model import ContextKV
@@ -85,8 +85,10 @@ def _epoch_seconds(
     size = min(positions, config.phase2.batch_size)
     count = 2 * (1 + TIMED_BATCHES) * max(size, EVALUATION_ROWS)
     ids = torch.randint(GPT2_VOCAB_SIZE, (count + 1,), device=model.device).int()
-    validation = StreamCache(ids, torch.randn(count + 1, config.model.context_dim, device=model.device))
-    train = replace(validation, contexts=validation.contexts.to(DTYPES[precision]))
+    train = validation = TokenCache(ids)
+    if model.has_contexts:
+        contexts = torch.randn(count + 1, config.model.context_dim, device=model.device)
+        train, validation = (StreamCache(ids, contexts.to(DTYPES[name])) for name in (precision, "fp32"))
     model.init_attention(ids, config.phase1)
     model.set_phase(2)
     model.train()

@@ -230,7 +230,7 @@ REASONS = {
     "texts count": "data.conversations data.texts data.hub data.chitchat data.ultrachat",
     "part of the digests of tokenizer and table": "data.tokens data.token_table",
     "refuses, and leaves the model as it was": "plugins.checks",
-    "who computes what": "ranks method.loop",
+    "who computes what, and where": "ranks method.loop runs.device",
 }
 NOT_COMPUTED_WITH = {module for modules in REASONS.values() for module in modules.split()}
 # The model imports the first four, of which Phase 1 and the caches call nothing; Phase 1 saves no state.
