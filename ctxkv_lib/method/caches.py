@@ -161,14 +161,17 @@ class StreamCache(TokenCache):
         return self.gather(positions, model.window).to(model.device).attend(model)
 
     def _with_copies(self, batch: Batch, positions: Tensor, model: ContextKV) -> Batch:
-        """Add what the model copies at positions near each other: all contexts between them are compared."""
+        """Add what the model copies at each position; runs of consecutive ones are compared together."""
         copying, reach = model.copying, model.window.offsets[-1]
         assert copying is not None
-        start, stop = max(0, int(positions.min()) - reach), int(positions.max()) + 1
-        rows, first = positions[None] - start, positions.new_zeros(1)
-        shares = copying.shares(self.contexts[None, start + 1 : stop + 1], rows, first, reach)[0]
-        followed = positions[:, None] - torch.arange(reach, device=positions.device)
-        return replace(batch, copied=_rows(self.ids, followed.clamp(min=0)), shares=shares)
+        copied, shares = [], []
+        for run in positions.tensor_split((positions.diff() != 1).nonzero()[:, 0].cpu() + 1):
+            start, stop = max(0, int(run[0]) - reach), int(run[-1]) + 1
+            rows, first = run[None] - start, run.new_zeros(1)
+            shares.append(copying.shares(self.contexts[None, start + 1 : stop + 1], rows, first, reach)[0])
+            followed = run[:, None] - torch.arange(reach, device=run.device)
+            copied.append(_rows(self.ids, followed.clamp(min=0)))
+        return replace(batch, copied=torch.cat(copied), shares=torch.cat(shares))
 
 
 def _rows(tensor: Tensor, rows: Tensor) -> Tensor:

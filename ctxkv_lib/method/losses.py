@@ -8,7 +8,9 @@ from torch import Tensor
 
 VOCABULARY_CHUNK = 2048  # rows of the table at a time on a CPU, whose cache then holds a batch's logits
 LARGEST_EXPONENT = 60  # of a sum of exponentials; float32 and bfloat16 go to 88
-BATCH_ROWS = 2048  # positions at a time on any other device: few launches, at most 1 GiB of logits
+# Positions at a time where all their logits are computed: on a CPU 100 MiB of them, on any other device few
+# launches, and 1 GiB.
+CPU_ROWS, BATCH_ROWS = 512, 2048
 
 # Losses `[n]`; correctness `[n]`, or `[0]` with an average; and, if asked for, the table's average row under
 # softmax `[n, hidden_size]`.
@@ -97,9 +99,9 @@ def _column(columns: Tensor, width: int) -> tuple[Tensor, Tensor]:
 def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Outcome:
     """Compute the logits of the whole vocabulary at once, a chunk of positions at a time."""
     table, bias, read, token_bias = head
-    parts = []
-    for start in range(0, max(1, len(hidden)), BATCH_ROWS):
-        chunk = slice(start, start + BATCH_ROWS)
+    parts, size = [], CPU_ROWS if hidden.device.type == "cpu" else BATCH_ROWS
+    for start in range(0, max(1, len(hidden)), size):
+        chunk = slice(start, start + size)
         column = targets[chunk, None]
         logits = F.linear(hidden[chunk].to(table.dtype), table, bias)  # (n, vocab_size)
         if read is not None:

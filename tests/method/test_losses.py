@@ -11,7 +11,7 @@ def any_device(request, monkeypatch):
     """Compute as on a CPU, or as on any other device; in chunks of both."""
     monkeypatch.setattr(losses, "_by_vocabulary", getattr(losses, request.param))
     monkeypatch.setattr(losses, "VOCABULARY_CHUNK", 32)
-    monkeypatch.setattr(losses, "BATCH_ROWS", 5)
+    monkeypatch.setattr(losses, "CPU_ROWS", 5)
 
 
 @pytest.mark.parametrize("vocabulary", [1, 31, 32, 33, 97])
