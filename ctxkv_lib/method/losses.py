@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 VOCABULARY_CHUNK = 2048  # rows of the table at a time on a CPU, whose cache then holds a batch's logits
+LEAST_LOG_SHARE = -80.0  # exp(-87) is the least float32 that is not denormal
 LARGEST_EXPONENT = 60  # of a sum of exponentials; float32 and bfloat16 go to 88
 # Positions at a time where all their logits are computed: on a CPU 100 MiB of them, on any other device few
 # launches, and 1 GiB.
@@ -99,7 +100,8 @@ def _column(columns: Tensor, width: int) -> tuple[Tensor, Tensor]:
 def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Outcome:
     """Compute the logits of the whole vocabulary at once, a chunk of positions at a time."""
     table, bias, read, token_bias = head
-    parts, size = [], CPU_ROWS if hidden.device.type == "cpu" else BATCH_ROWS
+    on_cpu, parts = hidden.device.type == "cpu", []
+    size = CPU_ROWS if on_cpu else BATCH_ROWS
     for start in range(0, max(1, len(hidden)), size):
         chunk = slice(start, start + size)
         column = targets[chunk, None]
@@ -111,6 +113,8 @@ def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Out
             correct = logits.gather(1, column)[:, 0] == logits.amax(dim=1)
         log_shares = logits.log_softmax(dim=1, dtype=hidden.dtype)
         losses = -log_shares.gather(1, column)[:, 0]
+        if on_cpu:  # whose products are ten times slower with denormal numbers
+            log_shares.clamp_(min=LEAST_LOG_SHARE)
         average = (log_shares.exp_().to(table.dtype) @ table).to(hidden.dtype) if averages else None
         parts.append((losses, correct, average))
     all_losses, all_correct, all_averages = zip(*parts, strict=True)
