@@ -24,8 +24,11 @@ class Curves:
         self.summaries = summaries
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        """Return the figure for JupyterLab, for pages with scripts (Colab, the site), and as a picture."""
-        bundle = {"image/png": ppl_curves(self.summaries).png(), "text/plain": "Curves of runs"}
+        """Return the figure for JupyterLab, for pages with scripts (Colab, the site), and as a picture.
+
+        JupyterLab shows the picture until the pointer comes, as large as it has pixels.
+        """
+        bundle = {"image/png": ppl_curves(self.summaries).png(1), "text/plain": "Curves of runs"}
         try:
             figure = plotly_curves(self.summaries)
         except ImportError:
@@ -67,13 +70,14 @@ def plotly_curves(summaries: Mapping[str, Summary]) -> Any:
     linear = {"type": "linear", "range": [0, high], "dtick": None}
     changes = [{f"yaxis.{key}": value for key, value in scale.items()} for scale in (log, linear)]
     buttons = [{"label": new["yaxis.type"], "method": "relayout", "args": [new]} for new in changes]
-    menu = {"type": "buttons", "direction": "right", "buttons": buttons}  # left of the tools
+    menu = {"type": "buttons", "direction": "right", "buttons": buttons}
     title = "<br>".join(filter(None, ["○ best epoch, dashed: training", note]))
     figure.update_layout(
         template="plotly_white",
         height=560,
-        margin={"l": 60, "r": 20, "t": 90, "b": 40},
-        title={"text": title, "font_size": 13, "x": 0, "xref": "paper", "y": 0.85, "yanchor": "bottom"},
+        # From the top: plotly's tools, the buttons, the title in up to two lines.
+        margin={"l": 60, "r": 20, "t": 110, "b": 40},
+        title={"text": title, "font_size": 13, "x": 0, "xref": "paper", "y": 0.885, "yanchor": "top"},
         hovermode="x unified",
         hoversubplots="axis",
         legend={"orientation": "h", "y": -0.12},

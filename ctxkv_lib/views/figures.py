@@ -57,10 +57,10 @@ Lines = Sequence[Mapping[str, Any]]  # of metrics.jsonl
 class Picture(Figure):
     """A figure that a notebook shows, also where pyplot has not been imported."""
 
-    def png(self) -> bytes:
-        """Draw it with two pixels for each of the page."""
+    def png(self, pixels: int = 2) -> bytes:
+        """Draw it with so many pixels, in width and in height, for each of the page."""
         content = io.BytesIO()
-        self.savefig(content, facecolor="white", dpi=2 * self.dpi, metadata={"Software": None})
+        self.savefig(content, facecolor="white", dpi=pixels * self.dpi, metadata={"Software": None})
         return content.getvalue()
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
