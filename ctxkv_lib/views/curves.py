@@ -70,21 +70,22 @@ def plotly_curves(summaries: Mapping[str, Summary]) -> Any:
     linear = {"type": "linear", "range": [0, high], "dtick": None}
     changes = [{f"yaxis.{key}": value for key, value in scale.items()} for scale in (log, linear)]
     buttons = [{"label": new["yaxis.type"], "method": "relayout", "args": [new]} for new in changes]
-    menu = {"type": "buttons", "direction": "right", "buttons": buttons}
+    menu = {"type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "xanchor": "left"}
+    menu |= {"y": 1, "yanchor": "bottom", "pad": {"b": 52}}
     title = "<br>".join(filter(None, ["○ best epoch, dashed: training", note]))
     figure.update_layout(
         template="plotly_white",
         height=560,
-        # From the top: plotly's tools, the buttons, the title in up to two lines.
+        # The top has rows for plotly's tools, the buttons, and the title in up to two lines.
         margin={"l": 60, "r": 20, "t": 110, "b": 40},
-        title={"text": title, "font_size": 13, "x": 0, "xref": "paper", "y": 0.885, "yanchor": "top"},
+        title={"text": title, "font_size": 13, "x": 0, "xref": "paper", "y": 0.86, "yanchor": "top"},
         hovermode="x unified",
         hoversubplots="axis",
         legend={"orientation": "h", "y": -0.12},
         xaxis={"title": "Epoch", "anchor": "y2", "tick0": 0, "dtick": 1 + longest // 12},
         yaxis={"title": "Perplexity per token", "tickformat": ",d", **log, "domain": [0.34, 1]},
         yaxis2={"title": "Accuracy", "tickformat": ".0%", "domain": [0, 0.27]},
-        updatemenus=[{**menu, "x": 0, "xanchor": "left", "y": 1.2}],
+        updatemenus=[menu],
     )
     return figure
 
