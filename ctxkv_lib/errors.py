@@ -47,28 +47,24 @@ def told_in_a_sentence() -> Iterator[None]:
     The frames of such an error are cleared: a notebook keeps its last error, and with it all tensors. Those
     of any other are left, so that `%debug` shows what happened in the user's own code.
     """
+    sentence: BaseException
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        sentence = _sentence(error)
-        if sentence is error:
+        if isinstance(error, KeyboardInterrupt) and not isinstance(error, Stopped):
+            sentence = Stopped()
+        elif isinstance(error, ArithmeticError):  # `method.loop.Diverged`
+            sentence = UserError(str(error))
+        elif is_out_of_memory(error):
+            where = "The GPU's memory" if "CUDA" in str(error) or "MPS" in str(error) else "Memory"
+            sentence = UserError(
+                f"{where} is full; lower phase2.batch_size (in Phase 1: phase1.batch_size) or use fewer "
+                "conversations, and run again: finished stages are kept."
+            )
+        else:
             raise
         traceback.clear_frames(error.__traceback__)
         raise sentence from None
-
-
-def _sentence(error: BaseException) -> BaseException:
-    if isinstance(error, KeyboardInterrupt):
-        return error if isinstance(error, Stopped) else Stopped()
-    if is_out_of_memory(error):
-        where = "The GPU's memory" if "CUDA" in str(error) or "MPS" in str(error) else "Memory"
-        return UserError(
-            f"{where} is full; lower phase2.batch_size (in Phase 1: phase1.batch_size) or use fewer "
-            "conversations, and run again: finished stages are kept."
-        )
-    if isinstance(error, ArithmeticError):  # `method.loop.Diverged`
-        return UserError(str(error))
-    return error
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def run(
 
     Args:
         out: run folder; None takes `run_folder_of(config)`.
-        listener: gets every metric in order, those of stages done earlier included.
+        listener: gets every metric in order; those of stages done earlier, too, with `"replayed": True`.
         again: replace a finished result of other code or data.
         plugins: `block`, `loss`, `attention` or `mixer`: a class or function that replaces the method's, or
             its name `module:Name`. `ctxkv_lib.plugins.hooks` says where it is described what each is given

@@ -95,12 +95,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        DamagedFile: it is not JSON.
-        FileNotFoundError: there is none.
-    """
+    """Read a JSON file; raises DamagedFile if it is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):  # not UTF-8, or not JSON
@@ -115,10 +110,7 @@ def digest(value: Any) -> str:
 
 @cache
 def source_digest(*modules: str) -> str:
-    """Digest the code of modules of this package, such as `method.model`.
-
-    Docstrings, comments and layout do not count.
-    """
+    """Digest the code of modules of this package, such as `method.model`, but not docstrings and layout."""
     sources = []
     for module in modules:
         tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_bytes())
@@ -143,10 +135,7 @@ def checksums(folder: Path, parts: Iterable[Path]) -> dict[str, str]:
 
 
 def damage(file: Path, known: str, only_size: bool = False) -> str:
-    """Describe what is wrong with a file of `checksums`; empty if nothing is.
-
-    `only_size` does not read it, so that a change that keeps its size goes unseen.
-    """
+    """Describe what is wrong with a file of `checksums`, or with its size alone; empty if nothing is."""
     if not file.is_file():
         return f"{file} is missing"
     size, _, expected = known.partition(" ")
@@ -185,12 +174,7 @@ def write_parts(path: Path, tensors: Mapping[str, TensorParts]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, "Tensor"]:
-    """Map the tensors of a safetensors file on the CPU, after a check if `write_tensors` wrote it.
-
-    Raises:
-        DamagedFile: it is damaged.
-        FileNotFoundError: there is none.
-    """
+    """Map the tensors of a safetensors file on the CPU; DamagedFile if they are not what was written."""
     return read_with_metadata(path)[0]
 
 

@@ -1,25 +1,41 @@
 """Progress of long work: bars and lines on a terminal or in a notebook, a line an epoch elsewhere."""
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import ranks
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from .method.config import Phase2Config
     from .method.loop import Metric
 
 LOGGED_ITERATIONS = 10  # of Phase 1: one line for so many
+ESTIMATE_SECONDS = 5  # of a loop, from which its duration is estimated
+T = TypeVar("T")
 Listener = Callable[["Metric"], None]  # called with each line of metrics.jsonl as it is made
 
 
 def progress_bar(iterable: Iterable[Any], description: str, **options: Any) -> "tqdm":
     """Return a tqdm bar, which shows on a terminal or in a notebook only."""
     return _bar(iterable, desc=description, **options)
+
+
+def estimated(items: Iterable[T], total: int, tell: Callable[[float], None]) -> Iterator[T]:
+    """Pass on `total` items, and after some seconds tell once how many seconds all of them take."""
+    began = None
+    for number, item in enumerate(items):
+        if number == 1:  # the first one warms up
+            began = time.monotonic()
+        elif began and (seconds := time.monotonic() - began) >= ESTIMATE_SECONDS:
+            tell(seconds / (number - 1) * total)
+            began = None
+        yield item
 
 
 @contextmanager
@@ -56,18 +72,24 @@ def in_notebook() -> bool:
     return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
 
 
-def epoch_printer(most: int) -> Listener:
-    """Return a listener that prints a line for each of at most `most` epochs, on a terminal above the bars.
+def epoch_printer(config: "Phase2Config") -> Listener:
+    """Return a listener that prints a line for each epoch, on a terminal above the bars.
 
-    Without a terminal, some iterations of Phase 1 get a line, too.
+    Without a terminal, some iterations of Phase 1 get a line, too. What is replayed is not printed.
     """
+    most = config.max_epochs
 
     def show(metric: "Metric") -> None:
         on_terminal = sys.stderr.isatty()
+        if metric.get("replayed") or "step" in metric:
+            return
         if metric["stage"] == "phase1" and (on_terminal or metric["iteration"] % LOGGED_ITERATIONS):
             return
+        line, left = in_words(metric, most), most - metric.get("epoch", most)
+        if left and metric["no_improve"] < config.patience:
+            line += f"; ends in {duration(left * metric['seconds'])} at the latest"
         show_line = notice if on_terminal else partial(print, flush=True)
-        show_line(in_words(metric, most))
+        show_line(line)
 
     return show
 
@@ -85,12 +107,25 @@ def in_words(metric: "Metric", most: int | None = None) -> str:
             f"{run}Phase 1, iteration {metric['iteration']}: loss {metric['loss']:.3f}, "
             f"{metric['convergence_rate']:.0%} of positions converged"
         )
+    epoch = f"{run}Phase 2, epoch {metric['epoch']}{f' of at most {most}' if most else ''}"
+    if "step" in metric:
+        return f"{epoch}, step {metric['step']:,} of {metric['steps']:,}: training loss {metric['loss']:.3f}"
     best = "best so far" if metric["improved"] else f"{metric['no_improve']} without improvement"
     return (
-        f"{run}Phase 2, epoch {metric['epoch']}{f' of at most {most}' if most else ''}: "
-        f"train PPL {metric['train_ppl']:,.1f}, val PPL {metric['val_ppl']:,.1f}, "
+        f"{epoch}: train PPL {metric['train_ppl']:,.1f}, val PPL {metric['val_ppl']:,.1f}, "
         f"val acc {metric['val_acc']:.1%}, {best}"
     )
+
+
+def epochs_ahead(seconds: float, least: int, most: int) -> str:
+    """Say how long an epoch takes, and how many of them there are."""
+    return f"an epoch about {duration(seconds)}, {f'{least} to ' if least < most else ''}{most} of them"
+
+
+def duration(seconds: float) -> str:
+    """Write a duration in seconds, minutes or hours, with two digits that count."""
+    unit, size = next((u, s) for u, s in (("h", 3600), ("min", 60), ("s", 1)) if seconds >= 1.5 * s or s == 1)
+    return f"{float(f'{seconds / size:.2g}'):,g} {unit}"
 
 
 def counted(count: int, unit: str = " samples") -> str:

@@ -1,12 +1,9 @@
 """Several processes in one run, as torchrun or `accelerate launch` starts them: plain `torch.distributed`.
 
 Every process reads the texts and the run's folder, which all must see. Rank 0 alone holds the folder's lock,
-trains Phase 1, computes the caches, writes, tests, measures and prints: in `on_rank_0`, or where `rank()` is
-asked. Phase 2 is trained by all: by way of `RunLoop.shard` and `all_reduce` (`runs.saved_epochs`) each takes
-its share of every batch, also of validation, and losses, scores and gradients are summed
-(`method.phase2.train_step`, `method.scoring.token_scores`). Each draws the dropout of the whole batch
-(`phase2.ShardedDropout`), so the numbers are those of one process, up to rounding. A mixer is trained in one
-process.
+trains Phase 1, computes the caches, writes, tests, measures and prints. Phase 2 is trained by all: each takes
+its `shard` of every batch, also of validation, losses, scores and gradients are summed (`all_reduce`), and
+each draws the dropout of the whole batch, so the numbers are those of one process, up to rounding.
 """
 
 import os
@@ -22,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PATIENCE = timedelta(days=2)  # that the others wait for rank 0
+OTHER_ENDED = "Another process of this run has ended; what is finished is kept."
 T = TypeVar("T")
 
 
@@ -40,11 +38,7 @@ def rank() -> int:
 
 
 def join(device: "torch.device") -> None:
-    """Connect with the other processes, if there are any; each takes a GPU of its own.
-
-    Raises:
-        UserError: there are fewer GPUs than processes.
-    """
+    """Connect with the other processes, if there are any; a UserError if there are fewer GPUs than these."""
     import torch
     from torch import distributed
 
@@ -76,7 +70,7 @@ def all_reduce(tensors: Sequence["Tensor"]) -> None:
             for exchange in [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
                 exchange.wait()
         except RuntimeError as error:
-            raise Ended("Another process of this run has ended; what is finished is kept.") from error
+            raise Ended(OTHER_ENDED) from error
 
 
 def on_rank_0(make: Callable[[], T]) -> T:
@@ -85,19 +79,18 @@ def on_rank_0(make: Callable[[], T]) -> T:
         return make()
     from torch import distributed
 
-    outcome: list[Any] = [None, ""]
-    failed: BaseException | None = None
-    if rank() == 0:
-        try:
-            outcome[0] = make()
-        except (Exception, KeyboardInterrupt) as error:
-            outcome[1], failed = str(error) or type(error).__name__, error
+    outcome: list[Any] = [None, ""]  # what `make` returned, and its error
     try:
-        distributed.broadcast_object_list(outcome)
-    except RuntimeError as error:
-        raise Ended("Another process of this run has ended; what is finished is kept.") from error
-    if failed:
-        raise failed
+        if rank() == 0:
+            outcome[0] = make()
+    except BaseException as error:
+        outcome[1] = str(error) or type(error).__name__
+        raise
+    finally:
+        try:
+            distributed.broadcast_object_list(outcome)
+        except RuntimeError as error:
+            raise Ended(OTHER_ENDED) from error
     if outcome[1]:
         raise Ended(outcome[1])
     return outcome[0]

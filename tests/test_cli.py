@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,12 +14,14 @@ from unittest.mock import Mock
 import pytest
 import torch
 from conftest import Terminal, settings_of, tiny_run, write_conversations
+from sample_runs import EPOCHS, epoch_lines
 
 import ctxkv_lib
 from ctxkv_lib import experiments, files, progress
 from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.measure import measurements
+from ctxkv_lib.method.config import Phase2Config
 from ctxkv_lib.runs import stages
 from ctxkv_lib.runs.keys import MEASUREMENTS
 
@@ -166,6 +169,38 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_done(printed_by, tmp_path
 
 
 @pytest.mark.slow
+def test_info_measures_how_long_training_takes(printed_by):
+    line = printed_by("info", "--preset", "ci", "--time").splitlines()[-1]
+    duration = r"[\d.]+ (s|min|h)"
+    phase1 = rf"Phase 1 at most {duration} \(59 iterations of {duration}\)"
+    assert re.fullmatch(rf"6,324 tokens: {phase1}; an epoch about {duration}, 3 of them", line)
+
+
+def test_a_run_says_early_how_long_an_epoch_takes(tmp_path, tiny_settings, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "ESTIMATE_SECONDS", 0)
+    settings = tiny_settings | {"phase2.batch_size": 32, "phase2.max_epochs": 5, "phase2.learning_rate": 1e-9}
+    assert main(tiny_run(tmp_path / "run", settings)) == 0
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"\d+ tokens: an epoch about [\d.]+ s, 4 to 5 of them\.\n", err)
+    ends = [line.partition("; ends in ")[2] for line in out.splitlines() if "epoch 1 of" in line]
+    assert re.fullmatch(r"[\d.]+ s at the latest", *ends)
+
+
+def test_the_line_of_an_epoch_says_when_training_ends(capsys):
+    show = progress.epoch_printer(Phase2Config(max_epochs=6, patience=2))
+    for line in epoch_lines(EPOCHS[500]):  # 12.5 s each; the third is the best
+        show({"stage": "phase2", **line})
+    ends = [line.rpartition("; ends in ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert ends[:4] == [f"{left} at the latest" for left in ("62 s", "50 s", "38 s", "25 s")]
+    assert "latest" not in ends[4] + ends[5]
+
+
+def test_a_duration_has_two_digits_that_count():
+    shown = [progress.duration(seconds) for seconds in (0.0123, 0.34, 4.26, 89, 90, 5000, 5400, 900_000)]
+    assert shown == ["0.012 s", "0.34 s", "4.3 s", "89 s", "1.5 min", "83 min", "1.5 h", "250 h"]
+
+
+@pytest.mark.slow
 def test_a_run_in_a_pipe_prints_a_line_an_epoch_and_no_progress(printed_by, tmp_path, tiny_settings):
     out = tmp_path / "run"
     settings = {
@@ -183,6 +218,13 @@ def test_a_run_in_a_pipe_prints_a_line_an_epoch_and_no_progress(printed_by, tmp_
     for language, name in (("en", "report.md"), ("ja", "report.ja.md")):
         printed = printed_by("report", out, "--lang", language)
         assert printed.strip() == (out / name).read_text(encoding="utf-8").strip()
+
+
+def test_a_finished_run_says_so_and_prints_no_epoch_again(finished_run, capsys):
+    assert main(["run", "--out", str(finished_run.path)]) == 0
+    out, err = capsys.readouterr()
+    assert [line.partition(":")[0] for line in out.splitlines()] == [out[:12], "Report"]
+    assert err.splitlines() == ["Phase 1 finished: reused.", "Phase 2 finished: reused."]
 
 
 def test_options_count_for_a_folder_that_holds_a_run(printed_by, finished_run, tiny_settings):
@@ -242,7 +284,9 @@ def test_compare_prints_the_table(printed_by, tmp_path, tiny_settings, monkeypat
     single = ["run", "--preset", "ci", "--samples", 8, "--out", folder, *settings]
     assert "holds a finished result of other code" in printed_by(*single, code=2)
     assert "Best epoch 1: " in printed_by(*single, "--again")
-    assert printed_by(*arguments, "--again") == printed
+    again = printed_by(*arguments, "--again")
+    assert printed.endswith(again)  # before it, an epoch of each run
+    assert "epoch 1 of" not in again
 
 
 @pytest.mark.slow
@@ -290,4 +334,4 @@ def test_bars_show_on_a_terminal_and_nothing_elsewhere(capsys, monkeypatch):
     with progress.stage("Making the token table"):
         list(progress.progress_bar(range(3), "Steps"))
     assert "Making the token table" in terminal.getvalue()
-    assert "Steps" in terminal.getvalue()
+    assert re.search(r"Steps: .*0/3 \[\d\d:\d\d<", terminal.getvalue())  # passed, and what is left

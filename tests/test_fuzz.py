@@ -16,7 +16,8 @@ from sample_runs import write_run
 from ctxkv_lib import errors, experiments
 from ctxkv_lib.cli import main
 from ctxkv_lib.data.config import DataConfig
-from ctxkv_lib.data.conversations import load_conversations, read_conversations
+from ctxkv_lib.data.conversations import Conversations, load_conversations
+from ctxkv_lib.data.texts import read_texts
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.measure.other_text import evaluate
 from ctxkv_lib.report.tables import format_scores
@@ -180,7 +181,7 @@ def is_read(path, content, reader):
 
 
 def read_and_evaluate(path, reader):
-    conversations = read_conversations(path)
+    conversations = Conversations.of(read_texts(path))
     scores = evaluate(*reader, conversations.texts)
     assert str(len(conversations)) in format_scores(scores)
     assert scores["conversations"] == len(conversations) > 0

@@ -23,7 +23,7 @@ def execute(finished_run, tmp_path, monkeypatch):
 
     def execute_code(code):
         exec(code, {"ctxkv": reused, "config": finished_run.config})
-        return finished_run.metrics
+        return [{**line, "replayed": True} for line in finished_run.metrics]
 
     return execute_code
 

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, get_args
 
 from ..errors import UserError
@@ -63,16 +62,11 @@ def check_splits(data: DataConfig) -> None:
             SPLIT_CHECKS[data.source](data, split)
 
 
-def read_conversations(source: Path | str, split: str | None = None) -> Conversations:
-    """Read every conversation of a file, folder or data set on the Hub, as `read_texts` does."""
-    return Conversations.of(read_texts(source, split))
-
-
 def own_texts(data: DataConfig, split: Split) -> list[str]:
     """Read a split of the user's data: training at its beginning; test, table text and validation at its end.
 
-    With `data.corpus=chitchat+own`, the table text is of chitchat-dataset, and all but validation and test:
-    experiments of all sizes share one table. Raises a UserError if the splits are larger than the data.
+    With `data.corpus=chitchat+own` experiments of all sizes share one table text. Raises a UserError if the
+    splits are larger than the data.
     """
     texts, sizes = read_texts(str(data.path), data.split), _sizes(data)
     if sum(sizes.values()) > len(texts):
@@ -105,13 +99,8 @@ def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int)
 
     Validation comes first: a tenth, but enough text for `LEAST_WINDOWS`, at most a third. Then, of what is
     left, the test gets a tenth of all, and training the rest. The token table gets its text from
-    chitchat-dataset and from all of the user's but validation and test.
-
-    Args:
-        context_window: tokens that a position can reach.
-
-    Raises:
-        UserError: the data cannot be read, or has fewer than two conversations.
+    chitchat-dataset and from all of the user's but validation and test. Raises a UserError if the data cannot
+    be read, or has fewer than two conversations.
     """
     texts = read_texts(str(data.path), data.split)
     count, tenth = len(texts), TENTH * len(texts)

@@ -20,11 +20,6 @@ _BLOCK = 1 << 20  # tokens of a stream at a time; pairs take some hundred bytes 
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where the formula is undefined; as KenLM's --discount_fallback
 
 
-def count_tokens(ids: torch.Tensor, size: int) -> torch.Tensor:
-    """Count each id of `ids` `[n]`, all below `size`: int64 `[size]`."""
-    return torch.bincount(ids.int(), minlength=size)
-
-
 def discounts(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Estimate the discounts of counts 0 (none), 1, 2 and 3 or more: float64 `[4]`.
 
@@ -48,19 +43,16 @@ def unigram_floor(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbours: str) -> torch.Tensor:
-    """Make one vector a token from the text of a stream.
+    """Make one vector a token from the text of a stream: float32 `[vocab_size, hidden_size]`.
 
     With `neighbours` "around" (symmetric), tokens with the same neighbours have similar vectors. With "sides"
     (directional), a vector has both factors of the PMI of pairs, of a token as the first and as the second,
     at each distance: tokens between the same neighbours are similar. A random rotation gives all components
-    the same weight. All vectors get the same norm: in the SVD, frequent tokens have larger ones, and would
-    dominate the head.
-
-    Returns float32 `[vocab_size, hidden_size]`. Tokens in the stream have norm 1, about; the others are noise
-    of norm `NOISE`.
+    the same weight. All vectors get a norm of about 1, as frequent tokens, which the SVD makes larger, would
+    dominate the head; tokens that do not occur are noise of norm `NOISE`.
     """
     generator = torch.Generator().manual_seed(SEED)
-    occurs = count_tokens(stream.ids, vocab_size) > 0
+    occurs = torch.bincount(stream.ids.int(), minlength=vocab_size) > 0
     seen, place = occurs.nonzero().flatten(), occurs.cumsum(0) - 1
 
     def followed(reach: int) -> torch.Tensor:

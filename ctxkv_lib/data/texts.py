@@ -59,24 +59,21 @@ def files_from(source: str | Path, row: int) -> list[Path]:
 
 
 def _read_files(source: str | Path, split: str | None) -> tuple[list[str], dict[Path, int]]:
-    files = _files(source, split)
+    path = Path(os.path.expanduser(source))
+    if not path.exists() and _kind(path) not in FILE_READERS and HUB_NAME.fullmatch(str(source)):
+        files = dataset_files(str(source), split)
+    elif split is not None:
+        raise UserError(f"data.split is {split!r}; allowed: none but for a data set on the Hub.")
+    elif not path.exists():
+        known = f"a file ({KINDS}), a folder of such files, or a data set on the Hub as owner/name"
+        raise UserError(f"{path.absolute()} does not exist; name {known}.")
+    elif path.is_file():
+        files = [path]
+    else:
+        files = sorted(file for file in visible_files(path) if _kind(file) in FILE_READERS)
     states = [file.stat() for file in files]
     with stage(f"Reading {source}"):
         return _read(tuple(files), *((state.st_mtime_ns, state.st_size) for state in states))
-
-
-def _files(source: str | Path, split: str | None) -> list[Path]:
-    path = Path(os.path.expanduser(source))
-    if not path.exists() and _kind(path) not in FILE_READERS and HUB_NAME.fullmatch(str(source)):
-        return dataset_files(str(source), split)
-    if split is not None:
-        raise UserError(f"data.split is {split!r}; allowed: none but for a data set on the Hub.")
-    if not path.exists():
-        known = f"a file ({KINDS}), a folder of such files, or a data set on the Hub as owner/name"
-        raise UserError(f"{path.absolute()} does not exist; name {known}.")
-    if path.is_file():
-        return [path]
-    return sorted(file for file in visible_files(path) if _kind(file) in FILE_READERS)
 
 
 @lru_cache(maxsize=1)  # every split needs the same texts
@@ -85,8 +82,13 @@ def _read(files: tuple[Path, ...], *_: tuple[int, int]) -> tuple[list[str], dict
     texts: list[str] = []
     starts: dict[Path, int] = {}
     for file in files:
-        start = len(texts)
-        texts += filter(None, (text_of(f"{file}, {place}", record) for place, record in _records(file)))
+        if _kind(file) not in FILE_READERS:
+            raise UserError(f"{file} is of no known kind; allowed: {KINDS}.")
+        start, records = len(texts), FILE_READERS[_kind(file)](file)
+        try:
+            texts += filter(None, (text_of(f"{file}, {place}", record) for place, record in records))
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{file} cannot be read ({error}); name a readable file.") from error
         if len(texts) > start:
             starts[file] = start
     return texts, starts
@@ -94,15 +96,6 @@ def _read(files: tuple[Path, ...], *_: tuple[int, int]) -> tuple[list[str], dict
 
 def _kind(path: Path) -> str:
     return Path(path.name.lower().removesuffix(".gz")).suffix
-
-
-def _records(path: Path) -> Records:
-    if _kind(path) not in FILE_READERS:
-        raise UserError(f"{path} is of no known kind; allowed: {KINDS}.")
-    try:
-        yield from FILE_READERS[_kind(path)](path)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({error}); name a readable file.") from error
 
 
 def _lines(path: Path) -> Iterator[str]:

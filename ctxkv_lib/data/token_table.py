@@ -14,7 +14,7 @@ from ..files import digest, source_digest
 from ..progress import stage
 from .config import DataConfig
 from .conversations import Conversations
-from .cooccurrence import build_table, count_tokens
+from .cooccurrence import build_table
 from .hub import GPT2, download
 from .tokens import GPT2_VOCAB_SIZE, cached_tensors, load_tokenizer, tokenizer_digest, train_stream
 
@@ -35,12 +35,8 @@ def load_table(
 ) -> TokenTable:
     """Read or make the table that `data.table` names.
 
-    Args:
-        seed: for table=random.
-        corpus: split corpus, for table=cooccurrence.
-
-    Raises:
-        UserError: its source cannot be read, or it has another width than `hidden_size`.
+    `seed` is for table=random, split `corpus` for table=cooccurrence. Raises a UserError if the source cannot
+    be read, or has another width than `hidden_size`.
     """
     if data.table == "gpt2":
         table = _gpt2_table(hidden_size)
@@ -66,7 +62,7 @@ def corpus_ids(data: DataConfig, corpus: Conversations) -> torch.Tensor:
 
 def corpus_counts(data: DataConfig, corpus: Conversations) -> torch.Tensor:
     """Count each token in split corpus: int64 `[vocab_size]`."""
-    return count_tokens(corpus_ids(data, corpus), GPT2_VOCAB_SIZE)
+    return torch.bincount(corpus_ids(data, corpus).int(), minlength=GPT2_VOCAB_SIZE)
 
 
 def check_width(table: str, hidden_size: int) -> None:
@@ -81,12 +77,13 @@ def check_width(table: str, hidden_size: int) -> None:
 def _cooccurrence_table(data: DataConfig, corpus: Conversations, hidden_size: int) -> TokenTable:
     """Make a table from split `corpus` only, shared by all runs on that corpus."""
 
+    tokenizer = load_tokenizer(data.tokenizer)
+
     def make() -> dict[str, torch.Tensor]:
         stream = train_stream(corpus, tokenizer)
         with stage("Making the token table"):
             return {"weight": build_table(stream, GPT2_VOCAB_SIZE, hidden_size, data.neighbours)}
 
-    tokenizer = load_tokenizer(data.tokenizer)
     code, text = source_digest("data.cooccurrence"), [corpus.fingerprint, tokenizer_digest(tokenizer)]
     key = digest([code, text, hidden_size, data.neighbours])
     return TokenTable(cached_tensors("cooccurrence", key, make)["weight"], key)

@@ -12,15 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import DamagedFile, UserError
-from ..files import (
-    cache_dir,
-    digest,
-    read_tensors,
-    read_with_metadata,
-    remove,
-    source_digest,
-    write_tensors,
-)
+from ..files import cache_dir, digest, read_tensors, remove, source_digest, write_tensors
 from ..method.config import GPT2_VOCAB_SIZE
 from ..progress import notice, progress_bar
 from .conversations import Conversations
@@ -120,15 +112,12 @@ def cached_tensors(name: str, key: str, make: Maker) -> dict[str, torch.Tensor]:
     path = cache_dir() / f"{name}-{key}.safetensors"
     if path.exists():
         try:
-            tensors, metadata = read_with_metadata(path)
-            if metadata.get("key") != key:
-                raise DamagedFile(path, "it is another file")
-            return tensors
+            return read_tensors(path)
         except DamagedFile as error:
             notice(f"{path} is damaged ({error.reason}); it is made again.")
     for leftover in path.parent.glob(".*.part"):  # of a killed process, if it is old
         with suppress(OSError):  # its process may be about to rename it
             if leftover.stat().st_mtime < time.time() - LEFTOVER_SECONDS:
                 remove(leftover)
-    write_tensors(path, make(), {"key": key})
+    write_tensors(path, make())
     return read_tensors(path)

@@ -21,8 +21,7 @@ MEASURES: dict[str, Callable[[OpenRun], dict[str, Any]]] = {"ngrams": ngrams.of_
 def measure(run: Run, names: Sequence[str] = tuple(MEASUREMENTS)) -> Run:
     """Compute the missing measurements of a finished run, and write its summary and report anew.
 
-    Args:
-        names: of `MEASUREMENTS`. A mixer has no contexts to probe, which is then left out.
+    A mixer has no contexts to probe, which is then left out.
 
     Raises:
         UserError: none that applies; missing or damaged files; the user's own conversations have changed.

@@ -69,12 +69,10 @@ def ngram_baselines(
 ) -> dict[str, dict[str, Any]]:
     """Compute perplexities of the best n-gram model, alone and with a unigram cache.
 
-    `streams["val"]` chooses order, floor and the cache's weight, as it does the model's best epoch: the
-    baseline is strong.
-
     Args:
         train: int64 `[n]`, the counted tokens.
-        streams: `{"val": ids, ...}`, predicted from the second token on.
+        streams: `{"val": ids, ...}`, predicted from the second token on. "val" chooses order, floor and the
+            cache's weight, as it does the model's best epoch: the baseline is strong.
         floors: `{name: float64 [vocab_size]}`, distributions to interpolate the unigrams with.
         window: tokens of history that the cache counts.
         starts: of some streams, int64: the conversations' first tokens.
@@ -158,9 +156,8 @@ def kneser_ney(train: Ids, ids: Ids, floors: Mapping[str, Floats]) -> dict[tuple
 def _interpolated(counts: Ids, history_of: Ids, grams: Ids, histories: Ids, below: Floats) -> Floats:
     """Interpolate discounted counts with the probabilities `below`, of the order below.
 
-    Args:
-        counts, history_of: int64 `[n-grams]`, how often each occurs, and the number of its history.
-        grams, histories: int64 `[n]`, what is predicted, by number.
+    `counts` and `history_of`, int64 `[n-grams]`, say how often each occurs, and the number of its history;
+    `grams` and `histories`, int64 `[n]`, what is predicted, by number.
     """
     taken = discounts(counts)[np.minimum(counts, 3)]
     size = history_of.max() + 1

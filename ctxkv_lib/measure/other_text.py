@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.conversations import read_conversations
+from ..data.conversations import Conversations
+from ..data.texts import read_texts
 from ..errors import told_in_a_sentence
 from ..method.modeling import CACHE_NAME, ContextKVForCausalLM
 from ..method.scoring import perplexity
@@ -37,7 +38,7 @@ def evaluate(model: ContextKVForCausalLM, tokenizer: Any, texts: Sequence[str]) 
     scored = [_scores(model, torch.tensor([tokenizer.eos_token_id, *ids])) for ids in encoded]
     losses, correct = (torch.cat(scores) for scores in zip(*scored, strict=True))
     places = torch.cat([torch.arange(len(ids)) for ids in encoded])
-    nats, slots = losses.double().sum().item(), len(model.model.window)
+    nats, slots = losses.double().sum().item(), len(model.model.window.offsets)
     words = word_count(texts)
     word_ppl = perplexity(nats / words) if words else math.inf
     history = (model.model.window.slots(places) >= 0).sum(dim=-1)
@@ -108,7 +109,7 @@ def evaluate_texts(run: Run | Path | str, data: Path | str, split: str | None = 
     Raises:
         UserError: the conversations cannot be read, or there is no finished run.
     """
-    conversations = read_conversations(data, split)
+    conversations = Conversations.of(read_texts(data, split))
     opened = open_run(run, "auto")
     model, tokenizer = for_transformers(opened.model, opened.run.config, opened.tokenizer)
     source = {"file": Path(data).name, "fingerprint": conversations.fingerprint}

@@ -32,8 +32,6 @@ POSITIONS = 1024  # with a full window, at which other contexts are read
 
 
 class Stream(NamedTuple):
-    """Contexts and the tokens they were computed from."""
-
     contexts: Tensor  # float32 `[n, context_dim]`, after each token
     tokens: Tensor  # int64 `[n]`, rows of a table of embeddings
 
@@ -139,8 +137,8 @@ def decodability(
 
 def memory_span(by_distance: Sequence[dict[str, float]]) -> int | None:
     """Return the distance in tokens up to which R² stays above `SPAN_R2`; None if it never is."""
-    remembered = list(takewhile(lambda row: row["r2"] > SPAN_R2, by_distance))
-    return int(remembered[-1]["distance"]) if remembered else None
+    remembered = takewhile(lambda row: row["r2"] > SPAN_R2, by_distance)
+    return max((int(row["distance"]) for row in remembered), default=None)
 
 
 def coverage(offsets: Sequence[int], window: int, span: int | None) -> float:
@@ -155,10 +153,6 @@ def other_contexts(model: ContextKV, cache: StreamCache) -> dict[str, Any]:
 
     Zero contexts never occur in training, so they harm even a model that ignores the content of contexts.
     Contexts from elsewhere, usually another conversation, harm only a model that reads them.
-
-    Args:
-        model: in evaluation mode.
-        cache: of the validation stream.
 
     Returns:
         `positions`, their number; `changed`, by name (`zero`, `elsewhere`): `ppl`; `percent`, its increase

@@ -52,10 +52,3 @@ def next_tokens(
         shape, allowed = tuple(targets.shape), tuple(input_ids.shape)
         require(shape == allowed, "labels.shape", shape, f"{allowed}, as input_ids")
     return targets
-
-
-def kept_columns(logits_to_keep: int | Tensor) -> slice | Tensor:
-    """Return the columns that `logits_to_keep` of `forward` keeps."""
-    if isinstance(logits_to_keep, Tensor):
-        return logits_to_keep
-    return slice(-logits_to_keep if logits_to_keep else None, None)

@@ -1,7 +1,7 @@
 """The caches of Phase 2, contexts and tokens of a stream, and the batches that are gathered from them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from operator import itemgetter
 from typing import Any, Self
 
@@ -95,7 +95,6 @@ class TokenCache(_Tensors):
     """A cached stream of n + 1 tokens: n inputs, each with its target."""
 
     ids: Tensor  # int32 `[n + 1]`, the tokens; position i reads token i and predicts token i + 1
-    chunk: int = field(default=1, kw_only=True)  # consecutive positions that an epoch visits together
 
     def __len__(self) -> int:
         return len(self.ids) - 1
@@ -106,7 +105,7 @@ class TokenCache(_Tensors):
 
     def batch(self, positions: Tensor, model: Any) -> Any:
         """Gather what `model` reads at `positions`, int64 `[n]`, on the cache's device."""
-        raise NotImplementedError("A model that reads tokens alone has a cache of its own.")
+        return model.gather(self.ids, positions)
 
     def batches(self, order: Tensor, size: int, model: Any, shard: Shard | None = None) -> Iterator[Any]:
         """Gather the positions of `order`, int64 `[n]`, in batches on the model's device."""
@@ -114,17 +113,17 @@ class TokenCache(_Tensors):
             own_positions = positions if shard is None else positions[shard(len(positions))]
             yield self.batch(own_positions, model).to(model.device)
 
-    def epoch_order(self, seed: int, epoch: int) -> Tensor:
+    def epoch_order(self, seed: int, epoch: int, chunk: int = 1) -> Tensor:
         """Draw the order in which an epoch visits the positions, int64 `[n]` on the CPU, from both numbers.
 
         It is a permutation of all positions; in a stream of more than `POOL`, of blocks, and of the positions
-        in each pool of blocks. With chunks, a permutation of these, cut differently in each epoch.
+        in each pool of blocks. With a `chunk` of more than one, of chunks, cut differently in each epoch.
         """
         generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
         positions = torch.arange(len(self))
-        if self.chunk > 1:
-            shift = int(torch.randint(self.chunk, (), generator=generator))
-            chunks = [positions[:shift], *positions[shift:].split(self.chunk)]
+        if chunk > 1:
+            shift = int(torch.randint(chunk, (), generator=generator))
+            chunks = [positions[:shift], *positions[shift:].split(chunk)]
             return torch.cat([chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()])
         if len(self) <= POOL:
             return torch.randperm(len(self), generator=generator)
@@ -162,17 +161,14 @@ class StreamCache(TokenCache):
         return self.gather(positions, model.window).to(model.device).attend(model)
 
     def _with_copies(self, batch: Batch, positions: Tensor, model: ContextKV) -> Batch:
-        """Add what the model copies at each position; runs of consecutive ones are compared together."""
+        """Add what the model copies at positions near each other: all contexts between them are compared."""
         copying, reach = model.copying, model.window.offsets[-1]
         assert copying is not None
-        copied, shares = [], []
-        for run in positions.tensor_split((positions.diff() != 1).nonzero()[:, 0].cpu() + 1):
-            start, stop = max(0, int(run[0]) - reach), int(run[-1]) + 1
-            rows, first = run[None] - start, run.new_zeros(1)
-            shares.append(copying.shares(self.contexts[None, start + 1 : stop + 1], rows, first, reach)[0])
-            followed = run[:, None] - torch.arange(reach, device=run.device)
-            copied.append(_rows(self.ids, followed.clamp(min=0)))
-        return replace(batch, copied=torch.cat(copied), shares=torch.cat(shares))
+        start, stop = max(0, int(positions.min()) - reach), int(positions.max()) + 1
+        rows, first = positions[None] - start, positions.new_zeros(1)
+        shares = copying.shares(self.contexts[None, start + 1 : stop + 1], rows, first, reach)[0]
+        followed = positions[:, None] - torch.arange(reach, device=positions.device)
+        return replace(batch, copied=_rows(self.ids, followed.clamp(min=0)), shares=shares)
 
 
 def _rows(tensor: Tensor, rows: Tensor) -> Tensor:

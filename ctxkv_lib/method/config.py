@@ -103,3 +103,8 @@ class Phase2Config:
 
     def __post_init__(self) -> None:
         check_settings(self, "phase2")
+
+    @property
+    def least_epochs(self) -> int:
+        """The first one is always the best so far."""
+        return min(1 + self.patience, self.max_epochs)

@@ -4,10 +4,8 @@ Tokens are indices `tokens` `[n]` into the distinct ones (`distinct_rows`), whos
 `projected_inputs` `[num_distinct, context_dim]`. Contexts are padded, `[n + 1, context_dim]`: row 0 is the
 context before the first token, row i + 1 the context after token i.
 
-These are for caches and the test (`runs.stages._stream_contexts`), the untrained blocks of `measure.probe`,
-and notebook 0. `oacd.train_iteration` computes contexts in training, `modeling.ContextKVForCausalLM` in
-generation and on other text, `plugins.checks` one step of a block of a user's; notebook 2 has the recurrence
-as a loop, and `reference` all of it in plain lines, unpadded.
+These are for caches, test and probe. `oacd` computes contexts in training, `modeling` in generation and on
+other text, and `reference` all of them in plain lines, unpadded.
 """
 
 from collections.abc import Callable
@@ -34,7 +32,7 @@ def distinct_rows(model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Embed the distinct ones of `ids`, integers `[n]` of any dtype, on any device.
 
     Returns normed embeddings `[num_distinct, hidden_size]`, and `ids` as rows of them, int64 `[n]`, both on
-    the model's device. The model needs that `device` and an `embed`, which maps ids to normed embeddings.
+    the model's device.
     """
     distinct, tokens = ids.to(model.device, torch.int32).unique(return_inverse=True)
     return model.embed(distinct), tokens
@@ -50,10 +48,8 @@ def contexts_by_passes(
 ) -> Tensor:
     """Compute the padded contexts of a stream as the original does.
 
-    Args:
-        generator: draws the first contexts of a stream that Phase 1 was not trained on.
-        trained_on: the padded contexts of Phase 1's last iteration, if it was trained on this stream, which
-            a parallel pass overwrites.
+    `trained_on`, which is overwritten, has those of Phase 1's last iteration, if it was trained on this
+    stream; else `generator` draws the first ones.
     """
     if trained_on is not None:
         return parallel_pass(block, projected_inputs, tokens, trained_on)
@@ -100,11 +96,10 @@ def exact_contexts(
     the dtype and device of `projected_inputs`.
 
     Args:
-        tokens: int64 `[n]`; a long stream can be read part by part, each from the last context of the one
-            before.
         tolerance: largest error of a component. A quarter of it may be left where a segment begins, which a
             block may amplify before it forgets it.
-        before: context before the first token, `[context_dim]`; None: zeros.
+        before: context before the first token, `[context_dim]`; None: zeros. A long stream can be read part
+            by part, each from the last context of the one before.
     """
     first = projected_inputs.new_zeros(context_dim(block, projected_inputs)) if before is None else before
     length = max(1, min(len(tokens), SEGMENT), -(-len(tokens) // SEGMENTS))

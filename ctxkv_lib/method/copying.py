@@ -14,15 +14,10 @@ NOTHING = 1e-38  # the least probability of what is copied, or left: the log of 
 
 
 class Copying(NamedTuple):
-    """How much is copied, and how similar contexts have to be.
+    """How much is copied, and how similar contexts have to be."""
 
-    Attributes:
-        weight: the share of the probability that is copied, less than 1.
-        sharpness: the factor of the cosine of two contexts; with 0 all tokens in reach count the same.
-    """
-
-    weight: float
-    sharpness: float
+    weight: float  # the share of the probability that is copied, less than 1
+    sharpness: float  # the factor of the cosine of two contexts; with 0 all tokens in reach count the same
 
     def shares(self, contexts: Tensor, rows: Tensor, first: Tensor, reach: int) -> Tensor:
         """Compute the probability that each of the `reach` contexts before a row adds to the token after it.

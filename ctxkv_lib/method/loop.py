@@ -12,6 +12,11 @@ Metric = dict[str, Any]  # a line of metrics.jsonl
 T = TypeVar("T")
 
 
+def epochs_of(metrics: Iterable[Metric]) -> list[Metric]:
+    """Return the metrics of whole epochs among those of a training."""
+    return [metric for metric in metrics if "val_ppl" in metric]
+
+
 class Diverged(ArithmeticError):
     """A training whose loss or weights are no longer finite: the same settings would end there again."""
 
@@ -31,6 +36,9 @@ class Loop:
 
         `state` is the `Phase2State` after the epoch; None in Phase 1, which begins again if it is stopped.
         """
+
+    def after_steps(self, metric: Metric) -> None:
+        """Handle the metrics of some steps within an epoch of Phase 2."""
 
     def shard(self, rows: int) -> slice:
         """Return the slice of a batch's rows that this process takes."""

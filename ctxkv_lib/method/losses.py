@@ -12,7 +12,7 @@ BATCH_ROWS = 2048  # positions at a time on any other device: few launches, at m
 
 # Losses `[n]`; correctness `[n]`, or `[0]` with an average; and, if asked for, the table's average row under
 # softmax `[n, hidden_size]`.
-Found = tuple[Tensor, Tensor, Tensor | None]
+Outcome = tuple[Tensor, Tensor, Tensor | None]
 # `table`, `bias`, `read` and `token_bias` of `frozen_head_cross_entropy`.
 Head = tuple[Tensor, Tensor | None, Tensor | None, float]
 
@@ -41,7 +41,7 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         return gradients[0][:, None] * hidden_gradient, None, None
 
 
-def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Found:
+def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Outcome:
     """Compute the logits of a chunk of the vocabulary at a time.
 
     With l[v] the logit of token v and any number c, for each position::
@@ -94,7 +94,7 @@ def _column(columns: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return columns.long().clamp(0, width - 1), (columns >= 0) & (columns < width)
 
 
-def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Found:
+def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Outcome:
     """Compute the logits of the whole vocabulary at once, a chunk of positions at a time."""
     table, bias, read, token_bias = head
     parts = []
@@ -111,8 +111,6 @@ def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Fou
         losses = -log_shares.gather(1, column)[:, 0]
         average = (log_shares.exp_().to(table.dtype) @ table).to(hidden.dtype) if averages else None
         parts.append((losses, correct, average))
-    if len(parts) == 1:
-        return parts[0]
     all_losses, all_correct, all_averages = zip(*parts, strict=True)
     return torch.cat(all_losses), torch.cat(all_correct), torch.cat(all_averages) if averages else None
 
@@ -126,16 +124,9 @@ def add_to_logit(logits: Tensor, columns: Tensor, number: float) -> None:
 def as_product(hidden: Tensor, table: Tensor, read: Tensor, token_bias: float) -> tuple[Tensor, Tensor]:
     """Return states and a table whose product has the current token's bias, for code that only multiplies.
 
-    Both get one more column for each of the m distinct current tokens: it marks the states at that token, and
-    holds the bias in the token's row of the table.
-
-    Args:
-        hidden: float `[..., hidden_size]`.
-        table: float `[vocab_size, hidden_size]`.
-        read: integers `[...]`, the current tokens.
-
-    Returns:
-        float `[..., hidden_size + m]` and `[vocab_size, hidden_size + m]`, with m = 0 if there is no bias.
+    `hidden`, `[..., hidden_size]`, and `table`, `[vocab_size, hidden_size]`, get one more column for each of
+    the m distinct tokens of `read`, integers `[...]`, if there is a bias: it marks the states at that token,
+    and holds the bias in the token's row of the table.
     """
     if not token_bias:
         return hidden, table

@@ -27,8 +27,12 @@ def snapshot(stage: str, device: torch.device) -> dict[str, Any]:
         `gpu_peak_gib`, what torch's allocator holds in tensors, None without a GPU (and, for the peak, on
         mps, which does not count it).
     """
+    gpu = gpu_peak = None
+    if device.type == "cuda":
+        gpu, gpu_peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+    elif device.type == "mps":
+        gpu = torch.mps.current_allocated_memory()
     resident = psutil.Process().memory_info().rss
-    gpu, gpu_peak = _gpu_bytes(device)
     sizes = {"cpu": resident, "gpu": gpu, "cpu_peak": max(resident, _linux_peak()), "gpu_peak": gpu_peak}
     begin_peaks(device)
     in_gib = {f"{k}_gib": None if v is None else round(v / GIB, 3) for k, v in sizes.items()}
@@ -41,14 +45,6 @@ def begin_peaks(device: torch.device) -> None:
         (PROCESS / "clear_refs").write_text("5")  # resets VmHWM
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-
-
-def _gpu_bytes(device: torch.device) -> tuple[int | None, int | None]:
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
-    if device.type == "mps":
-        return torch.mps.current_allocated_memory(), None
-    return None, None
 
 
 def _linux_peak() -> int:

@@ -4,7 +4,6 @@ Plug-ins may take the place of ContextBlock and of attention with feed-forward (
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -38,9 +37,8 @@ class ContextBlock(nn.Module):
     def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
         """Initialise the weights before Phase 1: scale those that were drawn to `weight_std`.
 
-        Args:
-            embeddings: normed embeddings of the distinct training tokens, `[num_distinct, hidden_size]`.
-            tokens: int64 `[n]`, the training stream as rows of `embeddings`.
+        `embeddings`, `[num_distinct, hidden_size]`, are the normed ones of the distinct training tokens;
+        `tokens`, int64 `[n]`, is the training stream as rows of them.
         """
         self.linear.weight.mul_(config.weight_std / CONTEXT_WEIGHT_STD)
 
@@ -54,12 +52,7 @@ class ContextBlock(nn.Module):
         return F.linear(embeddings, self.linear.weight[:, self.context_dim :], self.linear.bias)
 
     def forward(self, contexts: Tensor, inputs: Tensor) -> Tensor:
-        """Compute the next contexts `[n, context_dim]`.
-
-        Args:
-            contexts: the previous ones, `[n, context_dim]`.
-            inputs: `project_inputs` of the tokens' normed embeddings, `[n, context_dim]`.
-        """
+        """Compute the next contexts from the previous ones and `project_inputs`, all `[n, context_dim]`."""
         if type(self.linear) is nn.Linear:
             mixed = torch.addmm(inputs, contexts, self.linear.weight[:, : self.context_dim].T)
         else:
@@ -69,8 +62,7 @@ class ContextBlock(nn.Module):
 
 def project_inputs(block: nn.Module, embeddings: Tensor) -> Tensor:
     """Compute what a block's `forward` takes for each token: its `project_inputs`, or the embeddings."""
-    project: Callable[[Tensor], Tensor] = getattr(block, "project_inputs", lambda inputs: inputs)
-    return project(embeddings)
+    return getattr(block, "project_inputs", lambda inputs: inputs)(embeddings)
 
 
 def weight_of(layer: nn.Module, dtype: torch.dtype) -> Tensor:
@@ -118,7 +110,7 @@ class ContextKVAttention(nn.Module):
         return self.norm(embeddings + attended), weights
 
     def attend(self, embeddings: Tensor, window: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute what attention adds to the embeddings, and its weights; as `forward`."""
+        """Compute what attention adds to the embeddings, and its weights; arguments as of `forward`."""
         heads = (self.num_heads, self.head_dim)
         query = self.q(embeddings).unflatten(1, heads) * self.head_dim**-0.5
         key_weight = weight_of(self.k, query.dtype).unflatten(0, heads)  # (heads, head_dim, context_dim)
@@ -181,9 +173,13 @@ class ContextKV(nn.Module):
         has_contexts: whether Phase 1 trains a ContextBlock, whose contexts are cached.
         log_unigram: a bias of the logits, float32 `[vocab_size]`, never trained; None without.
         window: which contexts a position sees.
+        slot_offsets: how many tokens back each slot lies, for reports; None without contexts.
+        chunk: consecutive positions that an epoch visits together.
     """
 
     has_contexts = True
+    slot_offsets: list[int] | None = None
+    chunk: int
 
     def __init__(
         self,
@@ -203,8 +199,10 @@ class ContextKV(nn.Module):
             self.feed_forward: nn.Module | None = FeedForward(config.hidden_size, config.intermediate_size)
         else:
             self.attention, self.feed_forward = parts.attention(config), None
+        self.chunk = getattr(self.attention, "chunk", 1)
         offsets = getattr(self.attention, "slot_offsets", None)
         self.window = Window(config, offsets and offsets(config))
+        self.slot_offsets = self.window.offsets
         self.set_phase(2)
 
     def build_frozen(self, config: ModelConfig, vocab_size: int, has_unigram: bool) -> None:
@@ -234,22 +232,12 @@ class ContextKV(nn.Module):
     def device(self) -> torch.device:
         return self.wte.weight.device
 
-    @property
-    def slot_offsets(self) -> list[int] | None:
-        """How many tokens back each slot lies, for reports; None without contexts."""
-        return self.window.offsets
-
-    def cached_stream(self, cache: Any, training: bool) -> Any:
-        """Return a `caches.TokenCache` as this model reads it: chunked in training, if attention says so."""
-        return replace(cache, chunk=getattr(self.attention, "chunk", 1)) if training else cache
-
     def init_attention(self, ids: Tensor, config: Phase1Config) -> None:
         """Let attention initialise its weights before Phase 2, here from the trained ContextBlock.
 
         `ids`, integers `[n]`, are the tokens that Phase 1 trains on.
         """
-        init: Callable[..., None] = getattr(self.attention, "init_from_block", lambda _: None)
-        init(self.context_block)
+        getattr(self.attention, "init_from_block", lambda _: None)(self.context_block)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Look up normed token embeddings of ids of any shape: `[..., hidden_size]`."""

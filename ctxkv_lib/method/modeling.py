@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPas
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 
-from .arguments import columns_read, kept_columns, next_tokens
+from .arguments import columns_read, next_tokens
 from .config import GPT2_VOCAB_SIZE, ModelConfig
 from .copying import mix
 from .fields import require
@@ -36,10 +36,8 @@ PARTS: dict[str, Any] = {"StructuredBlock": StructuredBlock, "SlotAttention": Sl
 class ContextKVConfig(PretrainedConfig):
     """The fields of `ModelConfig`, checked by it (ValueError), and what else the model is built with.
 
-    Attributes:
-        vocab_size: tokens of the table.
-        has_unigram: whether log-frequencies are added to the logits.
-        parts: `{"block": {"name": ..., "settings": {...}}, ...}` of the `PARTS` that replace published ones.
+    `has_unigram`: whether log-frequencies are added to the logits; `parts`: which `PARTS` replace published
+    ones, `{"block": {"name": ..., "settings": {...}}, ...}`.
     """
 
     model_type = "context_kv"
@@ -64,11 +62,11 @@ class ContextKVConfig(PretrainedConfig):
 
     def build(self) -> ContextKV:
         """Make the model, with random weights."""
-        made = {hook: PARTS[part["name"]] for hook, part in self.parts.items()}
-        for hook, kind in made.items():
+        parts = {hook: PARTS[part["name"]] for hook, part in self.parts.items()}
+        for hook, kind in parts.items():
             if settings := getattr(kind, "Settings", None):
-                made[hook] = partial(kind, settings=settings(**self.parts[hook]["settings"]))
-        return ContextKV(self.shapes(), self.vocab_size, self.has_unigram, Parts(**made))
+                parts[hook] = partial(kind, settings=settings(**self.parts[hook]["settings"]))
+        return ContextKV(self.shapes(), self.vocab_size, self.has_unigram, Parts(**parts))
 
 
 class Memory(NamedTuple):
@@ -79,29 +77,19 @@ class Memory(NamedTuple):
     rows: Tensor  # that of each new column, int64 `[batch, length]`; of padding, any
     first: Tensor  # the first row of each text, int64 `[batch]`
 
-    def at(self, columns: "slice | Tensor") -> "Memory":
-        """Return it with the rows of these new columns only: a slice, or int64 `[n]`."""
-        return self._replace(rows=self.rows[:, columns])
-
 
 class ContextCache(Cache):
-    """The key-value cache of generation: the contexts that a window can reach, of constant size.
-
-    Attributes:
-        contexts: of each text, its last one last, zero before the text, `[batch, reach + 1, context_dim]`.
-        tokens: that of each context, int64 `[batch, reach + 1]`.
-        lengths: tokens read of each text, int64 `[batch]`; padding is not read.
-        columns: of `input_ids` read, padding included.
-    """
+    """The key-value cache of generation: the contexts that a window can reach, of constant size."""
 
     is_croppable = False  # else generation, where it checks whether to stop a step late, would crop it
 
     def __init__(self, model: ContextKV, batch: int) -> None:
         super().__init__(layers=[])
-        shape, like = (batch, model.window.offsets[-1] + 1), model.wte.weight
-        self.contexts = like.new_zeros(*shape, model.config.context_dim)
-        self.tokens = like.new_zeros(shape, dtype=torch.int64)
-        self.lengths, self.columns = torch.zeros_like(self.tokens[:, 0]), 0
+        shape, like = (batch, model.window.offsets[-1] + 1), model.wte.weight  # (batch, reach + 1)
+        self.contexts = like.new_zeros(*shape, model.config.context_dim)  # of a text the last one last
+        self.tokens = like.new_zeros(shape, dtype=torch.int64)  # that of each context
+        self.lengths = torch.zeros_like(self.tokens[:, 0])  # tokens read of each text, padding excluded
+        self.columns = 0  # of `input_ids` read, padding included
 
     def extend(self, contexts: Tensor, tokens: Tensor, is_read: Tensor) -> Memory:
         """Append new columns and return all rows, each text's last context in the last row.
@@ -128,13 +116,11 @@ class ContextCache(Cache):
         return self.columns
 
     def get_max_cache_shape(self, layer_idx: int | None = None) -> int:
-        """Return -1, which means no limit."""
-        return -1
+        return -1  # no limit
 
     get_max_length = get_max_cache_shape
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows of the batch, in this order."""
         self._change_tensors(lambda rows: rows[indices.to(rows.device)])
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -199,9 +185,10 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         """Keep the init of each layer's constructor; transformers' default would redraw every Linear."""
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; the frozen ContextBlock stays in that of evaluation, as when it made the caches."""
+        """Set the mode; a frozen ContextBlock stays in that of evaluation, as when it made the caches."""
         super().train(mode)
-        self.model.context_block.eval()
+        block = self.model.context_block
+        block.train(mode and any(weight.requires_grad for weight in block.parameters()))  # as of an adapter
         return self
 
     @classmethod
@@ -292,10 +279,11 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         embeddings = self.model.embed(input_ids)
         contexts = self._contexts(embeddings, cache.contexts[:, -1], is_read)
         memory = cache.extend(contexts, input_ids, is_read)
-        kept = slice(None) if targets is not None else kept_columns(logits_to_keep)
-        tokens, at_kept = input_ids[:, kept], memory.at(kept)
+        last = 0 if targets is not None else logits_to_keep
+        kept = last if isinstance(last, Tensor) else slice(-last or None, None)
+        tokens, at_kept = input_ids[:, kept], memory._replace(rows=memory.rows[:, kept])
         if shows_states or shows_weights:
-            states, weights = self._attend(embeddings, memory, shows_weights)
+            states, weights = self._attend(embeddings, memory)
             hidden = states[:, kept]
         else:
             hidden, _ = self._attend(embeddings[:, kept], at_kept)
@@ -317,6 +305,8 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         if shows_states:
             output["hidden_states"] = (embeddings, states)
         if shows_weights:
+            allowed = "False, as this attention returns none"
+            require(weights is not None, "output_attentions", True, allowed)
             output["attentions"] = (weights,)
         if (config.use_cache and targets is None) if use_cache is None else use_cache:
             output[CACHE_NAME] = cache
@@ -341,8 +331,8 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
                 contexts.append(context)
         return torch.stack(contexts, dim=1)
 
-    def _attend(self, x: Tensor, memory: Memory, keeps_weights: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Compute hidden states `[batch, n, hidden_size]` and, if kept, weights `[batch, heads, n, slots]`.
+    def _attend(self, x: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
+        """Compute hidden states `[batch, n, hidden_size]` and any weights `[batch, heads, n, slots]`.
 
         `x` are the embeddings at the rows of `memory`; some at a time bound the memory of their windows.
         """
@@ -357,13 +347,9 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
                 *(part.flatten(0, 1) for part in (embeddings, window, present))
             )
             states.append(hidden.unflatten(0, rows.shape))
-            if keeps_weights:
-                if weights is None:
-                    raise ValueError(
-                        "output_attentions is True; allowed: False, as this attention returns none."
-                    )
+            if weights is not None:
                 all_weights.append(weights.unflatten(0, rows.shape).transpose(1, 2))
-        return torch.cat(states, dim=1), torch.cat(all_weights, dim=2) if keeps_weights else None
+        return torch.cat(states, dim=1), torch.cat(all_weights, dim=2) if all_weights else None
 
     def _logits(self, hidden: Tensor, tokens: Tensor, memory: Memory) -> Tensor:
         """Compute the logits of hidden states at the rows of `memory`, `[batch, n, vocab_size]`."""
@@ -385,14 +371,15 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _states_for_product(self, input_ids: Tensor, **options: Any) -> BaseModelOutput:
         """Return as `last_hidden_state` what times a table gives the logits of training; keep that table."""
-        options |= {"output_hidden_states": True, "logits_to_keep": input_ids.new_empty(0)}
-        _, hidden = self(input_ids, **options).hidden_states
+        options.update(output_hidden_states=True, logits_to_keep=input_ids.new_empty(0))
+        # `self(...)` would enter a trainer's autocast twice, which then stays on
+        _, hidden = type(self).forward(self, input_ids, **options).hidden_states
         hidden, table = as_product(hidden, self.model.wte.weight, input_ids, self.model.current_token_bias)
         self._product_head = SimpleNamespace(weight=table, bias=self.model.log_unigram)
         return BaseModelOutput(last_hidden_state=hidden)
 
     def get_output_embeddings(self) -> Any:
-        """Return, once, the table that belongs to the last states of `base_model`; else None."""
+        """Return, once, the table of the last states of `base_model`; else None."""
         return vars(self).pop("_product_head", None)
 
     def prepare_inputs_for_generation(
@@ -410,8 +397,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        """Return False: `forward` makes the cache, which holds contexts instead of keys and values."""
-        return False
+        return False  # `forward` makes the cache, which holds contexts instead of keys and values
 
 
 ContextKVConfig.register_for_auto_class()

@@ -26,8 +26,6 @@ ContextLoss = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Phase1Result:
-    """Outcome of Phase 1."""
-
     iterations: int
     convergence_rate: float | None
     stop_reason: str  # converged | plateau | max_iterations | untrained
@@ -81,16 +79,14 @@ def train_context_block(
         `windows`), or None if nothing is trained.
     """
     loop, weights = loop or Loop(), [*block.parameters()]
-    init: Callable[..., None] = getattr(block, "init_weights", lambda *_: None)
-    init(embeddings, tokens, config)
+    getattr(block, "init_weights", lambda *_: None)(embeddings, tokens, config)
     if not weights or not config.max_iterations:
         return UNTRAINED, None
     optimizer, rule = torch.optim.Adam(weights, lr=config.learning_rate), StoppingRule(config)
     loss = loss or partial(oacd_loss, centroid_weight=config.centroid_weight)
     width = context_dim(block, project_inputs(block, embeddings[:1]))
     contexts = draw_contexts(len(tokens), width, config.initial_std, generator)
-    total, iteration, rate, reason = 0.0, 1, 0.0, None  # the draw is iteration 1
-    planned = range(2, config.max_iterations + 1)
+    total, planned = 0.0, range(2, config.max_iterations + 1)  # the draw is iteration 1
     for iteration in loop.track(planned, "Phase 1", config.max_iterations, done=1):
         began = time.perf_counter()
         mean_loss, rate = train_iteration(
@@ -118,9 +114,8 @@ def train_iteration(
 ) -> tuple[float, float]:
     """Do one pass over the stream and one optimiser step; arguments as of `train_context_block`.
 
-    `contexts`, padded, are the previous iteration's, and overwritten with this one's batch by batch: the
-    first input of a batch, the last of the batch before, is copied (`before`) before that is overwritten.
-    Returns the mean loss of the batches, and the share of positions that have converged.
+    `contexts`, padded, are the previous iteration's, and overwritten with this one's batch by batch. Returns
+    the mean loss of the batches, and the share of positions that have converged.
     """
     optimizer.zero_grad()
     projected = project_inputs(block, embeddings)  # of each distinct token, once

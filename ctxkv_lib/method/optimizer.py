@@ -61,7 +61,7 @@ class ScheduledAdamW(Stepper):
     def __init__(self, weights: Weights, config: Phase2Config, positions: int) -> None:
         super().__init__(weights, config, positions)
         self.learning_rate, self.update = config.learning_rate, 0.0  # of `averages`
-        self.steps = config.max_epochs * -(-positions // config.batch_size)
+        self.steps = config.max_epochs * -(-positions // config.batch_size)  # of all epochs
         self.averages = {name: weight.detach().clone() for name, weight in weights.items()}
 
     def groups(self, config: Phase2Config, positions: int) -> list[dict[str, Any]]:
@@ -77,17 +77,13 @@ class ScheduledAdamW(Stepper):
         return [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
 
     def schedule(self, number: int) -> None:
+        risen = min(1.0, (number + 1) / max(1.0, WARMUP * self.steps))
+        share = risen * (1 + math.cos(math.pi * number / self.steps)) / 2  # of the learning rate
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * lr_lambda(number, self.steps)
+            group["lr"] = self.learning_rate * share
         self.update = 1 - min(EMA_DECAY, (2 + number) / (11 + number))  # more while weights are new
 
     def step(self) -> None:
         super().step()
         weights = [weight.detach() for weight in self.weights.values()]
         torch._foreach_lerp_([*self.averages.values()], weights, self.update)
-
-
-def lr_lambda(step: int, steps: int) -> float:
-    """Return a step's share of the learning rate; `steps` are those of all `max_epochs` epochs, from 0."""
-    risen = min(1.0, (step + 1) / max(1.0, WARMUP * steps))
-    return risen * (1 + math.cos(math.pi * step / steps)) / 2

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +19,7 @@ from .model import ContextKV
 from .optimizer import ScheduledAdamW, Stepper
 from .scoring import evaluate, perplexity
 
-CHECKED_STEPS = 50  # steps between two checks of the loss, each of which makes the CPU wait for a GPU
+CHECKED_STEPS = 50  # steps between two looks at the loss, each of which makes the CPU wait for a GPU
 STEPPERS: dict[str, type[Stepper]] = {"adamw": Stepper, "scheduled": ScheduledAdamW}
 
 
@@ -36,8 +35,6 @@ class Phase2State:
 
 @dataclass(frozen=True)
 class Phase2Result:
-    """Outcome of Phase 2."""
-
     epochs: list[Metric]
     stop_reason: str  # early_stopping | max_epochs
 
@@ -57,7 +54,6 @@ def train_attention(
     the same numbers as one that never stopped. Raises Diverged where the loss is not finite.
 
     Args:
-        train: a stream as `model.cached_stream` returns it; so is `validation`.
         precision: of the matrix products of training, fp32 or bf16 (see `batch_gradients`); sums, optimiser
             and validation are float32.
     """
@@ -103,20 +99,29 @@ def train_epoch(
     precision: str,
     loop: Loop,
 ) -> float:
-    """Train on every position once; returns the mean loss in nats. Arguments as of `train_attention`."""
+    """Train on every position once; returns the mean loss in nats. Arguments as of `train_attention`.
+
+    Every `CHECKED_STEPS` steps within the epoch, `loop` gets their mean loss.
+    """
     model.train()
     torch.manual_seed(epoch_seed(seed, epoch))  # dropout
     size, steps = config.batch_size, -(-len(train) // config.batch_size)
     table = model.wte.weight.detach().to(DTYPES[precision])
     sum_dtype = torch.float32 if model.device.type == "mps" else torch.float64  # of millions of steps
-    total = torch.zeros((), dtype=sum_dtype, device=model.device)
-    batches = train.batches(train.epoch_order(seed, epoch), size, model, loop.shard)
+    total, last_sum = torch.zeros((), dtype=sum_dtype, device=model.device), 0.0
+    batches = train.batches(train.epoch_order(seed, epoch, model.chunk), size, model, loop.shard)
     for step, batch in enumerate(loop.track(batches, f"Epoch {epoch} of {config.max_epochs}", steps)):
         stepper.schedule((epoch - 1) * steps + step)
         count = min(size, len(train) - step * size)
         total += train_step(model, table, stepper, loop, batch, count, precision)
-        if (step + 1) % CHECKED_STEPS == 0 and not total.isfinite():
-            raise _diverged(epoch, f"by step {step + 1} of {steps} the loss is {total.item()}", config)
+        if (step + 1) % CHECKED_STEPS == 0 and step + 1 < steps:  # what comes after the last is the epoch's
+            loss_sum = total.item()
+            if not math.isfinite(loss_sum):
+                raise _diverged(epoch, f"by step {step + 1} of {steps} the loss is {loss_sum}", config)
+            metric = {"stage": "phase2", "epoch": epoch, "step": step + 1, "steps": steps}
+            metric |= {"loss": (loss_sum - last_sum) / (CHECKED_STEPS * size)}
+            loop.after_steps(metric | {"learning_rate": stepper.optimizer.param_groups[0]["lr"]})
+            last_sum = loss_sum
     return total.item() / len(train)
 
 
@@ -151,17 +156,12 @@ def batch_gradients(
     With bf16 the products of the output head are bf16, four fifths of all, and on a GPU the layer's as well.
     On a CPU these would save another eighth of the time, but double the gradient's error.
     """
-    with layer_products(precision, model.device):
+    in_bf16 = precision == "bf16" and model.device.type == "cuda"
+    with torch.autocast("cuda", torch.bfloat16, in_bf16, cache_enabled=False):
         hidden, _ = batch.attend(model)
     losses, _ = model.losses(hidden, batch.tokens, batch.targets, table)
     (losses.sum() / count).backward()
     return losses.detach().sum()
-
-
-def layer_products(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the autocast in which attention and feed-forward compute in training."""
-    in_bf16 = precision == "bf16" and device.type == "cuda"
-    return torch.autocast("cuda", torch.bfloat16, in_bf16, cache_enabled=False)
 
 
 class ShardedDropout(TorchFunctionMode):

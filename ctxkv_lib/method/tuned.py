@@ -39,7 +39,6 @@ class StructuredBlock(ContextBlock):
             check_settings(self, "block")
 
     def __init__(self, context_dim: int, hidden_size: int, settings: Settings) -> None:
-        """Make the layers; raises ValueError if a context is wider than an embedding."""
         super().__init__(context_dim, hidden_size)
         self.settings = settings
         allowed = f"at most model.hidden_size ({hidden_size}) with a StructuredBlock"
@@ -87,10 +86,9 @@ class StructuredBlock(ContextBlock):
 def principal_components(embeddings: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute mean, principal axes and standard deviations of a stream; arguments as of `init_weights`.
 
-    Returns:
-        mean `[hidden_size]`, axes `[hidden_size, hidden_size]` with the largest variance first, and standard
-        deviations along them `[hidden_size]`; on the CPU, float32. An axis' largest component is positive.
-        Where tokens do not vary, a deviation is not 0 but a thousandth of the largest, at least 1e-6.
+    All are float32 on the CPU. The axes are rows, `[hidden_size, hidden_size]`, that of the largest variance
+    first, each with a positive largest component. Where tokens do not vary, a deviation is not 0 but a
+    thousandth of the largest, at least 1e-6.
     """
     shares = torch.bincount(tokens.cpu(), minlength=len(embeddings)).float() / len(tokens)
     rows = embeddings.float().cpu()
@@ -104,7 +102,7 @@ def principal_components(embeddings: Tensor, tokens: Tensor) -> tuple[Tensor, Te
 
 
 def geometric_offsets(config: ModelConfig) -> list[int]:
-    """Return the distances in tokens of geometric slots: `max_contexts` different ones, nearest first.
+    """Return the distances of `max_contexts` geometric slots in tokens, nearest first.
 
     They are 0, 1, and then larger by a constant factor, at least by one, up to the reach of uniform slots.
     """

@@ -1,11 +1,7 @@
 """Which contexts a position sees: the index arithmetic of context windows.
 
-Slot 0 of a window is the position itself; by default the others lie `interval` tokens apart, counted back
-from it.
-
-Contexts of a stream are stored with one zero row in front (`[num_tokens + 1, context_dim]`, row 0 is "before
-the stream"). Row `i + 1` is the context of position i, row i is the one before it, and a slot that does not
-exist is row 0.
+Contexts of a stream are padded: stored with one zero row in front, `[num_tokens + 1, context_dim]`. Row
+`i + 1` is the context of position i, row i the one before it, and a slot that does not exist is row 0.
 """
 
 from collections.abc import Sequence
@@ -17,38 +13,32 @@ from .config import ModelConfig
 
 
 class Window:
-    """The slots of a window.
+    """The slots of a window; slot 0 is the position itself.
 
     Attributes:
-        offsets: how many tokens back each slot lies, ascending from 0.
+        offsets: how many tokens back each slot lies, ascending from 0; those of an attention plug-in, or
+            `0, interval, 2 * interval, ...`.
     """
 
     def __init__(self, config: ModelConfig, offsets: Sequence[int] | None = None) -> None:
-        """Take the offsets of an attention plug-in, or by default `0, interval, 2 * interval, ...`."""
         uniform = [slot * config.interval for slot in range(config.max_contexts)]
         self.offsets = uniform if offsets is None else list(offsets)
         self._on_device: dict[torch.device, Tensor] = {}
-
-    def __len__(self) -> int:
-        return len(self.offsets)
 
     def slots(self, positions: Tensor) -> Tensor:
         """Return the positions that each of `positions`, int64 `[...]`, attends, nearest first.
 
         They are int64 `[..., slots]`, negative where the slot lies before the stream.
         """
-        return positions[..., None] - self._offsets(positions.device)
-
-    def rows(self, positions: Tensor) -> Tensor:
-        """Return `slots` as rows of padded contexts; 0 where the slot lies before the stream."""
-        return (self.slots(positions) + 1).clamp(min=0)
-
-    def _offsets(self, device: torch.device) -> Tensor:
-        """Return the offsets on a device; made once, since every copy makes a GPU wait."""
-        offsets = self._on_device.get(device)
+        device = positions.device
+        offsets = self._on_device.get(device)  # since every copy makes a GPU wait
         # In a model that was built on the meta device, what is stored under a device may lie elsewhere.
         if offsets is None or offsets.device != device:
             offsets = torch.tensor(self.offsets, device=device)
             if type(offsets) is Tensor:  # no stand-in for one, as `torch.export` has while it traces
                 self._on_device[device] = offsets
-        return offsets
+        return positions[..., None] - offsets
+
+    def rows(self, positions: Tensor) -> Tensor:
+        """Return `slots` as rows of padded contexts; 0 where the slot lies before the stream."""
+        return (self.slots(positions) + 1).clamp(min=0)

@@ -24,19 +24,16 @@ CLOSE = 1e-4  # float32's rounding, with room
 @torch.no_grad()
 def try_plugins(model: ContextKV, plugins: Mapping[str, PlugIn]) -> None:
     """Try the user's plug-ins, by hook; a UserError names what is wrong."""
-    trials = {"block": _try_block, "attention": _try_attention, "mixer": _try_mixer}
+    trials = {"block": _try_block, "loss": _try_loss, "attention": _try_attention, "mixer": _try_mixer}
     model.eval()
     for hook, plugin in plugins.items():
-        if hook == "loss":
-            _try_loss(model, plugin.name, plugin.build())
-        else:
-            trials[hook](model, plugin.name)
+        trials[hook](model, plugin)
 
 
-def _try_block(model: ContextKV, name: str) -> None:
+def _try_block(model: ContextKV, plugin: PlugIn) -> None:
     embeddings = model.embed(torch.arange(2, device=model.device))
     contexts = torch.zeros(2, model.config.context_dim, device=model.device)  # as a stream begins
-    block = model.context_block
+    block, name = model.context_block, plugin.name
 
     def step(contexts: Tensor, embeddings: Tensor) -> Tensor:
         return block(contexts, project_inputs(block, embeddings))
@@ -51,27 +48,24 @@ def _try_block(model: ContextKV, name: str) -> None:
         buffer.copy_(buffers[key])
 
 
-def _try_attention(model: ContextKV, name: str) -> None:
-    offsets = model.window.offsets
+def _try_attention(model: ContextKV, plugin: PlugIn) -> None:
+    offsets, name = model.window.offsets, plugin.name
     if {*map(type, offsets)} != {int} or offsets != sorted({*offsets}) or offsets[0] != 0:
         raise UserError(f"slot_offsets of {name} are {offsets}; allowed: whole numbers, ascending from 0.")
     embeddings = model.embed(torch.arange(2, device=model.device))
     window = torch.zeros(2, len(offsets), model.config.context_dim, device=model.device)
     present = torch.ones(2, len(offsets), dtype=torch.bool, device=model.device)
     present[0, 1:] = False  # as at the start of a stream
-
-    def attend(embeddings: Tensor, window: Tensor, present: Tensor) -> Tensor:
-        return model.attend(embeddings, window, present)[0]
-
     hidden, weights = model.attend(embeddings, window, present)
     _refuse_wrong(name, hidden, embeddings.shape)
     if weights is not None and (weights.ndim != 3 or weights.shape[::2] != window.shape[:2]):
         raise UserError(f"{name} returned weights of shape {[*weights.shape]}; allowed: [n, heads, slots].")
-    _refuse_mixed_rows(name, attend, embeddings, window, torch.ones_like(present))
+    inputs = embeddings, window, torch.ones_like(present)
+    _refuse_mixed_rows(name, lambda *rows: model.attend(*rows)[0], *inputs)
 
 
-def _try_mixer(model: Any, name: str) -> None:
-    rows = model.embed(torch.arange(2 * ROW, device=model.device).view(2, ROW))
+def _try_mixer(model: Any, plugin: PlugIn) -> None:
+    rows, name = model.embed(torch.arange(2 * ROW, device=model.device).view(2, ROW)), plugin.name
     start = min(2, model.history(training=False))
 
     def read(rows: Tensor) -> Tensor:
@@ -85,16 +79,16 @@ def _try_mixer(model: Any, name: str) -> None:
     _refuse_mixed_rows(name, read, rows)
 
 
-def _try_loss(model: ContextKV, name: str, loss: Callable[[Tensor], Tensor]) -> None:
+def _try_loss(model: ContextKV, plugin: PlugIn) -> None:
     contexts = torch.randn(ROW, model.config.context_dim, generator=torch.Generator().manual_seed(0))
-    with torch.enable_grad():
-        value = loss(contexts.requires_grad_().to(model.device, copy=True))  # no leaf: it may work in place
+    with torch.enable_grad():  # of no leaf, as a loss may work in place
+        value = plugin.build()(contexts.requires_grad_().to(model.device, copy=True))
     if not isinstance(value, Tensor) or value.shape != () or not value.isfinite():
-        raise UserError(f"{name} returned {_in_words(value)}; a loss must return a finite scalar.")
+        raise UserError(f"{plugin.name} returned {_in_words(value)}; a loss must return a finite scalar.")
     if not value.requires_grad:
         raise UserError(
-            f"{name} returned a number without a gradient, so that it trains nothing; compute it from the "
-            "contexts with torch, without detach, item or NumPy."
+            f"{plugin.name} returned a number without a gradient, so that it trains nothing; compute it from "
+            "the contexts with torch, without detach, item or NumPy."
         )
 
 
@@ -135,10 +129,9 @@ def _in_words(value: Any) -> str:
 
 @torch.no_grad()
 def refuse_unsaved(model: ContextKV, loaded: ContextKV, cache: TokenCache) -> None:
-    """Compare a trained model with `loaded`, which has what is saved of it, on a few positions of `cache`.
+    """Raise a UserError if a trained model differs from `loaded`, which has what is saved of it.
 
-    Raises:
-        UserError: they differ, so that a plug-in computes with something that is not saved.
+    They are compared at the first positions of `cache`; a plug-in may compute with what is not saved.
     """
     positions = torch.arange(min(COMPARED_POSITIONS, len(cache)))
 

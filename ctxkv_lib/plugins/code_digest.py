@@ -85,9 +85,8 @@ def _components(value: Any) -> Iterator[Any]:
 def _named_values(function: FunctionType) -> Iterator[Any]:
     """Yield the values that a function's instructions name outside of it, as they are now.
 
-    They are globals, variables of enclosing functions, and what is imported inside. Of a module of the user's
-    count the attributes that have a name of an instruction (as `clip` of `tools.clip`), whatever it is
-    applied to: rather one too many.
+    They are globals, variables of enclosing functions, and what is imported inside. A module of the user's
+    has its attributes with the name of an instruction (as `clip` of `tools.clip`): rather one too many.
     """
     instructions, scope = _instructions(function.__code__), function.__globals__
     names = {name for _, name in instructions if isinstance(name, str)}

@@ -24,27 +24,19 @@ HOOKS = ("block", "loss", "attention", "mixer")
 WITH_CONTEXTS = ("block", "loss", "attention")  # which a mixer takes the place of
 OF_PACKAGE, TUNED = "ctxkv_lib.", "ctxkv_lib.method.tuned:"
 BOUND = "(...)"  # ends the name of an object, which holds values besides its code
-# Parts that this process has been given, by name and digest: a cell may have defined another of that name
-# since.
+# Parts that this process was given, by name and digest: a cell may since have defined another of that name.
 _given: dict[tuple[str, str], Any] = {}
-# The digest before a training, by that after it, of a part that has changed itself, such as a list that it
-# fills.
+# The digest before a training, by that after it, of a part that has changed itself, as a list that it fills.
 _digest_before: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
 class PlugIn:
-    """One plug-in of a configuration.
+    """One plug-in of a configuration."""
 
-    Attributes:
-        name: `module:Name`; that of an object, which only this process has, ends in `(...)`.
-        source: the digest of its code, behind Python's version, or "package" for those of this package.
-        settings: the fields of its `Settings`, if it has any.
-    """
-
-    name: str
-    source: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
+    name: str  # `module:Name`; that of an object, which only this process has, ends in `(...)`
+    source: str = ""  # the digest of its code, behind Python's version; behind "package" for this package's
+    settings: dict[str, Any] = field(default_factory=dict)  # the fields of its `Settings`, if it has any
 
     @property
     def is_own(self) -> bool:
@@ -58,10 +50,7 @@ class PlugIn:
     def of(cls, part: Any, hook: str = "") -> "PlugIn":
         """Make a plug-in of a class, a function, or its `module:Name`, with default settings.
 
-        A loss may be any callable, such as a `functools.partial`.
-
-        Raises:
-            UserError: there is no such thing.
+        A loss may be any callable, such as a `functools.partial`. Raises a UserError for anything else.
         """
         name, part = (part, _imported(part)) if isinstance(part, str) else (None, part)
         if not (_is_defined(part) or (hook == "loss" and callable(part))):
@@ -75,11 +64,7 @@ class PlugIn:
         return plugin
 
     def load(self) -> Any:
-        """Return the class or function.
-
-        Raises:
-            UserError: it is gone, or an imported one is not what the configuration was made with.
-        """
+        """Return the class or function; a UserError if it is gone, or is not that of the configuration."""
         if (self.name, self.source) not in _given:
             self.refuse_changed()
         return self._part()
@@ -130,8 +115,7 @@ def _name_of(part: Any) -> str:
 def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a plug-in, none if it has no `Settings`, with these values, as JSON holds them.
 
-    Raises:
-        UserError: they cannot be made, or JSON cannot hold them.
+    Raises a UserError if they cannot be made, or JSON cannot hold them.
     """
     kind = getattr(part, "Settings", None)
     if kind is None:

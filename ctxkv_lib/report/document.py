@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import UserError
+from ..runs.names import FEW_RUNS
 from ..runs.summary import Run
 from . import tables
 
@@ -42,6 +43,8 @@ FIGURES = {
 def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool = False) -> str:
     """Write the report of one or more runs as Markdown, in ascending order of samples.
 
+    Of more than three, each has a row, and the one with the lowest validation PPL its epochs.
+
     Args:
         language: "en" or "ja".
         has_figures: show those in `figures` beside it. The folder of one run always has them.
@@ -58,20 +61,25 @@ def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool = 
 
     ours, results = tables.named(runs), tables.comparison_table(runs)
     columns = {t(name): summary for name, summary in tables.with_original(ours).items()}
-    epochs = {f"{t('Phase 2')}: {name}": tables.epochs_table(summary) for name, summary in columns.items()}
     sections = {
         "Settings": tables.side_by_side(columns, tables.SETTINGS),
         "Phase 1: OACD (Origin-Anchored Centroid Dispersion)": tables.side_by_side(columns, tables.PHASE1),
-        **epochs,
+        **{f"{t('Phase 2')}: {name}": tables.epochs_table(summary) for name, summary in columns.items()},
         "Results": results,
         "Memory in GiB at the end of a stage (in brackets: the most during it)": tables.memory_table(columns),
         "Caches in MiB (the original's layout: fp32 rows)": tables.side_by_side(columns, tables.CACHES),
     }
-    parts = [f"# {t('Context-KV attention: experiment report')} ({', '.join(ours)})", t(ORIGINAL)]
+    title, described = ", ".join(ours), ours
+    if len(runs) > FEW_RUNS:
+        best = min(ours, key=lambda name: ours[name].summary["phase2"]["val_ppl"])
+        title, described = t(f"{len(runs)} runs"), {best: ours[best]}
+        sections = _a_row_a_run(sections, [t(name) for name in ours], t(best), t)
+    parts = [f"# {t('Context-KV attention: experiment report')} ({title})", t(ORIGINAL)]
     for heading, table in sections.items():
         parts += [f"## {t(heading)}", markdown(table, t)]
-        if table is results:
-            parts.append("\n".join(f"- {sentence}" for sentence in _sentences(ours, results, t)))
+        if heading == "Results":
+            sentences = (*_comparison(ours, results, t), *_trainings(described, t))
+            parts.append("\n".join(f"- {sentence}" for sentence in sentences))
     if has_figures or len(runs) == 1:
         trained = any(run.phase1 for run in runs)
         shown = {name: text for name, text in FIGURES.items() if trained or name != "phase1"}
@@ -81,15 +89,39 @@ def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool = 
     return "\n\n".join(parts) + "\n"
 
 
-def _sentences(runs: Mapping[str, Run], results: pd.DataFrame, t: Translate) -> Iterator[str]:
-    """Yield what the results say: change, end of training, overfitting, error of the test."""
+def _a_row_a_run(
+    sections: Mapping[str, pd.DataFrame], ours: list[str], best: str, t: Translate
+) -> dict[str, pd.DataFrame]:
+    """Return the sections of a report of many runs, which has the epochs of the best alone."""
+    settings, epochs = sections["Settings"][ours], f"{t('Phase 2')}: "
+    differ = settings.nunique(axis=1) > 1
+    shared = settings[~differ].iloc[:, :1].set_axis(["all runs"], axis=1)
+    by_run = {
+        heading: table if heading.startswith(epochs) else table.T.rename_axis(columns="Run")
+        for heading, table in sections.items()
+        if not heading.startswith(epochs) or heading == epochs + best
+    }
+    differing = by_run.pop("Settings").loc[ours, differ]
+    return {
+        "Settings of all": shared,
+        **({"Settings that differ": differing} if differ.any() else {}),
+        **by_run,
+    }
+
+
+def _comparison(runs: Mapping[str, Run], results: pd.DataFrame, t: Translate) -> Iterator[str]:
+    """Yield what the results say of the runs together."""
     first, *_, last = [*runs] * 2
     if "change" in results:
         times = runs[last].summary["train_tokens"] / runs[first].summary["train_tokens"]
         ppl, acc = (t(results["change"][row]) for row in ("Val PPL", "Val Acc"))
         yield t(CHANGED).format(first=first, last=last, times=f"{times:,.1f}", ppl=ppl, acc=acc)
-    elif len(runs) > 1:
+    elif not tables.have_one_text(run.summary for run in runs.values()):
         yield t("The runs were validated on different texts: their perplexities cannot be compared.")
+
+
+def _trainings(runs: Mapping[str, Run], t: Translate) -> Iterator[str]:
+    """Yield what the results say of each run: end of training, overfitting, error of the test."""
     for name, run in runs.items():
         best, end = run.summary["phase2"], run.summary["phase2"]["epochs"][-1]
         overfits = end["train_ppl"] < best["train_ppl"] and end["val_ppl"] > best["val_ppl"]

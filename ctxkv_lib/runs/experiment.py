@@ -128,9 +128,9 @@ class Experiment:
             self.listener(metric)
 
     def replay(self, finished: Stage) -> None:
-        """Pass the metrics of a reused stage on to the listener."""
+        """Pass the metrics of a reused stage on to the listener, marked as `replayed`."""
         for metric in finished.metrics if not ranks.rank() else ():
-            self.listener(metric)
+            self.listener({**metric, "replayed": True})
 
 
 def read_splits(config: ExperimentConfig) -> dict[str, Conversations]:

@@ -184,7 +184,8 @@ class RunFolder:
 
 
 def _line(metric: Metric) -> str:
-    return json.dumps({name: value for name, value in metric.items() if name != "memory"}) + "\n"
+    values = {name: value for name, value in metric.items() if name not in ("memory", "replayed")}
+    return json.dumps(values) + "\n"
 
 
 def _link(file: Path, to: Path) -> None:

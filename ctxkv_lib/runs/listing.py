@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..errors import DamagedFile, UserError
 from ..files import default_root, expanded
+from ..method.loop import epochs_of
 from ..method.memory import MIB
 from .folder import RECORD, RESULTS, RunFolder
 from .names import differing_settings
@@ -113,4 +114,4 @@ def _lines(metrics: Path) -> list[dict[str, Any]]:
     for text in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
         with suppress(ValueError):
             lines.append(json.loads(text))
-    return [line for line in lines if "val_ppl" in line]
+    return epochs_of(lines)

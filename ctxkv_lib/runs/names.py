@@ -12,7 +12,8 @@ from .config import ExperimentConfig, flat
 from .presets import changed_settings
 from .summary import Run
 
-MOST_NAMED = 3  # settings in a name; runs that differ in more go by their folders
+MOST_NAMED = 3  # settings in a name; a few runs that differ in more go by their folders
+FEW_RUNS = 3  # which are compared column by column; of more, each has a row, with room for its name
 
 
 def run_folder_of(config: ExperimentConfig, root: Path | str | None = None) -> Path:
@@ -54,12 +55,20 @@ def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, An
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """Name each run by the few settings that differ, or by its folder."""
-    differing = differing_settings([run.config for run in runs])
+    """Name each run by the settings that differ, or by its folder.
+
+    Settings that differ only as preset and recipe do are left out.
+    """
+    configs = [run.config for run in runs]
+    chosen = {"preset", "recipe", "data.samples"}.union(*map(changed_settings, configs))
+    differing = [
+        {key: value for key, value in settings.items() if key in chosen}
+        for settings in differing_settings(configs)
+    ]
     if len(runs) == 1:
         differing = [{"data.samples": runs[0].config.data.samples}]
     names = [_in_words(settings) for settings in differing]
-    if len(differing[0]) <= MOST_NAMED and len({*names}) == len(runs):
+    if (len(differing[0]) <= MOST_NAMED or len(runs) > FEW_RUNS) and len({*names}) == len(runs):
         return names
     folders = [run.path.name for run in runs]
     return folders if len({*folders}) == len(runs) else [str(run.path) for run in runs]

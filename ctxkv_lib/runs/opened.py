@@ -1,5 +1,6 @@
 """Use of a run: its model with caches and tokenizer, and generation."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from ..errors import UserError, is_utf8, told_in_a_sentence, values_of_user
 from ..files import expanded, read_tensors, source_digest
 from ..method.memory import snapshot
 from ..method.model import ContextKV
+from ..method.scoring import EVALUATION_ROWS, token_scores
 from ..progress import notice, stage
 from .build import frozen_model, load_caches, load_weights, log_frequencies, parameter_counts
-from .config import Sampling
+from .config import Sampling, require_known
 from .device import choose_device, torch_state
 from .experiment import Experiment
 from .export import for_transformers
@@ -34,6 +36,9 @@ COLDEST = 1e-6  # temperature at which sampling always takes the largest logit
 class OpenRun:
     """A run with what it takes to look inside: finished, or prepared for Phase 2.
 
+    A split is "train" or "val". Position i of its stream reads token i and predicts token i + 1. What the
+    methods return is on the CPU.
+
     Attributes:
         run: of a prepared one, the summary has `tokens`, `parameters`, `phase1`, `memory` and `caches_mib`.
         model: in evaluation mode.
@@ -44,6 +49,53 @@ class OpenRun:
     model: ContextKV
     tokenizer: PreTrainedTokenizerFast
     caches: dict[str, Any]
+
+    def contexts(self, split: str) -> Tensor:
+        """Return all contexts, `[n, context_dim]`, in the dtype of the cache: row i is that of position i."""
+        if not self.model.has_contexts:
+            raise UserError(f"The model of {self.run.path} is a mixer and has no contexts.")
+        contexts: Tensor = self._stream(split).contexts[1:]
+        return contexts.cpu()
+
+    def attention(self, split: str, positions: Sequence[int] | Tensor) -> Tensor:
+        """Compute attention weights at some positions, float32 `[len(positions), heads, slots]`.
+
+        `model.window.slots(positions)` are the positions whose contexts the slots hold.
+        """
+        return self._computed(split, positions, self._attention_weights)
+
+    def logits(self, split: str, positions: Sequence[int] | Tensor) -> Tensor:
+        """Compute logits of the next token at some positions, float32 `[len(positions), vocab_size]`."""
+        return self._computed(split, positions, lambda batch: batch.logits(self.model))
+
+    def token_losses(self, split: str) -> Tensor:
+        """Compute the loss of every prediction, in nats, float32 `[n]`; exp(mean) is the perplexity."""
+        stream = self._stream(split)
+        with torch_state():
+            return token_scores(self.model, stream, torch.arange(len(stream)))[0].cpu()
+
+    def _stream(self, split: str) -> Any:
+        require_known("split", split, self.caches)
+        return self.caches[split]
+
+    def _attention_weights(self, batch: Any) -> Tensor:
+        weights: Tensor | None = batch.attend(self.model)[1]
+        if weights is None:
+            raise UserError(f"The model of {self.run.path} returns no attention weights to look at.")
+        return weights
+
+    @torch.no_grad()
+    def _computed(
+        self, split: str, positions: Sequence[int] | Tensor, compute: Callable[[Any], Tensor]
+    ) -> Tensor:
+        """Compute something at some positions, batch by batch."""
+        stream, order = self._stream(split), torch.as_tensor(positions).cpu()
+        if not (order.ndim == 1 and len(order) and order.min() >= 0 and order.max() < len(stream)):
+            last = len(stream) - 1
+            raise UserError(f"positions are {positions}; allowed: a list of some from 0 to {last}.")
+        with torch_state():
+            batches = stream.batches(order.long(), EVALUATION_ROWS, self.model)
+            return torch.cat([compute(batch).float().cpu() for batch in batches])
 
 
 @told_in_a_sentence()
@@ -68,8 +120,7 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
         load_weights(model, run.path)
         tokenizer = load_tokenizer(run.config.data.tokenizer)
     caches = load_caches(run.path / "caches")
-    streams = {split: model.cached_stream(cache, training=False) for split, cache in caches.items()}
-    return OpenRun(run, model.to(choose_device(device)), tokenizer, streams)
+    return OpenRun(run, model.to(choose_device(device)), tokenizer, caches)
 
 
 def open_prepared(experiment: Experiment) -> OpenRun:

@@ -4,7 +4,7 @@ A stopped training goes on from its last saved epoch to the same numbers, since 
 depend on seed and epoch alone. A kill in Phase 2 leaves Phase 1, the caches and
 `checkpoint/phase2.safetensors` with the last saved epoch, if an epoch ended after the first minute. On the
 next run `stages.phase2_stage` makes a `RunLoop` with the stage's key, and `phase2.train_attention` calls its
-`restore`: a file of that key is restored and its epochs are passed on again, a damaged one is a notice, and
+`restore`: a file of that key is restored and its metrics are passed on again, a damaged one is a notice, and
 any other is ignored. After the stage it is deleted.
 """
 
@@ -21,8 +21,8 @@ from torch import Tensor
 from .. import ranks
 from ..errors import DamagedFile
 from ..files import read_with_metadata, write_tensors
-from ..method.loop import Loop, Metric
-from ..progress import notice, progress_bar
+from ..method.loop import Loop, Metric, epochs_of
+from ..progress import estimated, notice, progress_bar
 
 EVERY_SECONDS = 60  # at most this much work and one epoch are repeated
 T = TypeVar("T")
@@ -32,10 +32,16 @@ class RunLoop(Loop):
     """The hooks of a training in a run.
 
     Args:
-        record: gets every metric, those of restored epochs included.
+        record: gets every metric; those of restored epochs, too, marked as `replayed`.
         path: where states are saved; None saves none, as of Phase 1, which takes seconds.
         key: stands for all that the training depends on; a state of another key is not restored.
+
+    Attributes:
+        metrics: all so far, those of restored epochs included.
+        tell: called once, some seconds into the first epoch, with the seconds that its steps take.
     """
+
+    tell: Callable[[float], None] | None = None
 
     def __init__(self, record: Callable[[Metric], None], path: Path | None = None, key: str = "") -> None:
         self.record, self.path, self.key, self.saved_at = record, path, key, time.monotonic()
@@ -43,17 +49,25 @@ class RunLoop(Loop):
 
     def restore(self, state: Any) -> None:
         if self.path:
-            restore_state(state, self.path, self.key)
-        for metric in state.metrics:
-            self.record(metric)
+            self.metrics = restore_state(state, self.path, self.key)
+        if self.metrics:
+            notice(f"Phase 2 goes on after epoch {self.metrics[-1]['epoch']}.")
+        for metric in self.metrics:
+            self.record({**metric, "replayed": True})
 
     def track(self, items: Iterable[T], description: str, total: int, done: int = 0) -> Iterable[T]:
-        return progress_bar(items, description, total=total, initial=done)
+        bar = progress_bar(items, description, total=total, initial=done)
+        tell, self.tell = self.tell, None
+        return estimated(bar, total, tell) if tell else bar
 
     def after_round(self, state: Any, metric: Metric) -> None:
+        self.metrics.append(metric)
         if self.path and not ranks.rank() and time.monotonic() >= self.saved_at + EVERY_SECONDS:
-            save_state(state, self.path, self.key)
+            save_state(state, self.path, self.key, self.metrics)
             self.saved_at = time.monotonic()
+        self.record(metric)
+
+    def after_steps(self, metric: Metric) -> None:
         self.metrics.append(metric)
         self.record(metric)
 
@@ -64,28 +78,34 @@ class RunLoop(Loop):
         ranks.all_reduce(tensors)
 
 
-def save_state(state: Any, path: Path, key: str) -> None:
-    """Write a `phase2.Phase2State`: tensors under `kind/name`, everything else as JSON beside them."""
+def save_state(state: Any, path: Path, key: str, metrics: list[Metric]) -> None:
+    """Write a `phase2.Phase2State`: tensors under `kind/name`, everything else as JSON beside them.
+
+    `metrics` are those of its epochs, and of steps within them.
+    """
     optimizer = state.stepper.optimizer.state_dict()
     groups = {"weights": state.weights, "averages": state.stepper.averages, "best": state.best}
     groups |= {f"optimizer {number}": moments for number, moments in optimizer["state"].items()}
     tensors = {f"{kind}/{name}": tensor for kind, named in groups.items() for name, tensor in named.items()}
-    numbers = json.dumps([optimizer["param_groups"], state.metrics])
+    numbers = json.dumps([optimizer["param_groups"], metrics])
     write_tensors(path, tensors, {"key": key, "numbers": numbers})
 
 
 @torch.no_grad()
-def restore_state(state: Any, path: Path, key: str) -> None:
-    """Overwrite a state that has just begun with the saved one, if there is one of this key."""
+def restore_state(state: Any, path: Path, key: str) -> list[Metric]:
+    """Overwrite a state that has just begun with the saved one of this key; return what was saved with it.
+
+    These `metrics` are empty if there is none.
+    """
     try:
         tensors, metadata = read_with_metadata(path)
     except FileNotFoundError:
-        return
+        return []
     except DamagedFile as error:
         notice(f"{error} Phase 2 begins again.")
-        return
+        return []
     if metadata.get("key") != key:
-        return
+        return []
     groups = defaultdict[str, dict[str, Tensor]](dict)
     for key_of_tensor, tensor in tensors.items():
         kind, _, name = key_of_tensor.partition("/")
@@ -95,9 +115,11 @@ def restore_state(state: Any, path: Path, key: str) -> None:
         state.best[name] = groups["best"][name].to(weight.device)
     for name, average in state.stepper.averages.items():
         average.copy_(groups["averages"][name])
-    parameter_groups, state.metrics = json.loads(metadata["numbers"])
+    parameter_groups, metrics = json.loads(metadata["numbers"])
+    state.metrics = epochs_of(metrics)
     optimizers = {
         kind.split()[1]: moments for kind, moments in groups.items() if kind.startswith("optimizer ")
     }
     moments = {int(number): tensors for number, tensors in optimizers.items()}
     state.stepper.optimizer.load_state_dict({"state": moments, "param_groups": parameter_groups})
+    return metrics

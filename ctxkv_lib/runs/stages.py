@@ -24,7 +24,7 @@ from ..method.oacd import UNTRAINED, train_context_block
 from ..method.phase2 import train_attention
 from ..method.scoring import effective_rank, perplexity, token_scores
 from ..plugins.checks import refuse_unsaved
-from ..progress import notice, say, stage
+from ..progress import epochs_ahead, notice, say, stage
 from .build import load_block, load_caches, load_weights, parameter_counts, place_caches
 from .experiment import Experiment
 from .export import save_for_transformers
@@ -42,6 +42,7 @@ def contexts_stages(experiment: Experiment) -> None:
 
 
 def _contexts_stages(experiment: Experiment) -> dict[str, Stage]:
+    recorded = experiment.folder.stages.get("phase1")
     phase1 = experiment.finished("phase1", linked=True)
     caches = phase1 and experiment.finished("caches", linked=True)
     generator = torch.Generator(experiment.device).manual_seed(experiment.config.runtime.seed)
@@ -50,6 +51,8 @@ def _contexts_stages(experiment: Experiment) -> dict[str, Stage]:
     needs_last = by_passes and phase1 and phase1.metrics and not caches
     last = None
     if phase1 and not needs_last:
+        if phase1 is recorded and phase1.metrics:  # else it was taken from another run, or trains nothing
+            notice("Phase 1 finished: reused.")
         experiment.replay(phase1)
     else:
         if phase1:
@@ -180,19 +183,16 @@ def _sizes_mib(caches: dict[str, TokenCache]) -> dict[str, float]:
 def load_streams(experiment: Experiment) -> tuple[dict[str, TokenCache], str]:
     """Load the ContextBlock; return both streams as Phase 2 reads them, and where they are, in words."""
     load_block(experiment.model, experiment.folder.path)
-    caches = load_caches(experiment.folder.path / "caches")
-    streams = {
-        split: experiment.model.cached_stream(cache, split == "train") for split, cache in caches.items()
-    }
-    placed, placement = place_caches(streams, experiment.device)
+    caches, placement = place_caches(load_caches(experiment.folder.path / "caches"), experiment.device)
     say(f"Caches: {placement}")
-    return placed, placement
+    return caches, placement
 
 
 def phase2_stage(experiment: Experiment) -> None:
     """Train Phase 2, and write the best epoch's weights to the folder."""
     saved = experiment.folder.path / "checkpoint" / "phase2.safetensors"
     if finished := ranks.on_rank_0(lambda: experiment.finished("phase2")):
+        notice("Phase 2 finished: reused.")
         experiment.replay(finished)
     else:
         _train_attention(experiment, RunLoop(experiment.record, saved, experiment.key("phase2")))
@@ -206,11 +206,19 @@ def _train_attention(experiment: Experiment, loop: RunLoop) -> None:
     prepared = snapshot("phase 2 prepared", experiment.device)
     ranks.on_rank_0(lambda: folder.write_metrics(folder.stages["phase1"]))
     parameters = parameter_counts(model)
+    train, phase2 = streams["train"], config.phase2
+    scoring = 1.0 if experiment.precision == "bf16" else 0.5  # time of a position against one of training
+
+    def tell(seconds: float) -> None:
+        seconds *= 1 + scoring * len(streams["val"]) / len(train)
+        notice(f"{len(train) + 1:,} tokens: {epochs_ahead(seconds, phase2.least_epochs, phase2.max_epochs)}.")
+
+    loop.tell = tell
     torch.manual_seed(config.runtime.seed)  # in each process, and whether Phase 1 was reused or not
     model.init_attention(_phase1_ids(experiment), config.phase1)
     result = train_attention(
         model,
-        streams["train"],
+        train,
         streams["val"],
         config.phase2,
         config.runtime.seed,
@@ -233,7 +241,7 @@ def _train_attention(experiment: Experiment, loop: RunLoop) -> None:
             loaded = experiment.new_model()
             load_weights(loaded, folder.path)
             refuse_unsaved(model, loaded, streams["val"])
-        folder.finish("phase2", loop.key, [weights], summary, result.epochs)
+        folder.finish("phase2", loop.key, [weights], summary, loop.metrics)
 
     ranks.on_rank_0(finish)
 
@@ -284,5 +292,4 @@ def test_scores(experiment: Experiment, ids: Tensor) -> tuple[Tensor, Tensor]:
         generator = torch.Generator(experiment.device).manual_seed(experiment.config.runtime.seed)
         contexts = torch.cat([*_stream_contexts(experiment, ids, None, generator)])
         cache = StreamCache(cache.ids, contexts)
-    stream = model.cached_stream(cache, training=False)
-    return token_scores(model, stream, torch.arange(len(stream)))
+    return token_scores(model, cache, torch.arange(len(cache)))

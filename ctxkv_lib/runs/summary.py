@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import UserError
 from ..files import expanded, read_json
 from ..method.config import ModelConfig
-from ..method.loop import Metric
+from ..method.loop import Metric, epochs_of
 from ..method.memory import mib
 from ..progress import counted
 from .config import ExperimentConfig
@@ -73,7 +73,7 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
     """Make the content of `summary.json` from the finished stages."""
     config, contexts, phase2 = folder.config, context_summary(folder.stages), folder.stages["phase2"]
     train_tokens, val_tokens = contexts["tokens"]["train"], contexts["tokens"]["val"]
-    epochs, result = phase2.metrics, phase2.result
+    epochs, result = epochs_of(phase2.metrics), phase2.result
     best = next(epoch for epoch in reversed(epochs) if epoch["improved"])
     test = folder.stages["test"].result
     return {

@@ -85,15 +85,11 @@ def explore_window(run: OpenRun | Run | Path | str, position: int) -> WindowExpl
     return WindowExplorer(opened, position)
 
 
-@torch.no_grad()
 def attended(opened: OpenRun, position: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return slots (positions, negative before the stream), weights `[heads, slots]` and logits `[vocab]`."""
-    model, at = opened.model, torch.tensor([position])
-    batch = opened.caches["val"].batch(at, model).to(model.device)
-    _, weights = batch.attend(model)
-    if weights is None:
-        raise UserError(f"The model of {opened.run.path} returns no attention weights to look at.")
-    return model.window.slots(at)[0], weights[0].float().cpu(), batch.logits(model)[0].float().cpu()
+    at = torch.tensor([position])
+    weights, logits = opened.attention("val", at)[0], opened.logits("val", at)[0]
+    return opened.model.window.slots(at)[0], weights, logits
 
 
 def attended_text(opened: OpenRun, position: int, slots: Tensor, weights: Tensor) -> str:

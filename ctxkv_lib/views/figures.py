@@ -189,6 +189,18 @@ def phase1_curves(runs: Mapping[str, Lines], stop_rate: float | None = None) -> 
 
 
 @styled
+def loss_curves(runs: Mapping[str, Lines]) -> Picture:
+    """Draw the training loss of Phase 2 within epochs: `{name: lines of metrics.jsonl with `step`}`."""
+    figure, (ax,) = panels(1, 4.2, "Step")
+    for look, (name, lines) in zip(cycle(LOOKS), runs.items(), strict=False):
+        at = [(line["epoch"] - 1) * line["steps"] + line["step"] for line in lines]
+        ax.plot(at, [line["loss"] for line in lines], ms=3, label=name, **look)
+    ax.set(title="Training loss in nats per token")
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+@styled
 def memory_by_stage(runs: Mapping[str, Lines]) -> Picture:
     """Draw memory by stage in GiB: a bar for what is held at its end, a line to the most during it.
 

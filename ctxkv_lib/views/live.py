@@ -1,19 +1,21 @@
 """`LiveCurves`: the curves of a training while it runs, in a notebook; lines of text elsewhere."""
 
+import math
 import time
 from typing import Any
 
 from ..method.config import Phase1Config
-from ..method.loop import Metric
+from ..method.loop import Metric, epochs_of
 from ..progress import in_notebook, in_words, run_name
-from .figures import Picture, phase1_curves, ppl_curves
+from .figures import Picture, loss_curves, phase1_curves, ppl_curves
 
-DRAW_SECONDS = 4.0  # between two drawings of a stage; one takes about 0.2
-COUNTS = {"phase1": "iteration", "phase2": "epoch"}  # what numbers the lines of a stage
+DRAW_SECONDS = 10.0  # between two drawings of a stage; one takes about 0.2, 2% of the time
 
 
 class LiveCurves:
     """A listener for `run`, `prepare` and `compare`: convergence and loss in Phase 1, perplexity in Phase 2.
+
+    Before a run's first epoch has ended, it is the training loss by step.
 
     run(config, listener=LiveCurves())
     """
@@ -28,14 +30,14 @@ class LiveCurves:
         """Take one metric; `run` or `samples`, in it or beside it, name its run."""
         metric = metric | names
         if not in_notebook():
-            print(in_words(metric), flush=True)
+            if "step" not in metric:
+                print(in_words(metric), flush=True)
             return
         if self._place is None:
             self._open()
         self._stage = metric["stage"]
         lines = self._lines[self._stage].setdefault(run_name(metric) or "this run", [])
-        count = COUNTS[self._stage]
-        if lines and metric[count] <= lines[-1][count]:
+        if lines and _position(metric) <= _position(lines[-1]):
             lines.clear()  # another call, which begins anew
         lines.append(metric)
         if len(lines) == 1 or time.monotonic() >= self._due:
@@ -44,9 +46,9 @@ class LiveCurves:
     def _open(self) -> None:
         """Take a place under the cell that is running."""
         from IPython import get_ipython
-        from IPython.display import display
+        from IPython.display import Pretty, display
 
-        self._place = display("Training begins.", display_id=True)
+        self._place = display(Pretty("Training begins."), display_id=True)
         get_ipython().events.register("post_run_cell", self.finish)
 
     def draw(self) -> None:
@@ -62,8 +64,13 @@ class LiveCurves:
         runs = self._lines[self._stage]
         if self._stage == "phase1":
             return phase1_curves(runs, self._stop_rate)
+        epochs = {name: epochs_of(lines) for name, lines in runs.items()}
+        if not all(epochs.values()):
+            return loss_curves(
+                {name: [line for line in lines if "step" in line] for name, lines in runs.items()}
+            )
         summaries = {}
-        for name, lines in runs.items():
+        for name, lines in epochs.items():
             best = next(line for line in reversed(lines) if line["improved"])
             summaries[name] = {"phase2": {**best, "epochs": lines, "best_epoch": best["epoch"]}}
         return ppl_curves(summaries)
@@ -75,3 +82,8 @@ class LiveCurves:
         get_ipython().events.unregister("post_run_cell", self.finish)
         self.draw()
         self._place = None
+
+
+def _position(metric: Metric) -> tuple[float, float]:
+    """Return where in its stage a metric stands; that of an epoch comes after those of its steps."""
+    return metric.get("iteration") or metric["epoch"], metric.get("step", math.inf)

@@ -68,8 +68,8 @@ def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> 
             run(config, folder, listener)
 
     Yields:
-        `listener`, which now also saves every two minutes. Nothing but `listener` itself unless
-        `$CTXKV_DRIVE` names a folder.
+        `listener`, which now also saves every two minutes, but not within an epoch. Nothing but `listener`
+        itself unless `$CTXKV_DRIVE` names a folder.
 
     Raises:
         UserError: an archive cannot be restored. One that cannot be written is one line of text.
@@ -94,7 +94,7 @@ def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> 
     def listen(metric: Metric) -> None:
         nonlocal due
         listener(metric)
-        if time.monotonic() >= due:
+        if "step" not in metric and time.monotonic() >= due:
             pack_all(archives)
             due = time.monotonic() + SAVE_SECONDS
 

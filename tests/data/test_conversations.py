@@ -13,8 +13,9 @@ from hub_standin import direct_to, forget_connections
 from ctxkv_lib.data import chitchat as chitchat_source
 from ctxkv_lib.data import ultrachat
 from ctxkv_lib.data.config import DataConfig
-from ctxkv_lib.data.conversations import Conversations, check_splits, load_conversations, read_conversations
+from ctxkv_lib.data.conversations import Conversations, check_splits, load_conversations
 from ctxkv_lib.data.hub import ULTRACHAT, _first_sentences
+from ctxkv_lib.data.texts import read_texts
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.runs.presets import build_config, compared_samples
 
@@ -185,10 +186,10 @@ def test_splits_that_are_asked_for(tmp_path):
 
 
 def test_a_fingerprint_is_that_of_the_texts(tmp_path):
-    conversations = read_conversations(_jsonl(tmp_path, 2))
+    conversations = Conversations.of(read_texts(_jsonl(tmp_path, 2)))
     assert len(conversations) == 2
     (tmp_path / "same.txt").write_text("\n\n".join(map(_text, (1, 2))))
-    assert read_conversations(tmp_path / "same.txt") == conversations
+    assert Conversations.of(read_texts(tmp_path / "same.txt")) == conversations
     others = [["a", "b"], ["ab"], ["b", "a"], ["a\nb"], []]
     assert len({Conversations.of(texts).fingerprint for texts in others}) == len(others)
 

@@ -18,6 +18,7 @@ from ctxkv_lib.runs import opened, saved_epochs
 from ctxkv_lib.runs.names import run_folder_of
 from ctxkv_lib.runs.opened import open_run
 from ctxkv_lib.runs.presets import build_config
+from ctxkv_lib.runs.summary import load_run
 from ctxkv_lib.views import figures
 
 SAVE = figures.save
@@ -62,7 +63,7 @@ def test_a_finished_run_is_reused_and_the_users_random_numbers_are_left(finished
     written = (finished_run.path / "summary.json").stat().st_mtime_ns
     again = run(finished_run.config, finished_run.path, heard.append)
     assert (again.summary, again.metrics) == (finished_run.summary, finished_run.metrics)
-    assert [metric["stage"] for metric in heard] == [line["stage"] for line in again.metrics]
+    assert heard == [{**line, "replayed": True} for line in again.metrics]
     assert (finished_run.path / "summary.json").stat().st_mtime_ns == written
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -92,6 +93,33 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(tiny_settings, tmp_path, monk
     assert outcome(out) == outcome(whole.path)
     epochs = [metric["epoch"] for metric in heard if metric["stage"] == "phase2"]
     assert epochs == [e["epoch"] for e in whole.summary["phase2"]["epochs"]]
+
+
+def test_a_run_that_is_stopped_within_an_epoch_has_every_line_once(
+    tiny_config, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(saved_epochs, "EVERY_SECONDS", 0)
+    config, heard = tiny_config.replace({"phase2.batch_size": 4}), []
+    whole, out = run(config, tmp_path / "whole" / "run"), tmp_path / "stopped" / "run"
+
+    def stop_within_epoch_3(metric):
+        if metric["stage"] == "phase2" and (metric["epoch"], metric.get("step")) == (3, 50):
+            raise KeyboardInterrupt
+
+    with pytest.raises(Stopped):
+        run(config, out, stop_within_epoch_3)
+    assert lines_of(out)[-1]["step"] == 50
+    assert list(lines_of(out)[-1]) == ["stage", "epoch", "step", "steps", "loss", "learning_rate"]
+    run(config, out, heard.append)
+    assert outcome(out) == outcome(whole.path)
+    assert [{**line, "memory": 0} for line in lines_of(out)] == [
+        {**line, "memory": 0} for line in load_run(out).metrics
+    ]
+    trained = [(line["stage"], line["epoch"], line.get("step")) for line in heard if "replayed" not in line]
+    steps = [line["step"] for line in lines_of(out) if line.get("epoch") == 3 and "step" in line]
+    assert trained == [("phase2", 3, step) for step in [*steps, None]]
+    said = [line for line in capsys.readouterr().err.splitlines() if "tokens:" not in line]
+    assert said == ["Phase 1 finished: reused.", "Phase 2 goes on after epoch 2."]
 
 
 def test_a_run_that_is_stopped_behind_its_best_epoch_keeps_that(tiny_settings, tmp_path, monkeypatch):

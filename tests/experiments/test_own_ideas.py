@@ -81,6 +81,11 @@ def test_an_idea_is_trained_named_wherever_its_run_is_and_reused(hook, plain, tm
     else:
         with pytest.raises(UserError, match="has a mixer, which does not read token by token"):
             generate_text(made, "tea")
+        opened = open_run(made)
+        share = opened.logits("val", [3]).softmax(dim=-1)[0, opened.caches["val"].ids[4]]
+        assert -share.log() == pytest.approx(opened.token_losses("val")[3].item(), abs=0.005)
+        with pytest.raises(UserError, match="is a mixer and has no contexts"):
+            opened.contexts("val")
 
 
 CALLABLES = {

@@ -188,10 +188,13 @@ def test_autocast_rounds_what_is_computed_from_contexts_and_not_the_contexts(sha
     torch.testing.assert_close(found.logits.float(), exact.logits, rtol=0.05, atol=0.3)
 
 
+def model_of_nearest_two():
+    return ContextKVForCausalLM.of(tiny_method(Parts(attention=NearestTwo)), {"attention": {}})
+
+
 @torch.no_grad()
 def test_a_trained_model_with_parts_of_the_user_computes_the_same_in_transformers():
-    wrapped = ContextKVForCausalLM.of(tiny_method(Parts(attention=NearestTwo)), {"attention": {}})
-    ids = tiny_ids(12)
+    wrapped, ids = model_of_nearest_two(), tiny_ids(12)
     torch.testing.assert_close(
         wrapped(ids[None]).logits[0], phase2_logits(wrapped.model, ids), atol=1e-4, rtol=0
     )
@@ -298,6 +301,10 @@ REFUSED = {
     "few_labels": (lambda m: m(ONE, labels=ONE[:, :5]), r"labels\.shape is \(1, 5\); allowed: \(1, 6\)"),
     "embeddings": (lambda m: m(inputs_embeds=torch.ones(1, 2, 24)), "inputs_embeds"),
     "other_batch": (lambda m: m(ONE.expand(2, 6), **{CACHE_NAME: m(ONE)[CACHE_NAME]}), "is 1; allowed: 2"),
+    "no_weights": (
+        lambda _: model_of_nearest_two()(ONE, output_attentions=True),
+        "output_attentions is True; allowed: False; this attention returns none",
+    ),
     "passed_on": (lambda m: m.generate(ONE, output_router_logits=True), "output_router_logits"),
     "on_the_disk": (lambda m: reloaded(m, device_map={"": "disk"}), "device_map"),
     "tuple": (lambda m: m(ONE, **{CACHE_NAME: filled()}), "is 'DynamicCache'; allowed: .*ContextCache"),

@@ -78,6 +78,16 @@ def test_an_adapter_of_any_linear_computes_and_trains_as_one_merged_into_the_wei
     torch.testing.assert_close(model(ids).logits, adapted, atol=1e-4, rtol=1e-4)
 
 
+def test_a_block_is_in_training_as_far_as_it_is_trained():
+    """An adapter drops out, and layers that pack their weights for inference must not do so."""
+    model = tiny_model()
+    block = model.model.context_block
+    assert not model.train().model.context_block.training
+    block.linear = Adapted(block.linear)
+    assert all(part.training for part in model.train().modules())
+    assert not any(part.training for part in model.eval().modules())
+
+
 @each_shape
 def test_states_and_table_for_code_that_multiplies_give_the_logits_of_training(shape):
     """As trl computes the loss from 1.16 on."""
@@ -185,8 +195,7 @@ def test_the_pages_examples_of_adapters_and_fine_tuning_run(folder, tmp_path, mo
     pytest.importorskip("peft")
     pytest.importorskip("trl")
     page = (Path(__file__).parents[2] / "docs" / "transformers.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"(?ms)^( *)```python\n(.*?)^ *```", page)
-    code = [re.sub(rf"(?m)^{indent}", "", block) for indent, block in blocks]
+    code = re.findall(r"(?s)```python\n(.*?)```", page)
     code[0] = code[0].replace("runs/offline-tuned-50/model", folder.as_posix())
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("\n".join(SFT_ROWS), encoding="utf-8")
@@ -195,3 +204,4 @@ def test_the_pages_examples_of_adapters_and_fine_tuning_run(folder, tmp_path, mo
         exec(block.replace("max_steps=100", 'max_steps=2, save_strategy="no", use_cpu=True'), values)
     assert not {name for name in trainable(values["adapted"]) if "lora" not in name}
     assert Path("runs/sft/model.safetensors").exists()
+    assert not torch.is_autocast_enabled("cpu")  # in which trl trains by default

@@ -123,6 +123,29 @@ def test_divergence_is_an_error_within_the_epoch_and_not_a_number(rate, size, wh
         train(config)
 
 
+def test_the_loss_within_an_epoch_is_the_mean_of_fifty_steps(monkeypatch):
+    heard, losses = [], iter(range(1000))
+
+    class Hearing(Loop):
+        def after_steps(self, metric):
+            heard.append(metric)
+
+    monkeypatch.setattr(phase2, "train_step", lambda *_: torch.tensor(10.0 * next(losses)))
+    train(Phase2Config(max_epochs=2, batch_size=10), loop=Hearing())  # 140 steps an epoch
+    assert [(line["epoch"], line["step"], line["loss"]) for line in heard] == [
+        (1, 50, 24.5),
+        (1, 100, 74.5),
+        (2, 50, 164.5),
+        (2, 100, 214.5),
+    ]
+    assert {(line["stage"], line["steps"], line["learning_rate"]) for line in heard} == {
+        ("phase2", 140, 1e-3)
+    }
+    heard.clear()
+    train(Phase2Config(max_epochs=1, batch_size=28), loop=Hearing())  # the last of 50 steps ends the epoch
+    assert not heard
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_divergence_that_one_split_shows_is_an_error_too(split, monkeypatch):
     found = {"train": ("batch_gradients", torch.tensor(1e9)), "validation": ("evaluate", (800.0, 0.0))}

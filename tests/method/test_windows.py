@@ -28,7 +28,6 @@ def test_slots_and_rows_are_those_of_the_definition(interval, max_contexts):
 def test_an_attention_plug_in_may_space_its_slots_by_itself():
     own = window(offsets=[0, 1, 5])
     assert own.slots(torch.tensor([0, 4, 5])).tolist() == [[0, -1, -5], [4, 3, -1], [5, 4, 0]]
-    assert len(own) == 3
 
 
 def test_slots_are_computed_on_the_device_of_the_positions():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import SHAPES, TINY, PreviousToken, tiny_ids
 
+from ctxkv_lib.method.caches import TokenCache
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.plugins import mixer
 from ctxkv_lib.plugins.mixer import MixerModel
@@ -27,9 +28,8 @@ def test_rows_give_what_the_whole_stream_gives(first, training, monkeypatch):
     torch.manual_seed(0)
     model = MixerModel(ModelConfig(**SHAPES), TwoBefore, TINY["vocab_size"], False).train(training)
     ids = tiny_ids(40).int()
-    stream = model.cached_stream(mixer.TokenCache(ids), training)
     positions = torch.tensor([*range(first, first + 6), 20, *range(30, 39)])
-    batch = stream.batch(positions)
+    batch = TokenCache(ids).batch(positions, model)
     whole = model.attention(model.embed(ids[None]), 0)[0]
     torch.testing.assert_close(batch.attend(model)[0], whole[positions])
     assert torch.equal(batch.tokens, ids[positions])

@@ -1,10 +1,13 @@
 """`ctxkv info` and `ctxkv settings`: exact counts, and every setting with its reason."""
 
 import dataclasses
+import itertools
 
 import pytest
+from conftest import PreviousToken
 
 from ctxkv_lib.errors import UserError
+from ctxkv_lib.report import times
 from ctxkv_lib.report.info import describe, describe_settings, format_info, format_settings
 from ctxkv_lib.runs.config import GROUPS, flat
 from ctxkv_lib.runs.presets import RECIPES, build_config
@@ -14,6 +17,20 @@ def test_info_shows_the_tokens_of_the_window():
     lines = format_info(describe(build_config("colab"))).splitlines()
     (tokens,) = [line.split()[-1] for line in lines if line.startswith("Context window (tokens)")]
     assert tokens == "640"
+
+
+def test_times_scale_with_the_text_and_a_mixer_has_no_phase_1(monkeypatch):
+    monkeypatch.setattr(times.time, "perf_counter", itertools.count().__next__)  # a batch takes half a second
+    monkeypatch.setattr(times, "EVALUATION_ROWS", 100)
+    config = build_config("ci", settings={"phase2.batch_size": 50, "phase1.batch_size": 100})
+    time = describe(config, 10_000, 1_000, time=True)["time"]
+    assert (time["tokens"], time["epochs"], time["iterations"]) == (10_000, [3, 3], 59)
+    assert time["epoch_seconds"] == (200 + 10) / 2
+    assert time["iteration_seconds"] == 50  # of two batches of 100, a second
+    unknown = describe(config.replace({"mixer": PreviousToken, "data.source": "ultrachat"}), time=True)
+    line = format_info(unknown).splitlines()[-1]
+    assert line == "Each 100,000 tokens: an epoch about 17 min, 3 of them"
+    assert "time" not in describe(config)
 
 
 def test_info_refuses_what_run_refuses():

@@ -109,6 +109,50 @@ def test_runs_are_compared_in_ascending_order_and_only_on_one_text():
     assert list(original.loc["Val PPL"]) == ["361.0", "175.7", "-51.3%"]
 
 
+def many_runs(count=4):
+    """Runs that differ in four settings, the third the best; the first repeats the original's."""
+    runs = [sample_run(500)]
+    for number in range(1, count):
+        settings = {
+            "model.attention_dropout": 0.2,
+            "phase2.weight_decay": number / 10,
+            "runtime.seed": number,
+        }
+        epochs = [(100 + abs(number - 2), 200 + abs(number - 2), 0.1), (99.0, 300.0, 0.1)]
+        runs.append(sample_run(500, settings={**settings, "phase2.patience": 3 + number}, epochs=epochs))
+    runs[2].summary["phase2"]["val_ppl"] = 150.0
+    return runs
+
+
+def test_a_report_of_many_runs_has_a_row_a_run_and_the_epochs_of_the_best():
+    english, japanese = write_report(many_runs()), write_report(many_runs(), "ja")
+    name = "attention_dropout 0.2, weight_decay 0.2, patience 5, seed 2"
+    for report, original, heading in (
+        (english, "the original, 500 samples", "Phase 2"),
+        (japanese, "元の実験、500サンプル", "Phase 2"),
+    ):
+        results = report.partition("| Val PPL |")[2]
+        assert row(results, name)[0] == "150.0"
+        assert row(results, original)[0] == "175.7"
+        assert re.findall(rf"(?m)^## {heading}: (.*)$", report) == [name]
+        assert len(re.findall(r"(?m)^- ", report)) == 2  # how the best was trained
+    assert row(english, "Train tokens") == ["587,970"]  # of all
+    assert "| Run | Random seed |" in english
+    assert "| change |" not in english
+    assert "times the training tokens" not in english
+    assert not re.search(r"(?m)^(?!.*--set).*[a-z]+ [a-z]+ [a-z]+", japanese)
+    for line, translated in zip(english.splitlines(), japanese.splitlines(), strict=True):
+        assert sorted(NUMBER.findall(line)) == sorted(NUMBER.findall(translated))
+    assert "Settings that differ" not in write_report([sample_run(500)] * 4)
+
+
+def test_many_runs_that_differ_in_samples_alone_have_a_change():
+    runs = [sample_run(count) for count in (100, 200, 300, 500)]
+    assert row(write_report(runs).partition("| Val PPL |")[2], "change")[0] == "-51.1%"
+    runs[0].summary["provenance"]["data"]["validation_fingerprint"] = "another"
+    assert "validated on different texts" in write_report(runs)
+
+
 def test_overfitting_and_the_end_of_training_are_derived_from_the_epochs():
     assert "179.2 → 211.3: overfitting" in write_report([sample_run()])
     flat = [(100.0, 200.0, 0.1), (100.0, 201.0, 0.1)]

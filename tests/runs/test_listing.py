@@ -85,5 +85,14 @@ def test_runs_are_named_by_the_few_settings_that_differ_or_by_their_folders():
     assert run_names([few, other]) == ["interval 20", "interval 10"]
     own = sample_run(100, settings={"attention": "conftest:NearestTwo"}, path=Path("runs/own"))
     assert run_names([few, own])[1].endswith("attention NearestTwo")
+    settings = {"model.interval": 10, "model.num_heads": 4, "phase2.patience": 7, "runtime.seed": 1}
+    other = sample_run(100, settings=settings, path=Path("runs/other"))
+    assert run_names([few, many, other]) == ["few", "many", "other"]
+    third = replace(many, config=many.config.replace({"runtime.seed": 2}))
+    assert (
+        run_names([few, many, other, third])[2] == "100 samples, interval 10, num_heads 4, patience 7, seed 1"
+    )
+    tuned = sample_run(100, recipe="tuned", settings={"runtime.seed": 1}, path=Path("runs/tuned"))
+    assert run_names([few, tuned]) == ["recipe published, seed 42", "recipe tuned, seed 1"]
     assert run_names([few, replace(few, path=Path("runs/again"))]) == ["few", "again"]
     assert run_names([few, replace(few, path=Path("b/few"))]) == ["runs/few", "b/few"]

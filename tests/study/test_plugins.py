@@ -67,7 +67,7 @@ def test_chunked_attention_is_trained_on_consecutive_positions():
         CONFIG, 30, parts=Parts(attention=lambda c: plugins.Chunked(c, plugins.Chunked.Settings()))
     )
     stream = StreamCache(torch.arange(301), torch.zeros(301, 16))
-    order = model.cached_stream(stream, training=True).epoch_order(0, 1)
+    order = stream.epoch_order(0, 1, model.chunk)
     assert sorted(order.tolist()) == [*range(300)]
     assert (order.diff() != 1).sum() <= 5  # between chunks of 64
 

@@ -12,6 +12,7 @@ from ctxkv_lib.views import live as module
 from ctxkv_lib.views.live import LiveCurves
 
 EPOCH_LINES = [{"stage": "phase2", **line} for line in epoch_lines(EPOCHS[500])]
+STEP = {"stage": "phase2", "epoch": 1, "step": 50, "steps": 1148, "loss": 9.0, "learning_rate": 1e-3}
 NOTEBOOK = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -44,7 +45,7 @@ def live(monkeypatch):
 
 def test_it_prints_lines_outside_a_notebook(capsys):
     live = LiveCurves()
-    for metric in (phase1_lines()[0], EPOCH_LINES[2], {**EPOCH_LINES[3], "samples": 500}):
+    for metric in (phase1_lines()[0], STEP, EPOCH_LINES[2], {**EPOCH_LINES[3], "samples": 500}):
         live(metric)
     printed = capsys.readouterr().out.splitlines()
     assert printed == [
@@ -68,6 +69,21 @@ def test_a_stage_is_drawn_at_once_and_then_every_few_seconds(live):
     live(EPOCH_LINES[2])
     assert len(live.shown) == 3
     assert "epoch 1: train PPL 571.3" in live.shown[1]._suptitle.get_text()
+
+
+def test_the_training_loss_is_drawn_until_the_first_epoch_has_ended(live):
+    for step in (50, 100):
+        live({**STEP, "step": step, "loss": 10 - step / 50})
+    (ax,) = live.figure().axes
+    assert [line.get_xydata().tolist() for line in ax.get_lines()] == [[[50, 9], [100, 8]]]
+    assert live.shown[0]._suptitle.get_text() == "Phase 2, epoch 1, step 50 of 1,148: training loss 9.000"
+    live(EPOCH_LINES[0])
+    live({**STEP, "epoch": 2})
+    assert live.figure().axes[0].get_title(loc="left") == "Perplexity per token"
+    live({**STEP, "samples": 500})  # another run begins
+    assert len(live.figure().axes[0].get_lines()) == 2
+    live(STEP)  # and the first one anew
+    assert [len(line.get_xdata()) for line in live.figure().axes[0].get_lines()] == [1, 1]
 
 
 def test_runs_of_a_comparison_have_a_curve_each_and_a_run_that_begins_anew_replaces_its_own(live):

@@ -1,0 +1,108 @@
+"""How long training takes on this machine: a few batches of each phase at the real shapes, timed."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import told_in_a_sentence
+from ..method.caches import DTYPES, StreamCache
+from ..method.config import GPT2_VOCAB_SIZE
+from ..method.loop import Loop, Metric
+from ..method.model import ContextKV
+from ..method.oacd import train_context_block
+from ..method.phase2 import STEPPERS, train_step
+from ..method.scoring import EVALUATION_ROWS, token_scores
+from ..runs.build import untrained_model
+from ..runs.config import ExperimentConfig
+from ..runs.device import choose_device, choose_precision, torch_state
+
+TIMED_BATCHES = 2  # after one that warms up
+DISTINCT_TOKENS = 22  # times the root of a text's length: 1,581 of 6,324 tokens, 21,370 of 852,428
+TABLE_STD = 0.02  # GPT-2's; with 1 the exponentials of logits would be denormal, which slow a CPU
+
+
+@told_in_a_sentence()
+def measure_times(config: ExperimentConfig, train_tokens: int, val_tokens: int) -> dict[str, Any]:
+    """Measure how long training takes: with an untrained model, on random tokens and contexts.
+
+    Returns:
+        `tokens`, of the training stream; `iteration_seconds` of Phase 1, None if it trains nothing, and the
+        most `iterations`; `epoch_seconds`, with validation, and the least and the most `epochs`.
+    """
+    device = choose_device(config.runtime.device)
+    precision = choose_precision(config.runtime.precision, device)
+    with torch_state(config.runtime.threads):
+        model = untrained_model(config, GPT2_VOCAB_SIZE, config.data.unigram == "corpus").to(device)
+        model.wte.weight.data.mul_(TABLE_STD)
+        iteration = _iteration_seconds(model, config, train_tokens) if model.has_contexts else None
+        epoch = _epoch_seconds(model, config, precision, train_tokens, val_tokens)
+    return {
+        "tokens": train_tokens,
+        "iteration_seconds": iteration,
+        "iterations": config.phase1.max_iterations - 1,  # the first only draws contexts
+        "epoch_seconds": epoch,
+        "epochs": [config.phase2.least_epochs, config.phase2.max_epochs],
+    }
+
+
+class _Stopwatch(Loop):
+    seconds: float | None = None  # of the last iteration of Phase 1
+
+    def after_round(self, state: Any, metric: Metric) -> None:
+        self.seconds = metric["seconds"]
+
+
+def _iteration_seconds(model: ContextKV, config: ExperimentConfig, positions: int) -> float | None:
+    """Time an iteration over a few batches, which hold as small a share of the text's distinct tokens."""
+    phase1, loss, stopwatch = config.phase1, config.plugins.get("loss"), _Stopwatch()
+    if phase1.context_method == "exact":
+        positions = min(positions, phase1.max_tokens)
+    share = min(1.0, TIMED_BATCHES * phase1.batch_size / positions)
+    distinct = min(GPT2_VOCAB_SIZE, 1 + int(share * DISTINCT_TOKENS * positions**0.5))
+    few = replace(phase1, max_iterations=min(3, phase1.max_iterations), convergence_threshold=0.0)
+    model.set_phase(1)
+    model.train()
+    train_context_block(
+        model.context_block,
+        model.embed(torch.arange(distinct, device=model.device)),
+        torch.randint(distinct, (round(share * positions),), device=model.device),
+        few,
+        torch.Generator(model.device).manual_seed(config.runtime.seed),
+        loss.build() if loss else None,
+        stopwatch,
+    )
+    return stopwatch.seconds and stopwatch.seconds / share
+
+
+def _epoch_seconds(
+    model: ContextKV, config: ExperimentConfig, precision: str, positions: int, val_positions: int
+) -> float:
+    """Time steps and the scoring of some rows, in a random stream that is longer than a window."""
+    size = min(positions, config.phase2.batch_size)
+    count = 2 * (1 + TIMED_BATCHES) * max(size, EVALUATION_ROWS)
+    ids = torch.randint(GPT2_VOCAB_SIZE, (count + 1,), device=model.device).int()
+    validation = StreamCache(ids, torch.randn(count + 1, config.model.context_dim, device=model.device))
+    train = replace(validation, contexts=validation.contexts.to(DTYPES[precision]))
+    model.init_attention(ids, config.phase1)
+    model.set_phase(2)
+    model.train()
+    stepper = STEPPERS[config.phase2.optimizer](model.trained_weights(), config.phase2, count)
+    table = model.wte.weight.detach().to(DTYPES[precision])
+    batches = train.batches(train.epoch_order(config.runtime.seed, 1, model.chunk), size, model)
+    step = _mean_seconds(lambda: train_step(model, table, stepper, Loop(), next(batches), size, precision))
+    rows = torch.arange(count)[-EVALUATION_ROWS:]
+    scoring = _mean_seconds(lambda: token_scores(model, validation, rows)[0].sum())
+    return step * positions / size + scoring * val_positions / EVALUATION_ROWS
+
+
+def _mean_seconds(act: Callable[[], Tensor]) -> float:
+    """Time what returns a scalar, for which it waits."""
+    act().item()
+    began = time.perf_counter()
+    for _ in range(TIMED_BATCHES):
+        act().item()
+    return (time.perf_counter() - began) / TIMED_BATCHES
