@@ -42,7 +42,7 @@ class OpenRun:
     Attributes:
         run: of a prepared one, the summary has `tokens`, `parameters`, `phase1`, `memory` and `caches_mib`.
         model: in evaluation mode.
-        caches: `StreamCache`s of "train" and "val"; those of a finished run are mapped from their files.
+        caches: a `StreamCache` of "train" and of "val"; those of a finished run are mapped from their files.
     """
 
     run: Run

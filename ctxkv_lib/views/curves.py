@@ -24,8 +24,11 @@ class Curves:
         self.summaries = summaries
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        """Return the figure for JupyterLab, for pages with scripts (Colab, the site), and as a picture."""
-        bundle = {"image/png": ppl_curves(self.summaries).png(), "text/plain": "Curves of runs"}
+        """Return the figure for JupyterLab, for pages with scripts (Colab, the site), and as a picture.
+
+        JupyterLab shows the picture until the pointer comes, as large as it has pixels.
+        """
+        bundle = {"image/png": ppl_curves(self.summaries).png(1), "text/plain": "Curves of runs"}
         try:
             figure = plotly_curves(self.summaries)
         except ImportError:
@@ -63,28 +66,26 @@ def plotly_curves(summaries: Mapping[str, Summary]) -> Any:
     for look, (name, summary) in zip(cycle(LOOKS), summaries.items(), strict=False):
         figure.add_traces(_traces(name, summary, look))
     low, high, note = ppl_limits(summaries)
-    log, linear = {"type": "log", "range": [log10(low), log10(high)]}, {"type": "linear", "range": [0, high]}
-    buttons = [
-        {
-            "label": scale["type"],
-            "method": "relayout",
-            "args": [{f"yaxis.{key}": scale[key] for key in scale}],
-        }
-        for scale in (log, linear)
-    ]
+    log = {"type": "log", "range": [log10(low), log10(high)], "dtick": "D2"}  # labels of 1, 2 and 5
+    linear = {"type": "linear", "range": [0, high], "dtick": None}
+    changes = [{f"yaxis.{key}": value for key, value in scale.items()} for scale in (log, linear)]
+    buttons = [{"label": new["yaxis.type"], "method": "relayout", "args": [new]} for new in changes]
+    menu = {"type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "xanchor": "left"}
+    menu |= {"y": 1, "yanchor": "bottom", "pad": {"b": 52}}
     title = "<br>".join(filter(None, ["○ best epoch, dashed: training", note]))
     figure.update_layout(
         template="plotly_white",
         height=560,
-        margin={"l": 60, "r": 20, "t": 80, "b": 40},
-        title={"text": title, "font_size": 13, "x": 0, "xref": "paper", "y": 0.97, "yanchor": "top"},
+        # The top has rows for plotly's tools, the buttons, and the title in up to two lines.
+        margin={"l": 60, "r": 20, "t": 110, "b": 40},
+        title={"text": title, "font_size": 13, "x": 0, "xref": "paper", "y": 0.86, "yanchor": "top"},
         hovermode="x unified",
         hoversubplots="axis",
         legend={"orientation": "h", "y": -0.12},
         xaxis={"title": "Epoch", "anchor": "y2", "tick0": 0, "dtick": 1 + longest // 12},
         yaxis={"title": "Perplexity per token", "tickformat": ",d", **log, "domain": [0.34, 1]},
         yaxis2={"title": "Accuracy", "tickformat": ".0%", "domain": [0, 0.27]},
-        updatemenus=[{"type": "buttons", "direction": "right", "buttons": buttons, "x": 1, "y": 1.13}],
+        updatemenus=[menu],
     )
     return figure
 

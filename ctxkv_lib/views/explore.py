@@ -33,14 +33,14 @@ class WindowExplorer(widgets.VBox):
     def __init__(self, opened: OpenRun, position: int) -> None:
         count, last = len(attended(opened, position)[1]), len(opened.caches["val"]) - 1
         self._trained, self._page = opened, widgets.HTML()
-        self._heads = ["mean of all heads", *(f"head {n + 1}" for n in range(count))]
+        heads = ["mean of all heads", *(f"head {n + 1}" for n in range(count))]
         slider: dict[str, Any] = {
             "continuous_update": False,
             "layout": {"width": "480px", "max_width": "98%"},
         }
         self.controls: dict[str, Any] = {
             "position": widgets.IntSlider(position, 0, last, description="position", **slider),
-            "head": widgets.Dropdown(options=self._heads, description="attention"),
+            "head": widgets.Dropdown(options=heads, description="attention"),
         }
         for control in self.controls.values():
             control.observe(self._draw, names="value")
@@ -50,7 +50,7 @@ class WindowExplorer(widgets.VBox):
     def _draw(self, _: Any = None) -> None:
         position, head = (control.value for control in self.controls.values())
         slots, weights, logits = attended(self._trained, position)
-        number = self._heads.index(head)
+        number = self.controls["head"].index
         chosen = weights[number - 1] if number else weights.mean(dim=0)
         title = f"What position {position:,} attends: {head}"
         self.figure = window_attention(slots.tolist(), chosen.tolist(), position, title)

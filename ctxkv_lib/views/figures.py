@@ -57,10 +57,10 @@ Lines = Sequence[Mapping[str, Any]]  # of metrics.jsonl
 class Picture(Figure):
     """A figure that a notebook shows, also where pyplot has not been imported."""
 
-    def png(self) -> bytes:
-        """Draw it with two pixels for each of the page."""
+    def png(self, pixels: int = 2) -> bytes:
+        """Draw it with so many pixels, in width and in height, for each of the page."""
         content = io.BytesIO()
-        self.savefig(content, format="png", facecolor="white", dpi=2 * self.dpi)
+        self.savefig(content, facecolor="white", dpi=pixels * self.dpi, metadata={"Software": None})
         return content.getvalue()
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
@@ -85,10 +85,10 @@ def panels(count: int, height: float, counted: str = "", **share: Any) -> tuple[
 
 
 @styled
-def save(figure: Figure, path: Path) -> Path:
-    """Write `figure` as a PNG, complete or not at all."""
+def save(figure: Picture, path: Path) -> Path:
+    """Write a picture as a PNG, complete or not at all."""
     with replacing(path) as beside:
-        figure.savefig(beside, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+        beside.write_bytes(figure.png())
     return path
 
 

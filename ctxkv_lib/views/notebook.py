@@ -78,7 +78,9 @@ def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> 
     if not drive:
         yield listener
         return
-    archives = {folder: _archive_of(folder, expanded(drive)) for folder in map(expanded, folders)}
+    archives = {}
+    for folder in map(expanded, folders):  # two of one name in different places have different archives
+        archives[folder] = expanded(drive) / f"{folder.name}-{digest(str(folder.absolute()))[:6]}.tar"
     for folder, archive in archives.items():
         if archive.is_file() and not folder.exists():
             try:
@@ -100,11 +102,6 @@ def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> 
         yield listen
     finally:
         pack_all(archives)
-
-
-def _archive_of(folder: Path, drive: Path) -> Path:
-    """Name the archive of a folder; two of one name in different places have different ones."""
-    return drive / f"{folder.name}-{digest(str(folder.absolute()))[:6]}.tar"
 
 
 def pack_all(archives: dict[Path, Path]) -> None:

@@ -10,13 +10,14 @@ from tables import (
     DISTANCES,
     FIFTY,
     PAIRS,
+    SIZES,
     TEN,
     TOP,
     change,
+    changes_of,
     label,
     mean_ppl,
     rows_of,
-    sizes_of,
     tested,
 )
 
@@ -82,17 +83,25 @@ def size_axis(ax: Any) -> None:
     ax.set(xlabel="Training tokens (above) and conversations")
 
 
+def draw_line(ax: Any, name: str, values: dict[int, float], shift: float) -> None:
+    """Draw values by size, with a label at the end; a hollow point has no interval of its own."""
+    tokens, look = tokens_by_size(), {"ms": 5, **LINES[name]}
+    ax.plot([tokens[size] for size in values], [*values.values()], **look)
+    hollow = [size for size in values if look["marker"] and not losses(tested(10), name, size)]
+    points = look | {"mfc": "white", "ls": "none", "zorder": 3}
+    ax.plot([tokens[size] for size in hollow], [values[size] for size in hollow], **points)
+    label_end(ax, tokens[max(values)], values[max(values)], SHORT[name], look["color"], shift)
+
+
+def levels_of(name: str) -> dict[int, float]:
+    """Return the test perplexity of a row by size, where it has run."""
+    return {size: ppl for size in TEN if (ppl := mean_ppl(name, size))}
+
+
 def draw_levels(ax: Any, names: Sequence[str], shifts: dict[str, float]) -> None:
-    """Draw test perplexity by training tokens; a hollow point has no interval of its own."""
-    tokens = tokens_by_size()
+    """Draw test perplexity by training tokens; `shifts` move labels, in points."""
     for name in names:
-        ppls = {size: ppl for size in TEN if (ppl := mean_ppl(name, size))}
-        at = [tokens[size] for size in ppls]
-        ax.plot(at, [*ppls.values()], **{"ms": 5, **LINES[name]})
-        for size, ppl in ppls.items():
-            if LINES[name]["marker"] and not losses(tested(10), name, size):
-                ax.plot(tokens[size], ppl, **{**LINES[name], "mfc": "white", "ms": 5})
-        label_end(ax, at[-1], [*ppls.values()][-1], SHORT[name], LINES[name]["color"], shifts.get(name, 0))
+        draw_line(ax, name, levels_of(name), shifts.get(name, 0))
     log_axis(ax, "y", (150, 200, 300, 500, 700, 1_000))
     size_axis(ax)
     ax.set(title="Test perplexity per token (lower is better)")
@@ -101,25 +110,14 @@ def draw_levels(ax: Any, names: Sequence[str], shifts: dict[str, float]) -> None
 def draw_ngrams() -> Any:
     """Draw test perplexity by training tokens, and how far it is above that of the strongest n-grams."""
     figure, (above, below) = panels(2, 8.4)
-    draw_levels(
-        above,
-        [*LINES],
-        {"kneser_ney": 22, "kneser_ney_caches": 17, "tuned": 5, STRONGEST: -9, "tuned, copying": -10},
-    )
-    tokens = tokens_by_size()
+    shifts = {"kneser_ney": 22, "kneser_ney_caches": 17, "tuned": 5, STRONGEST: -9, "tuned, copying": -10}
+    draw_levels(above, [*LINES], shifts)
+    tokens, strongest = tokens_by_size(), levels_of(STRONGEST)
     for name, shift in {"exact": 0, "tuned": 3, "tuned, copying": -9, "kneser_ney_caches": 15}.items():
-        look, ratios = {"ms": 5, **LINES[name]}, {}
-        for size in TEN:
-            if ppl := mean_ppl(name, size):
-                ratios[tokens[size]] = ppl / mean_ppl(STRONGEST, size)
-                if look["marker"] and not losses(tested(10), name, size):
-                    below.plot(tokens[size], ratios[tokens[size]], **look | {"mfc": "white", "zorder": 3})
-        below.plot([*ratios], [*ratios.values()], **look)
-        intervals = {size: found for size in TEN if (found := change(10, f"{name} / {STRONGEST}", size))}
-        _, low, high = 1 + np.array([*intervals.values()]).T / 100
-        at = [tokens[size] for size in intervals]
-        below.fill_between(at, low, high, color=look["color"], alpha=0.15, lw=0)
-        label_end(below, [*ratios][-1], [*ratios.values()][-1], SHORT[name], look["color"], shift)
+        draw_line(below, name, {size: ppl / strongest[size] for size, ppl in levels_of(name).items()}, shift)
+        changes = {tokens[n]: shown for n in TEN if (shown := change(10, f"{name} / {STRONGEST}", n))}
+        _, low, high = 1 + np.array([*changes.values()]).T / 100
+        below.fill_between([*changes], low, high, color=LINES[name]["color"], alpha=0.15, lw=0)
     below.axhline(1, color="black", ls="--")
     ticks = (0.8, 1, 1.5, 2, 3, 4, 6)
     log_axis(below, "y", ticks, [f"{100 * (tick - 1):+.0f}%" if tick != 1 else "0%" for tick in ticks])
@@ -129,8 +127,10 @@ def draw_ngrams() -> Any:
 
 
 def draw_result() -> Any:
-    """Draw the first page's picture: the recipes beside n-grams."""
+    """Draw the first page's picture: the recipes beside n-grams, narrow enough to be read on a phone."""
     figure, (ax,) = panels(1, 4.2)
+    figure.set_figwidth(6.4)
+    ax.tick_params(labelsize="small")
     draw_levels(ax, ["exact", "kneser_ney", "tuned, copying", STRONGEST], {"tuned, copying": -10})
     return figure
 
@@ -167,10 +167,8 @@ def draw_forest(name: str) -> Any:
     rows: list[tuple[str, list[Interval]]] = []
     for pair in pairs:
         rows.append((" / ".join(map(label, pair.split(" / "))), []))
-        for size in sizes_of(conversations):
-            ways = (False, True) if conversations == 50 else (False,)
-            if intervals := [found for way in ways if (found := change(conversations, pair, size, way))]:
-                rows.append((f"{size:,}", intervals))
+        sizes = {size: changes_of(conversations, pair, size) for size in SIZES[conversations]}
+        rows += [(f"{size:,}", intervals) for size, intervals in sizes.items() if intervals]
     figure, (ax,) = panels(1, 0.8 + 0.185 * len(rows))
     for y, (text, intervals) in enumerate(rows):
         if not intervals:
@@ -184,8 +182,8 @@ def draw_forest(name: str) -> Any:
             ax.plot([interval.low, interval.high], [y, y], lw=width, marker="", **look)
         ax.plot(intervals[0].percent, y, "o", ms=5, **look)
     ax.axvline(0, color="black", lw=1)
-    sizes = {y: text for y, (text, intervals) in enumerate(rows) if intervals}
-    ax.set_yticks([*sizes], [*sizes.values()], fontsize=9)
+    labels = {y: text for y, (text, intervals) in enumerate(rows) if intervals}
+    ax.set_yticks([*labels], [*labels.values()], fontsize=9)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", visible=False)
     ax.set(ylim=(len(rows) - 0.4, -0.8), ylabel="Training conversations")
@@ -249,11 +247,11 @@ DRAWN = {
 
 def draw_card() -> Any:
     """Draw what a link to the site shows: its name, a sentence, and the result."""
-    figure, (ax,) = panels(1, 6.3)
+    figure = draw_result()
+    (ax,) = figure.axes
     figure.set(size_inches=(12, 6.3))
     figure.suptitle("Context-KV attention", x=0.03, ha="left", fontsize=34, fontweight="bold")
     sentence = "attention reads 32 compressed contexts, one every 20 tokens back\n\n"
-    draw_levels(ax, ["exact", "kneser_ney", "tuned, copying", STRONGEST], {"tuned, copying": -10})
     ax.set_title(sentence + ax.get_title(loc="left"), fontsize=18)
     return figure
 

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 import ctxkv_lib as ctxkv
+from ctxkv_lib.measure.ngrams import cache_weight
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 NEAR = 100  # tokens that the second cache counts; the others count those of the window
-STEPS = 50  # of expectation maximisation, which finds the weight of a cache
 
 
 def recent_shares(ids: Ids, window: int, order: int = 1) -> Floats:
@@ -48,10 +48,7 @@ def seen_since(codes: Ids, since: Ids) -> Ids:
 def with_cache(model: Floats, cache: Floats) -> Floats:
     """Mix a cache into a model's probabilities `[n]` where it has any, with the likeliest weight."""
     known = ~np.isnan(cache)
-    own, other, weight = model[known], cache[known], 0.5 if known.any() else 0.0
-    for _ in range(STEPS if weight else 0):
-        share = weight * other
-        weight = float(np.mean(share / (share + (1 - weight) * own)))
+    weight = cache_weight(model[known], cache[known]) if known.any() else 0.0
     return np.where(known, (1 - weight) * model + weight * cache, model)
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctxkv_lib import ModelConfig
+from ctxkv_lib.method.fields import setting
 from ctxkv_lib.method.model import ContextKVAttention, FeedForward
 from ctxkv_lib.method.reference import dispersion_loss
 from ctxkv_lib.method.tuned import SlotAttention
@@ -24,13 +25,18 @@ ROWS, STEPS = 16, 64  # segments that a block's training reads side by side; tok
 DISTANCES = (0, 1, 2, 4, 8, 16)  # of the tokens that an autoencoding block reconstructs
 HELD_OUT = 0.1  # share of the training stream, at its end, that chooses the epoch
 INPUT_DROPOUT, WEIGHT_DECAY = 0.2, 0.01  # of a block's training
+BIASES = {  # of slots, by head
+    "nearest": "heads prefer slots 1 to 4",
+    "per_head": "each head prefers a slot of its own",
+    "learned": "begins at 0",
+    "none": "none",
+}
 
 
 def initial_biases(kind: str, num_heads: int, slots: int) -> Tensor:
-    """Return the initial values of a slot bias, `[num_heads, slots]`, the nearest slot first.
+    """Return the initial values of a slot bias, `[num_heads, slots]`, the nearest slot first; see `BIASES`.
 
-    Heads prefer slots 1 to 4 (`nearest`), each one of its own (`per_head`), or none (`learned`). A preferred
-    slot begins with the same share of its head's attention, however many slots there are.
+    A preferred slot begins with the same share of its head's attention, however many slots there are.
     """
     biases = torch.zeros(num_heads, slots)
     preferred = SLOT_BIAS + math.log(max(1, slots - 1) / 31)
@@ -60,15 +66,9 @@ class OtherSlots(SlotAttention):
 
     @dataclass(frozen=True)
     class Settings(SlotAttention.Settings):
-        slots: str = "geometric"  # or uniform
-        slot_bias: str = "nearest"  # or per_head, learned, none
-        residual: bool = False  # whether the output head reads that of the token embedding, as published
-
-        def __post_init__(self) -> None:
-            biases = ("nearest", "per_head", "learned", "none")
-            for name, allowed in (("slots", ("geometric", "uniform")), ("slot_bias", biases)):
-                if getattr(self, name) not in allowed:
-                    raise ValueError(f"attention.{name} is {getattr(self, name)!r}; allowed: {allowed}.")
+        slots: str = setting("geometric", "where slots lie", {"geometric": "as tuned", "uniform": "as exact"})
+        slot_bias: str = setting("nearest", "of scores, at initialisation", BIASES)
+        residual: bool = setting(False, "whether the output head reads the token embedding, as published")
 
     def __init__(self, config: ModelConfig, settings: Settings) -> None:
         super().__init__(config, settings)

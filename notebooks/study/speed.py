@@ -35,9 +35,9 @@ READ = 1_000  # tokens
 ROUNDS = 15  # in which each part of a step is timed, in turns
 
 
-def seconds(statement: str, known: dict[str, Any]) -> float:
+def seconds(function: Callable[[], Any]) -> float:
     """Time one call, after two that are not counted."""
-    return Timer(statement, globals=known, num_threads=torch.get_num_threads()).timeit(1).mean
+    return Timer("f()", globals={"f": function}, num_threads=torch.get_num_threads()).timeit(1).mean
 
 
 def head_products(queries: Tensor, table: Tensor) -> None:
@@ -81,17 +81,16 @@ def print_step(model: ContextKV, batch: Batch, config: Phase2Config, precision: 
     headless_batch = replace(batch, tokens=batch.tokens * 0, targets=batch.targets * 0)
     hidden = torch.randn(count, model.config.hidden_size, requires_grad=True)
     stepper = Stepper(model.trained_weights(), config, count)
-    products = layer_products(model, batch, dtype)
     functions: dict[str, Callable[[], Any]] = {
         "head": lambda: model.losses(hidden, batch.tokens, batch.targets, table)[0].sum().backward(),
         "head, products": lambda: head_products(hidden.detach().to(dtype), table),
         "layer": lambda: batch_gradients(
             headless, headless.wte.weight.detach().to(dtype), count, headless_batch
         ),
-        "layer, products": products,
+        "layer, products": layer_products(model, batch, dtype),
         "step": lambda: train_step(model, table, stepper, Loop(), batch, count),
     }
-    rounds = [{name: seconds("f()", {"f": f}) for name, f in functions.items()} for _ in range(ROUNDS)]
+    rounds = [{name: seconds(function) for name, function in functions.items()} for _ in range(ROUNDS)]
     median = {name: statistics.median(times[name] for times in rounds) for name in functions}
     median["step, products"] = median["head, products"] + median["layer, products"]
     print(f"a step of {count} positions in {precision}: all, products alone, ratio")
@@ -114,22 +113,21 @@ def main(samples: int) -> None:
     weights = {name: weight.detach().clone() for name, weight in trained.model.named_parameters()}
     table = weights.pop("wte.weight")
 
-    def order(epoch: int) -> torch.Tensor:
+    def order(epoch: int) -> Tensor:
         return torch.randperm(len(train), generator=torch.Generator().manual_seed(epoch))
 
-    given = (table, ids, train.contexts[1:].float(), val_ids, val.contexts[1:].float())
-    known = {"reference": reference, "p": weights, "table": table, "ids": ids, "read": val_ids[:READ]}
-    known |= {"config": config, "given": given, "order": order, "served": served}
+    streams = (table, ids, train.contexts[1:].float(), val_ids, val.contexts[1:].float())
+    read, sizes = val_ids[:READ], (config.model, config.phase2)
     phase1, phase2 = run.summary["phase1"]["seconds"], run.summary["phase2"]["seconds_per_epoch"]
-    reading = seconds("served(read[None], logits_to_keep=1)", known)
+    reading = seconds(lambda: served(read[None], logits_to_keep=1))
     print(f"{len(ids):,} training tokens, {torch.get_num_threads()} threads: reference, package, ratio")
-    for name, own, statement in (
-        ("Phase 1", phase1, "reference.phase1(p, table, ids, config.phase1, 0)"),
-        ("Phase 2, an epoch", phase2, "reference.phase2(p, *given, config.model, config.phase2, order)"),
-        ("reading", reading, "reference.exact_contexts(p, table, read)"),
+    for name, package, function in (
+        ("Phase 1", phase1, lambda: reference.phase1(weights, table, ids, config.phase1, 0)),
+        ("Phase 2, an epoch", phase2, lambda: reference.phase2(weights, *streams, *sizes, order)),
+        ("reading", reading, lambda: reference.exact_contexts(weights, table, read)),
     ):
-        taken = seconds(statement, known)
-        print(f"{name}: {taken:.2f} s, {own:.2f} s, {taken / own:.1f}")
+        plain = seconds(function)
+        print(f"{name}: {plain:.2f} s, {package:.2f} s, {plain / package:.1f}")
     trained.model.train()
     batch = train.gather(order(0)[: config.phase2.batch_size], trained.model.window)
     for precision in dict.fromkeys(("fp32", choose_precision("auto", trained.model.device))):

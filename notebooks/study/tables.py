@@ -15,6 +15,7 @@ TOP = Path(__file__).resolve().parents[2]
 PAGES = ("docs/study.md", "README.md")
 TEN = (10, 50, 100, 200, 500, 1_000, 2_000)  # training conversations of rows with ten test conversations
 FIFTY = TEN[:5]  # and with fifty
+SIZES = {10: TEN, 50: FIFTY}
 DISTANCES = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)  # of part `evidence`
 
 NAMES = {  # of rows, where the results have another
@@ -110,11 +111,6 @@ def tested(conversations: int) -> list[Row]:
     return first_study()
 
 
-def sizes_of(conversations: int) -> Sequence[int]:
-    """Return the sizes of training of rows with so many test conversations."""
-    return TEN if conversations == 10 else FIFTY
-
-
 def mean_ppl(variant: str, samples: int) -> float | None:
     """Return the mean test perplexity over seeds in the first study; None if it has not run."""
     rows = [row for row in first_study() if (row["variant"], row["samples"]) == (variant, samples)]
@@ -159,14 +155,19 @@ def change(conversations: int, pair: str, samples: int, grouped: bool = False) -
     return difference(own, other, known_groups(own.tokens) if grouped else None) if own and other else None
 
 
+def changes_of(conversations: int, pair: str, samples: int) -> list[Interval]:
+    """Compare a pair, on fifty conversations also by groups of speakers; empty if either is not there."""
+    ways = (False, True) if conversations == 50 else (False,)
+    return [shown for way in ways if (shown := change(conversations, pair, samples, way))]
+
+
 def compared(conversations: int, *pairs: str) -> str:
     """Write changes of pairs, with intervals; on fifty conversations also those by groups of speakers."""
-    sizes, lines = sizes_of(conversations), []
+    sizes, lines = SIZES[conversations], []
     for pair in pairs:
         lines.append([" / ".join(map(label, pair.split(" / ")))])
         for size in sizes:
-            ways = (False, True) if conversations == 50 else (False,)
-            intervals = [found for way in ways if (found := change(conversations, pair, size, way))]
+            intervals = changes_of(conversations, pair, size)
             ends = "; ".join(f"{percent(interval.low)} to {percent(interval.high)}" for interval in intervals)
             lines[-1].append(f"{percent(intervals[0].percent)} ({ends})" if intervals else "–")
     return table(f"change of the test perplexity in %, {conversations} test conversations", sizes, lines)

@@ -201,7 +201,8 @@ def test_the_pages_examples_of_adapters_and_fine_tuning_run(folder, tmp_path, mo
     Path("text.txt").write_text("\n".join(SFT_ROWS), encoding="utf-8")
     values = {}
     for block in code:
-        exec(block.replace("max_steps=100", 'max_steps=2, save_strategy="no", use_cpu=True'), values)
+        short = '"max_steps": 2, "save_strategy": "no", "use_cpu": True'
+        exec(block.replace('"max_steps": 100', short), values)
     assert not {name for name in trainable(values["adapted"]) if "lora" not in name}
     assert Path("runs/sft/model.safetensors").exists()
     assert not torch.is_autocast_enabled("cpu")  # in which trl trains by default
