@@ -90,6 +90,11 @@ def test_folders_of_other_things_are_refused_and_left(run, tmp_path):
     with pytest.raises(UserError, match="is not empty and has no record of a run"):
         begun(tmp_path / "full")
     assert [path.name for path in (tmp_path / "full").iterdir() if path.name != ".lock"] == ["thesis.tex"]
+    (tmp_path / "opened").mkdir()  # by a file manager
+    for name in (".DS_Store", "desktop.ini", "Thumbs.db", ".config.json.77.part"):
+        (tmp_path / "opened" / name).touch()
+    begun(tmp_path / "opened")
+    assert not (tmp_path / "opened" / ".config.json.77.part").exists()
     with pytest.raises(UserError, match="is a file"):
         begun(tmp_path / "full" / "thesis.tex")
     with pytest.raises(UserError, match="holds runs and is none; name one of them"):
@@ -184,10 +189,15 @@ def test_the_name_of_a_folder_says_what_was_changed(tmp_path, monkeypatch):
     changed = run_folder_of(CONFIG.replace({"phase2.patience": 7})).name
     assert changed.startswith("ci-exact-3-")
     assert changed == run_folder_of(CONFIG.replace({"phase2.patience": "7"})).name
-    names = []
-    for file in ("a.jsonl", "b.jsonl"):  # the same content
+
+
+def test_the_text_counts_and_not_where_it_lies(tmp_path):
+    configs = []
+    for file in ("a.jsonl", "b.jsonl"):
         (tmp_path / file).write_text(json.dumps({"text": "rain"}))
-        names.append(
-            run_folder_of(CONFIG.replace({"data.source": "file", "data.path": str(tmp_path / file)})).name
-        )
-    assert names[0] == names[1]
+        configs.append(CONFIG.replace({"data.source": "file", "data.path": str(tmp_path / file)}))
+    here, moved = configs
+    assert run_folder_of(here).name == run_folder_of(moved).name
+    begun(tmp_path / "run", "results", config=here)
+    (tmp_path / "a.jsonl").unlink()
+    assert "results" in begun(tmp_path / "run", config=moved).stages
