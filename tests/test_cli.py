@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ def test_info_prints_the_published_sizes_and_knows_the_tokens_of_the_published_d
     text = printed_by("info", "--train-tokens", 587970, "--val-tokens", 22723)
     for number in ("45,163,264", "6,301,440 (13.95%)", "621 contexts, 626 KiB", "574", "1,722", "2,38"):
         assert number in text, number
+    assert re.search(r"(?m)^Context window \(tokens\) +640$", text)
     assert text == printed_by("info")
     info = ("info", "--samples", 500, "--json", "--preset")
     known, other = (printed_by(*info, preset) for preset in ("colab", "offline"))
@@ -57,6 +59,7 @@ def test_info_counts_the_tokens_of_your_own_conversations(printed_by, tmp_path):
         ("run --preset offline --samples 999999", "999999"),
         ("compare --preset ci --samples 5", "at least two different sample counts"),
         ("run --set phase2.batch_size", "has no '='"),
+        ("info --preset colab --set model.hidden_size=512", "model.hidden_size is 512"),
         ("info --train-tokens -5", "--train-tokens is -5; allowed: 1 or more."),
         ("run --preset ci --data missing.jsonl", "missing.jsonl"),
         ("report two\nlines", r"two\nlines holds no run"),
