@@ -1,24 +1,16 @@
 """The model under adapters and trl's trainers: what is trained is what is saved, and the loss is its own."""
 
 import re
-from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_ids, tiny_model
-from transformers import AutoModelForCausalLM
+from conftest import TUNED, tiny_ids, tiny_model
 
 from ctxkv_lib.method.losses import as_product
-from ctxkv_lib.method.modeling import ContextKVForCausalLM
-from ctxkv_lib.runs.export import stop_after_text
 
-TUNED = {
-    "block": {"name": "StructuredBlock", "settings": {}},
-    "attention": {"name": "SlotAttention", "settings": {"input_dropout": 0.0, "layer_dropout": 0.0}},
-}
-SHAPES = {"published": {}, "tuned": {"parts": TUNED, "has_unigram": True}}
+SHAPES = {"published": {}, "tuned": TUNED}
 each_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
@@ -99,7 +91,7 @@ def test_states_and_table_for_code_that_multiplies_give_the_logits_of_training(s
 
 def test_logits_in_training_survive_what_mixed_precision_does_to_outputs():
     """The copy that accelerate makes of an output, and reading them after autocast has ended."""
-    model, ids = model_with_biases(**SHAPES["tuned"]).train(), tiny_ids(12)[None]
+    model, ids = model_with_biases(**TUNED).train(), tiny_ids(12)[None]
     with torch.autocast("cpu", torch.bfloat16):
         output = model(ids, labels=ids)
     copied = type(output)(dict(output.items()))
@@ -110,84 +102,17 @@ def trainable(model):
     return {name for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tokenizer):
-    """A saved model of recipe `tuned`, with the real tokenizer."""
-    path, tokenizer = tmp_path_factory.mktemp("model"), deepcopy(tokenizer)
-    model = model_with_biases(**SHAPES["tuned"], vocab_size=len(tokenizer))
-    model.model.load_table(model.model.wte.weight.detach() / 5, model.model.log_unigram)
-    stop_after_text(model, tokenizer)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
-@pytest.mark.slow
-def test_a_saved_adapter_loads_onto_a_frozen_base(folder, tmp_path):
-    peft = pytest.importorskip("peft")
-    base = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    assert trainable(base) == {
-        f"model.{n}" for n in base.model.trained_weights() if n.startswith(("attention", "feed_forward"))
-    }
-    options = peft.LoraConfig(target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    adapted = peft.get_peft_model(base, options)
-    assert all("lora" in name for name in trainable(adapted))
-    adapted.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
-    assert not {name for name in trainable(loaded) if "lora" not in name}
-    ids = tiny_ids(10)[None]
-    torch.testing.assert_close(loaded(ids).logits, adapted.eval()(input_ids=ids).logits)
-
-
-def test_quantised_weights_are_loaded_frozen_and_used(tmp_path):
-    pytest.importorskip("bitsandbytes")
-    from transformers import BitsAndBytesConfig
-
-    model = tiny_model(hidden_size=32, context_dim=32, num_heads=2, intermediate_size=32).eval()
-    model.save_pretrained(tmp_path)
-    options = BitsAndBytesConfig(load_in_8bit=True)
-    loaded = ContextKVForCausalLM.from_pretrained(tmp_path, quantization_config=options).eval()
-    kinds = {type(layer).__name__ for layer in loaded.modules()}
-    assert "Linear8bitLt" in kinds
-    assert not any(weight.requires_grad for weight in loaded.parameters() if not weight.is_floating_point())
-    ids = tiny_ids(10)[None]
-    exact = model(ids).logits
-    assert (loaded(ids).logits.float() - exact).abs().mean() < 0.05 * exact.std()
-
-
 SFT_ROWS = [f"The number {i} comes before {i + 1}, as it always does." for i in range(6)]
 
 
 @pytest.mark.slow
-def test_the_sft_trainer_of_trl_has_the_models_own_loss(folder, tmp_path):
-    trl = pytest.importorskip("trl")
-    from datasets import Dataset
-    from transformers import AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    options = trl.SFTConfig(
-        str(tmp_path), report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False
-    )
-    rows = Dataset.from_dict({"text": SFT_ROWS})
-    trainer = trl.SFTTrainer(
-        model, options, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer
-    )
-    batch = next(iter(trainer.get_train_dataloader()))
-    loss = trainer.compute_loss(model.train(), dict(batch))
-    expected = ContextKVForCausalLM.forward(model, **batch).loss
-    torch.testing.assert_close(loss, expected)
-    assert isinstance(trainer.evaluate()["eval_loss"], float)
-
-
-@pytest.mark.slow
-def test_the_pages_examples_of_adapters_and_fine_tuning_run(folder, tmp_path, monkeypatch):
+def test_the_pages_examples_of_adapters_and_fine_tuning_run(saved_model, tmp_path, monkeypatch):
     pytest.importorskip("peft")
     pytest.importorskip("trl")
     page = (Path(__file__).parents[2] / "docs" / "transformers.md").read_text(encoding="utf-8")
     blocks = re.findall(r"(?ms)^( *)```python\n(.*?)^ *```", page)
     code = [re.sub(rf"(?m)^{indent}", "", block) for indent, block in blocks]
-    code[0] = code[0].replace("runs/offline-tuned-50/model", folder.as_posix())
+    code[0] = code[0].replace("runs/offline-tuned-50/model", saved_model.as_posix())
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("\n".join(SFT_ROWS), encoding="utf-8")
     values = {}
