@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import outcome, stop_at
+from conftest import flip, outcome, stop_at
 
 from ctxkv_lib import experiments
 from ctxkv_lib.errors import Stopped, UserError
@@ -66,17 +66,6 @@ def test_a_finished_run_is_reused_and_the_users_random_numbers_are_left(finished
     assert [metric["stage"] for metric in heard] == [line["stage"] for line in again.metrics]
     assert (finished_run.path / "summary.json").stat().st_mtime_ns == written
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_what_is_prepared_is_where_a_run_goes_on(tiny_config, tmp_path):
-    prepared = prepare(tiny_config, tmp_path / "run")
-    cache = prepared.caches["val"]
-    assert len(cache.contexts) == len(cache.ids) == prepared.run.summary["tokens"]["val"]
-    block = (tmp_path / "run" / "checkpoint" / "context_block.safetensors").stat().st_mtime_ns
-    finished = run(tiny_config, tmp_path / "run")
-    assert (tmp_path / "run" / "checkpoint" / "context_block.safetensors").stat().st_mtime_ns == block
-    for part in ("phase1", "parameters"):
-        assert finished.summary[part] == prepared.run.summary[part]
 
 
 @pytest.mark.slow
@@ -150,14 +139,14 @@ def test_another_version_of_the_method_is_another_result(finished_run, tmp_path,
     assert run(finished_run.config, out, again=True).summary["phase2"]["val_ppl"] > 1
 
 
-def test_an_opened_run_is_the_trained_one_and_refuses_damage(trained, finished_run, tmp_path, damage):
+def test_an_opened_run_is_the_trained_one_and_refuses_damage(trained, finished_run, tmp_path):
     weights = read_tensors(finished_run.path / "checkpoint" / "attention.safetensors")
     for name, weight in weights.items():
         assert torch.equal(trained.model.state_dict()[name], weight)
     assert not trained.model.training
     assert trained.tokenizer.decode(trained.caches["val"].ids[:40].tolist())
     copy = Path(shutil.copytree(finished_run.path, tmp_path / "run"))
-    damage(copy / "checkpoint" / "attention.safetensors")
+    flip(copy / "checkpoint" / "attention.safetensors")
     for use in (open_run, lambda path: evaluate_texts(path, finished_run.config.data.path)):
         with pytest.raises(UserError, match=r"attention\.safetensors is damaged; make it again with"):
             use(copy)
