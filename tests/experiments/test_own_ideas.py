@@ -106,9 +106,7 @@ def test_a_loss_may_be_any_callable_known_by_the_values_that_it_holds(config, tm
         replace(plugin, source="3-0").load()
 
 
-def test_only_a_loss_may_be_an_object_and_a_module_may_hold_it(config, own_module):
-    with pytest.raises(UserError, match="An object of type partial is no plug-in; give a class"):
-        config.replace({"block": partial(GatedBlock, 16)})
+def test_a_module_may_hold_a_loss_that_is_an_object(config, own_module):
     module = own_module("my_losses", "import functools\nlow = functools.partial(max, 1)\n")
     assert config.replace({"loss": f"{module}:low"}).plugins["loss"].name == "my_losses:low"
 
@@ -234,16 +232,14 @@ def of_size(factor):
 
 
 @pytest.mark.slow
-def test_classes_of_one_function_are_ideas_of_their_own(config, tmp_path, capsys):
+def test_classes_of_one_function_are_ideas_of_their_own(config, tmp_path):
     parts = [of_size(factor) for factor in (0.5, 0.9)]
     first, second = (config.replace({"block": part}) for part in parts)
     assert [each.plugins["block"].load() for each in (first, second)] == parts
     assert run_folder_of(first) != run_folder_of(second)
     made = run(first, tmp_path / "run")
-    assert generate_text(made, "a", max_new_tokens=1).startswith("a")
     with pytest.raises(UserError, match=r"result of other block\.source; replace it with --again"):
         run(second, made.path)
-    assert run(second, made.path, again=True).config == second
 
 
 class Remembering(GatedBlock):
