@@ -165,15 +165,15 @@ def test_a_model_whose_files_compute_something_else_is_neither_saved_nor_opened(
     config, tmp_path, own_module, capsys
 ):
     module = importlib.import_module(own_module("my_ideas", MY_IDEAS))
-    made = [run(config, tmp_path / name, block=module.Mine) for name in ("first", "second")]
-    assert (made[1].path / "model").exists()
+    made = run(config, tmp_path / "run", block=module.Mine)
+    assert (made.path / "model").exists()
     module.FACTOR = 0.5  # in memory alone
     with pytest.raises(
         UserError, match="The code of my_ideas:Mine, or what it uses, is not what the run was"
     ):
-        open_run(made[0])
-    changed = run(config, made[1].path, block=module.Mine, again=True)
-    for each in (changed, run(config, tmp_path / "third", block=module.turned)):
+        open_run(made)
+    changed = run(config, made.path, block=module.Mine, again=True)
+    for each in (changed, run(config, tmp_path / "turned", block=module.turned)):
         assert not (each.path / "model").exists()
         assert generate_text(each, "tea", max_new_tokens=1).startswith("tea")
     assert capsys.readouterr().err.count("not saved for transformers: loaded from its files, it comp") == 2
