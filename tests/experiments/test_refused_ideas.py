@@ -15,19 +15,22 @@ from ctxkv_lib.plugins.checks import try_plugins
 from ctxkv_lib.runs.build import untrained_model
 
 
-class Narrow(GatedBlock):
-    def forward(self, contexts, inputs):
-        return super().forward(contexts, inputs)[..., 1:]
+def giving(kind, change):
+    """A part that gives something else of what `kind` gives and of what it is given."""
+
+    class Other(kind):
+        def forward(self, *inputs):
+            return change(super().forward(*inputs), *inputs)
+
+    return Other
 
 
-class Double(GatedBlock):
-    def forward(self, contexts, inputs):
-        return super().forward(contexts, inputs).double()
-
-
-class Normalised(GatedBlock):
-    def forward(self, contexts, inputs):
-        return contexts / contexts.norm(dim=1, keepdim=True)
+NARROW = giving(GatedBlock, lambda found, *_: found[:, 1:])
+DOUBLE = giving(GatedBlock, lambda found, *_: found.double())
+NORMALISED = giving(GatedBlock, lambda _, contexts, __: contexts / contexts.norm(dim=1, keepdim=True))
+MIXING = giving(NearestTwo, lambda found, _, window, __: found + window.mean())
+WITHOUT_HEADS = giving(NearestTwo, lambda found, _, __, present: (found, present.float()))
+AHEAD = giving(PreviousToken, lambda _, embeddings, start: embeddings.roll(-6, dims=1)[:, start:])
 
 
 class Standardised(GatedBlock):
@@ -45,20 +48,10 @@ class KeepsState(GatedBlock):
         return found
 
 
-class MixingAttention(NearestTwo):
-    def forward(self, embeddings, window, present):
-        return super().forward(embeddings, window.softmax(dim=0), present)
-
-
 class WithoutTheNearest(NearestTwo):
     def forward(self, embeddings, window, present):
         scores = window.sum(dim=-1).masked_fill(~present, -math.inf)[:, 1:]
         return embeddings + self.out(torch.einsum("ns,nsd->nd", scores.softmax(dim=-1), window[:, 1:]))
-
-
-class WithoutHeads(NearestTwo):
-    def forward(self, embeddings, window, present):
-        return super().forward(embeddings, window, present), present.float()
 
 
 def with_slots(*offsets):
@@ -68,11 +61,6 @@ def with_slots(*offsets):
             return [*offsets]
 
     return Slots
-
-
-class Ahead(PreviousToken):
-    def forward(self, embeddings, start):
-        return self.out(embeddings.roll(-6, dims=1))[:, start:]
 
 
 class AlongRows(PreviousToken):
@@ -99,17 +87,17 @@ def detached(contexts):
 @pytest.mark.parametrize(
     ("hook", "part", "said"),
     [
-        ("block", Narrow, r"Narrow returned float32 of shape \[2, 15\]; it must .* of shape \[2, 16\]\."),
-        ("block", Double, r"Double returned float64 of shape \[2, 16\]; it must return float32"),
-        ("block", Normalised, r"Normalised returned NaN or infinity; the first contexts of a stream are"),
+        ("block", NARROW, r"Other returned float32 of shape \[2, 15\]; it must .* of shape \[2, 16\]\."),
+        ("block", DOUBLE, r"Other returned float64 of shape \[2, 16\]; it must return float32"),
+        ("block", NORMALISED, r"Other returned NaN or infinity; the first contexts of a stream are"),
         ("block", Standardised, r"What .*Standardised returns in a row depends on other rows"),
         ("block", KeepsState, r"What .*KeepsState returns in a row depends on .* or on earlier calls"),
-        ("attention", MixingAttention, r"What .*MixingAttention returns in a row depends on other rows"),
+        ("attention", MIXING, r"What .*Other returns in a row depends on other rows"),
         ("attention", WithoutTheNearest, r"WithoutTheNearest returned NaN .* only slot 0 is present"),
-        ("attention", WithoutHeads, r"WithoutHeads returned weights of shape \[2, 2\]; allowed: \[n, heads"),
+        ("attention", WITHOUT_HEADS, r"Other returned weights of shape \[2, 2\]; allowed: \[n, heads"),
         ("attention", with_slots(0, -1), r"slot_offsets of .* are \[0, -1\]; allowed: whole numbers, asc"),
         ("attention", with_slots(0, 1.5), r"slot_offsets of .* are \[0, 1\.5\]"),
-        ("mixer", Ahead, r"Ahead reads ahead: the hidden state of a column may not depend on later ones"),
+        ("mixer", AHEAD, r"Other reads ahead: the hidden state of a column may not depend on later ones"),
         ("mixer", AlongRows, r"What .*AlongRows returns in a row depends on other rows .*batch_first=True"),
         ("loss", of_each, r"of_each returned float32 of shape \[\d+\]; a loss must return a finite scalar"),
         ("loss", detached, "detached returned a number without a gradient, so that it trains nothing; comp"),
