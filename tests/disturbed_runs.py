@@ -21,7 +21,6 @@ from conftest import cut, flip, local_experiment, outcome, write_conversations
 
 from ctxkv_lib.cli import main
 from ctxkv_lib.data.tokens import load_tokenizer
-from ctxkv_lib.files import cache_dir
 from ctxkv_lib.runs import saved_epochs
 
 
@@ -185,9 +184,3 @@ DAMAGES = (flip, cut, zero, delete, swap)
 
 def files_of(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
-
-
-def tables() -> list[Path]:
-    """What runs share: tables and streams of tokens."""
-    shared = ("cooccurrence-*", "tokens-*")
-    return sorted(path for pattern in shared for path in cache_dir().glob(pattern))

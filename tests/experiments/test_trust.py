@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 from conftest import cut, flip, outcome, write_conversations
-from disturbed_runs import DAMAGES, Laboratory, delete, files_of, generate, in_child, make_quick, swap, tables
+from disturbed_runs import DAMAGES, Laboratory, delete, files_of, generate, in_child, make_quick, swap
 
 from ctxkv_lib.cli import main
 from ctxkv_lib.runs.folder import RECORD
@@ -143,16 +143,6 @@ def test_damaged_files_are_repaired_refused_or_harmless(laboratory, tmp_path):
             raise
         shutil.rmtree(out)
     print(f"\ndamaged: {ended}")
-
-
-@torture
-def test_damaged_tables_of_the_shared_cache_are_made_again(laboratory, tmp_path):
-    draw = random.Random(3)
-    for number, damage in enumerate(4 * DAMAGES):
-        kept = tables()
-        for table, other in zip(kept, [*kept[1:], *kept[:1]], strict=True):
-            damage(table, draw, other)
-        laboratory.check_run(tmp_path / str(number))
 
 
 @pytest.fixture
