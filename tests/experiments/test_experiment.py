@@ -1,6 +1,5 @@
 """A run leaves what the contract names, goes on where it was stopped, and is never shown as another."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -29,10 +28,6 @@ FILES |= {"checkpoint/stages.json", "model/README.md", "model/config.json", "mod
 FILES |= {"config.json", "metrics.jsonl", "report.ja.md", "report.md", "summary.json"}
 
 
-def lines_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_a_run_leaves_what_the_contract_names(tmp_path, tiny_config, monkeypatch):
     monkeypatch.setattr(figures, "save", SAVE)  # not `light_runs`
     folder = run(tiny_config, tmp_path / "run").path
@@ -52,7 +47,7 @@ def test_a_run_leaves_what_the_contract_names(tmp_path, tiny_config, monkeypatch
     stages_seen = [entry["stage"] for entry in summary["memory"]]
     made = ["data loaded", "model built", "phase 1 done", "phase 2 prepared"]
     assert stages_seen == [*made, "epoch 1", "epoch 2", "epoch 3"]
-    assert [(m["stage"], m.get("iteration") or m.get("epoch")) for m in lines_of(folder)] == [
+    assert [(m["stage"], m.get("iteration") or m.get("epoch")) for m in outcome(folder)["metrics"]] == [
         *(("phase1", i) for i in range(2, 6)),
         *(("phase2", e) for e in (1, 2, 3)),
     ]
