@@ -119,4 +119,6 @@ def test_the_pages_examples_of_adapters_and_fine_tuning_run(saved_model, tmp_pat
     for block in code:
         exec(block.replace("max_steps=100", 'max_steps=2, save_strategy="no", use_cpu=True'), values)
     assert not {name for name in trainable(values["adapted"]) if "lora" not in name}
+    trainer = values["trainer"]
+    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] > 0
     assert Path("runs/sft/model.safetensors").exists()
