@@ -8,7 +8,6 @@ from functools import partial
 import pytest
 import torch
 from conftest import GatedBlock, NearestTwo, PreviousToken
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -194,22 +193,6 @@ def test_contexts_are_those_of_the_block_that_is_opened_later(config, tmp_path):
         torch.testing.assert_close(cache.contexts, expected, atol=1e-4, rtol=0)
 
 
-class Features(NearestTwo):
-    def __init__(self, config):
-        super().__init__(config)
-        self.register_buffer("directions", torch.randn(config.hidden_size))
-
-    def forward(self, embeddings, window, present):
-        return super().forward(embeddings, window, present) * self.directions
-
-
-def test_a_drawn_buffer_of_attention_is_kept(config, tmp_path):
-    made = run(config, tmp_path / "run", attention=Features)
-    kept = load_file(made.path / "checkpoint" / "attention.safetensors")["attention.directions"]
-    torch.manual_seed(7)
-    assert torch.equal(open_run(made).model.attention.directions, kept)
-
-
 class Drawn(NearestTwo):
     def init_from_block(self, block):
         torch.nn.init.normal_(self.out.weight, std=0.05)
@@ -284,8 +267,20 @@ class Unsaved(NearestTwo):
         return super().forward(embeddings, window, present) * self.two
 
 
+class Features(NearestTwo):
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("directions", torch.randn(config.hidden_size))
+
+    def forward(self, embeddings, window, present):
+        return super().forward(embeddings, window, present) * self.directions
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("hook", "part"), [("attention", Drawing), ("block", Tied), ("attention", Unsaved)])
+@pytest.mark.parametrize(
+    ("hook", "part"),
+    [("attention", Drawing), ("block", Tied), ("attention", Unsaved), ("attention", Features)],
+)
 def test_what_draws_or_transformers_cannot_save_trains_and_generates(config, tmp_path, hook, part):
     made = run(config, tmp_path / "run", **{hook: part})
     assert generate_text(made, "tea", max_new_tokens=2, temperature=0).startswith("tea")
