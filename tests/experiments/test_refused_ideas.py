@@ -135,16 +135,6 @@ def test_a_preset_is_no_configuration(start):
         start("ci")
 
 
-class Failing(GatedBlock):
-    def forward(self, contexts, inputs):
-        return self.gate(contexts)
-
-
-def test_all_else_is_pythons_own_error(tiny_config, tmp_path):
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        prepare(tiny_config, tmp_path / "run", block=Failing)
-
-
 def in_place(contexts):
     contexts -= contexts.mean(dim=0)
     return oacd_loss(contexts, 0.1) + contexts.square().mean()
