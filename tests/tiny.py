@@ -19,6 +19,13 @@ TINY = {
     "num_heads": 3,
     "intermediate_size": 40,
 }
+TUNED = {  # what a model of recipe `tuned` is made with
+    "parts": {
+        "block": {"name": "StructuredBlock", "settings": {}},
+        "attention": {"name": "SlotAttention", "settings": {"input_dropout": 0.0, "layer_dropout": 0.0}},
+    },
+    "has_unigram": True,
+}
 SHAPES = {name: value for name, value in TINY.items() if name != "vocab_size"}
 WORDS = "the cat sat on some old mat while rain fell and tea was made".split()  # noqa: SIM905
 

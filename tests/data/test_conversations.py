@@ -14,7 +14,7 @@ from ctxkv_lib.data import chitchat as chitchat_source
 from ctxkv_lib.data import ultrachat
 from ctxkv_lib.data.config import DataConfig
 from ctxkv_lib.data.conversations import Conversations, check_splits, load_conversations
-from ctxkv_lib.data.hub import ULTRACHAT, _first_sentences
+from ctxkv_lib.data.hub import ULTRACHAT
 from ctxkv_lib.data.texts import read_texts
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.runs.presets import build_config, compared_samples
@@ -96,16 +96,6 @@ def test_what_the_hub_does_not_give_names_the_offline_preset(hub, monkeypatch, c
         _load("train", 1)
     assert ("; unset HF_HUB_OFFLINE, check the network" in str(refused.value)) == (cause == "offline mode")
     check_splits(DataConfig())  # what can be said without it
-
-
-def test_what_a_library_says_is_not_cut_in_a_sentence():
-    short, long = (
-        "404 Client Error. (Request ID: 1)\n\nNot found.",
-        f"It is {'so ' * 60}far. Check it and the rest.",
-    )
-    assert _first_sentences(short) == "404 Client Error. (Request ID: 1) Not found"
-    assert _first_sentences(long) == long.partition(". ")[0]
-    assert _first_sentences("word " * 99).endswith("word …")
 
 
 @pytest.mark.parametrize("damage", [lambda body: body[:-4], lambda body: body.replace(b"qu", b"\xff\xff")])

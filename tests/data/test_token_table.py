@@ -15,7 +15,7 @@ from ctxkv_lib.data.config import DataConfig
 from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.cooccurrence import NOISE, build_table, count_pairs, positive_pmi
 from ctxkv_lib.data.hub import GPT2
-from ctxkv_lib.data.token_table import corpus_counts, corpus_ids, load_table
+from ctxkv_lib.data.token_table import load_table
 from ctxkv_lib.data.tokens import GPT2_VOCAB_SIZE, TokenStream
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import cache_dir, source_digest
@@ -196,13 +196,6 @@ def test_another_code_makes_another_table(corpus, monkeypatch, module):
     for place in (token_table, tokens):
         monkeypatch.setattr(place, "source_digest", changed)
     assert table_of(corpus()).fingerprint != table.fingerprint
-
-
-def test_tokens_of_the_corpus_are_counted(corpus):
-    data = corpus(unigram="corpus")
-    counts, ids = (of(data, load_conversations(data, "corpus")) for of in (corpus_counts, corpus_ids))
-    expected = Counter(ids.tolist())
-    assert counts.tolist() == [expected[token] for token in range(GPT2_VOCAB_SIZE)]
 
 
 def test_half_written_files_of_the_shared_cache_go_once_they_are_old(corpus):

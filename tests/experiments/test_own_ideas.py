@@ -8,7 +8,6 @@ from functools import partial
 import pytest
 import torch
 from conftest import GatedBlock, NearestTwo, PreviousToken
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -111,27 +110,9 @@ def test_a_loss_may_be_any_callable_known_by_the_values_that_it_holds(config, tm
         replace(plugin, source="3-0").load()
 
 
-def test_only_a_loss_may_be_an_object_and_a_module_may_hold_it(config, own_module):
-    with pytest.raises(UserError, match="An object of type partial is no plug-in; give a class"):
-        config.replace({"block": partial(GatedBlock, 16)})
+def test_a_module_may_hold_a_loss_that_is_an_object(config, own_module):
     module = own_module("my_losses", "import functools\nlow = functools.partial(max, 1)\n")
     assert config.replace({"loss": f"{module}:low"}).plugins["loss"].name == "my_losses:low"
-
-
-def test_an_idea_that_changes_between_configuration_and_run_is_refused(config, tmp_path):
-    class Scaled(GatedBlock):
-        scale = 1.0
-
-        def forward(self, contexts, inputs):
-            return super().forward(contexts, inputs) * self.scale
-
-    before = config.replace({"block": Scaled})
-    Scaled.scale = 0.5
-    with pytest.raises(
-        UserError, match=r"The code of .*Scaled, or what it uses, is not what the run was made"
-    ):
-        run(before, tmp_path / "run")
-    assert run_folder_of(config.replace({"block": Scaled})) != run_folder_of(before)
 
 
 MY_IDEAS = """
@@ -172,15 +153,16 @@ def test_a_model_whose_files_compute_something_else_is_neither_saved_nor_opened(
     config, tmp_path, own_module, capsys
 ):
     module = importlib.import_module(own_module("my_ideas", MY_IDEAS))
-    made = [run(config, tmp_path / name, block=module.Mine) for name in ("first", "second")]
-    assert (made[1].path / "model").exists()
+    made = run(config, tmp_path / "run", block=module.Mine)
+    assert (made.path / "model").exists()
     module.FACTOR = 0.5  # in memory alone
-    with pytest.raises(
-        UserError, match="The code of my_ideas:Mine, or what it uses, is not what the run was"
-    ):
-        open_run(made[0])
-    changed = run(config, made[1].path, block=module.Mine, again=True)
-    for each in (changed, run(config, tmp_path / "third", block=module.turned)):
+    for use in (lambda: open_run(made), lambda: run(made.config, tmp_path / "other")):
+        with pytest.raises(
+            UserError, match="The code of my_ideas:Mine, or what it uses, is not what the run"
+        ):
+            use()
+    changed = run(config, made.path, block=module.Mine, again=True)
+    for each in (changed, run(config, tmp_path / "turned", block=module.turned)):
         assert not (each.path / "model").exists()
         assert generate_text(each, "tea", max_new_tokens=1).startswith("tea")
     assert capsys.readouterr().err.count("not saved for transformers: loaded from its files, it comp") == 2
@@ -199,22 +181,6 @@ def test_contexts_are_those_of_the_block_that_is_opened_later(config, tmp_path):
         zero = torch.zeros(cache.contexts.shape[1])
         expected = exact_contexts(trained.model.context_block, embeddings, tokens, 1e-5, zero)
         torch.testing.assert_close(cache.contexts, expected, atol=1e-4, rtol=0)
-
-
-class Features(NearestTwo):
-    def __init__(self, config):
-        super().__init__(config)
-        self.register_buffer("directions", torch.randn(config.hidden_size))
-
-    def forward(self, embeddings, window, present):
-        return super().forward(embeddings, window, present) * self.directions
-
-
-def test_a_drawn_buffer_of_attention_is_kept(config, tmp_path):
-    made = run(config, tmp_path / "run", attention=Features)
-    kept = load_file(made.path / "checkpoint" / "attention.safetensors")["attention.directions"]
-    torch.manual_seed(7)
-    assert torch.equal(open_run(made).model.attention.directions, kept)
 
 
 class Drawn(NearestTwo):
@@ -239,16 +205,14 @@ def of_size(factor):
 
 
 @pytest.mark.slow
-def test_classes_of_one_function_are_ideas_of_their_own(config, tmp_path, capsys):
+def test_classes_of_one_function_are_ideas_of_their_own(config, tmp_path):
     parts = [of_size(factor) for factor in (0.5, 0.9)]
     first, second = (config.replace({"block": part}) for part in parts)
     assert [each.plugins["block"].load() for each in (first, second)] == parts
     assert run_folder_of(first) != run_folder_of(second)
     made = run(first, tmp_path / "run")
-    assert generate_text(made, "a", max_new_tokens=1).startswith("a")
     with pytest.raises(UserError, match=r"result of other block\.source; replace it with --again"):
         run(second, made.path)
-    assert run(second, made.path, again=True).config == second
 
 
 class Remembering(GatedBlock):
@@ -293,8 +257,20 @@ class Unsaved(NearestTwo):
         return super().forward(embeddings, window, present) * self.two
 
 
+class Features(NearestTwo):
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("directions", torch.randn(config.hidden_size))
+
+    def forward(self, embeddings, window, present):
+        return super().forward(embeddings, window, present) * self.directions
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("hook", "part"), [("attention", Drawing), ("block", Tied), ("attention", Unsaved)])
+@pytest.mark.parametrize(
+    ("hook", "part"),
+    [("attention", Drawing), ("block", Tied), ("attention", Unsaved), ("attention", Features)],
+)
 def test_what_draws_or_transformers_cannot_save_trains_and_generates(config, tmp_path, hook, part):
     made = run(config, tmp_path / "run", **{hook: part})
     assert generate_text(made, "tea", max_new_tokens=2, temperature=0).startswith("tea")

@@ -36,13 +36,16 @@ def read_in_chunks(model, ids, cuts, mask):
     return torch.cat(logits, dim=1), cache
 
 
-def phase2_logits(model, ids):
-    """Logits of one stream as Phase 2 computes them, from a cache of exact contexts."""
+def exact_cache(model, ids):
+    """One stream as Phase 2 has it."""
     embeddings, tokens = distinct_rows(model, ids)
     inputs = project_inputs(model.context_block, embeddings)
     contexts = exact_contexts(model.context_block, inputs, tokens, tolerance=1e-6)
-    cache = StreamCache(torch.cat([ids, ids[:1]]).int(), contexts)
-    (batch,) = cache.batches(torch.arange(len(ids)), len(ids), model)
+    return StreamCache(torch.cat([ids, ids[:1]]).int(), contexts)
+
+
+def phase2_logits(model, ids):
+    (batch,) = exact_cache(model, ids).batches(torch.arange(len(ids)), len(ids), model)
     return batch.logits(model)
 
 
@@ -231,17 +234,11 @@ def test_hidden_states_and_attentions_are_those_of_each_slot(shape, way, monkeyp
     assert [(weights[0].shape, h[-1].shape) for h, weights in later] == [
         (torch.Size([2, 3, 1, 4]), torch.Size([2, 1, 24])) for _ in later
     ]
-    wrapped = model.model
+    (weights,) = attentions
     for text, tokens in enumerate(ids):
-        distinct, rows = distinct_rows(wrapped, tokens)
-        inputs = project_inputs(wrapped.context_block, distinct)
-        cache = StreamCache(
-            torch.cat([tokens, tokens[:1]]).int(),
-            exact_contexts(wrapped.context_block, inputs, rows, tolerance=1e-6),
-        )
-        expected_hidden, expected_weights = cache.attend(wrapped, torch.arange(len(tokens)))
+        cache = exact_cache(model.model, tokens)
+        expected_hidden, expected_weights = cache.attend(model.model, torch.arange(len(tokens)))
         torch.testing.assert_close(hidden[text], expected_hidden, atol=1e-4, rtol=0)
-        (weights,) = attentions
         torch.testing.assert_close(weights[text].transpose(0, 1), expected_weights, atol=1e-4, rtol=0)
 
 

@@ -7,7 +7,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from conftest import NearestTwo, in_python, tiny_ids, tiny_method, tiny_model
+from conftest import TUNED, NearestTwo, in_python, tiny_ids, tiny_method, tiny_model
 from safetensors.torch import load_file, save_file
 
 from ctxkv_lib.method.model import Parts
@@ -67,13 +67,11 @@ print(json.dumps(found))
 
 @pytest.mark.slow
 def test_each_folder_runs_its_own_code_without_the_package_and_keeps_it_if_saved_again(tmp_path, own_module):
-    tuned = {"block": {"name": "StructuredBlock", "settings": {}}}
-    tuned["attention"] = {"name": "SlotAttention", "settings": {"copy_weight": 0.5}}
     ids, folders, expected = tiny_ids(5)[None], [], []
     for name, make in {
         "one": lambda: with_block(own_module("my_plugin", MINE)),
         "other": lambda: with_block(own_module("my_plugin", MINE.replace("self.share *", "2 *"))),
-        "tuned": lambda: tiny_model(parts=tuned, has_unigram=True),
+        "tuned": lambda: tiny_model(**TUNED),
         "plain": lambda: tiny_model(kv_method="variable"),
     }.items():
         model = make().eval()

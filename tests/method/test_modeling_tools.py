@@ -2,36 +2,20 @@
 
 import json
 import math
-from copy import deepcopy
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, tiny_model, write_conversations
+from conftest import tiny_ids, tiny_model, write_conversations
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
 from ctxkv_lib.measure.other_text import evaluate
-from ctxkv_lib.method.config import GPT2_VOCAB_SIZE
-from ctxkv_lib.runs.export import stop_after_text
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, tokenizer):
-    """A saved model with the real tokenizer."""
-    path, tokenizer = tmp_path_factory.mktemp("model"), deepcopy(tokenizer)
-    parts = {"attention": {"name": "SlotAttention", "settings": {}}}  # which copies
-    model = tiny_model(vocab_size=GPT2_VOCAB_SIZE, parts=parts)
-    model.model.load_table(model.model.wte.weight.detach() / 5)
-    stop_after_text(model, tokenizer)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def served(folder):
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    return model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+def served(saved_model):
+    model = AutoModelForCausalLM.from_pretrained(saved_model, trust_remote_code=True)
+    return model.eval(), AutoTokenizer.from_pretrained(saved_model, trust_remote_code=True)
 
 
 @pytest.fixture(scope="module")
@@ -42,60 +26,22 @@ def texts(tmp_path_factory):
     return [*("\n".join(message["content"] for message in row) for row in rows), "雨の日、猫は眠る。"]
 
 
-def test_pipeline_generates_alone_and_in_batches(folder):
-    generator = pipeline("text-generation", model=str(folder), trust_remote_code=True, device="cpu")
+def test_pipeline_generates_alone_and_in_batches(saved_model):
+    generator = pipeline("text-generation", model=str(saved_model), trust_remote_code=True, device="cpu")
     prompts = ["Hello", "A longer prompt, of other words", "Hi there"]
     options = {"max_new_tokens": 6, "do_sample": False}
     alone = [generator(prompt, **options) for prompt in prompts]
     assert generator(prompts, batch_size=2, **options) == alone
     assert alone[0][0]["generated_text"].startswith("Hello")
-    saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    saved = AutoTokenizer.from_pretrained(saved_model, trust_remote_code=True)
     assert saved.padding_side == "left"  # which a pipeline sets itself, and `generate` needs
 
 
-class Rows(torch.utils.data.Dataset):
-    """Sequences that hold something to learn: each token is the one before plus one."""
-
-    def __len__(self):
-        return 24
-
-    def __getitem__(self, index):
-        ids = (torch.arange(16) + index) % TINY["vocab_size"]
-        return {"input_ids": ids, "labels": ids}
-
-
-def test_trainer_trains_evaluates_and_resumes(tmp_path):
-    def trainer(model, steps):
-        options = TrainingArguments(
-            output_dir=str(tmp_path),
-            max_steps=steps,
-            save_steps=3,
-            per_device_train_batch_size=4,
-            learning_rate=1e-2,
-            report_to=[],
-            use_cpu=True,
-            disable_tqdm=True,
-            seed=1,
-        )
-        return Trainer(model=model, args=options, train_dataset=Rows(), eval_dataset=Rows())
-
-    first = trainer(tiny_model(), 6)
-    before = first.evaluate()["eval_loss"]
-    first.train()
-    after = first.evaluate()["eval_loss"]
-    assert after < before - 0.3
-
-    resumed = trainer(tiny_model(), 6)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    assert resumed.evaluate()["eval_loss"] == pytest.approx(after, abs=1e-4)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_a_trainers_loss_is_of_the_next_token(tmp_path, smoothing):
-    options = TrainingArguments(str(tmp_path), label_smoothing_factor=smoothing, report_to=[], use_cpu=True)
-    model, ids = tiny_model(attention_dropout=0.0).train(), Rows()[0]["input_ids"][None]
+def test_a_trainers_smoothed_loss_is_of_the_next_token(tmp_path):
+    options = TrainingArguments(str(tmp_path), label_smoothing_factor=0.2, report_to=[], use_cpu=True)
+    model, ids = tiny_model(attention_dropout=0.0).train(), tiny_ids(16)[None]
     loss = Trainer(model, options).compute_loss(model, {"input_ids": ids, "labels": ids})
-    expected = F.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], label_smoothing=smoothing)
+    expected = F.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], label_smoothing=0.2)
     torch.testing.assert_close(loss, expected)
 
 

@@ -1,24 +1,18 @@
 """The model under adapters and trl's trainers: what is trained is what is saved, and the loss is its own."""
 
 import re
-from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_ids, tiny_model
+from conftest import TUNED, tiny_ids, tiny_model
 from transformers import AutoModelForCausalLM
 
 from ctxkv_lib.method.losses import as_product
 from ctxkv_lib.method.modeling import ContextKVForCausalLM
-from ctxkv_lib.runs.export import stop_after_text
 
-TUNED = {
-    "block": {"name": "StructuredBlock", "settings": {}},
-    "attention": {"name": "SlotAttention", "settings": {"input_dropout": 0.0, "layer_dropout": 0.0}},
-}
-SHAPES = {"published": {}, "tuned": {"parts": TUNED, "has_unigram": True}}
+SHAPES = {"published": {}, "tuned": TUNED}
 each_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
@@ -109,7 +103,7 @@ def test_states_and_table_for_code_that_multiplies_give_the_logits_of_training(s
 
 def test_logits_in_training_survive_what_mixed_precision_does_to_outputs():
     """The copy that accelerate makes of an output, and reading them after autocast has ended."""
-    model, ids = model_with_biases(**SHAPES["tuned"]).train(), tiny_ids(12)[None]
+    model, ids = model_with_biases(**TUNED).train(), tiny_ids(12)[None]
     with torch.autocast("cpu", torch.bfloat16):
         output = model(ids, labels=ids)
     copied = type(output)(dict(output.items()))
@@ -120,22 +114,10 @@ def trainable(model):
     return {name for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tokenizer):
-    """A saved model of recipe `tuned`, with the real tokenizer."""
-    path, tokenizer = tmp_path_factory.mktemp("model"), deepcopy(tokenizer)
-    model = model_with_biases(**SHAPES["tuned"], vocab_size=len(tokenizer))
-    model.model.load_table(model.model.wte.weight.detach() / 5, model.model.log_unigram)
-    stop_after_text(model, tokenizer)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
 @pytest.mark.slow
-def test_a_saved_adapter_loads_onto_a_frozen_base(folder, tmp_path):
+def test_a_saved_adapter_loads_onto_a_frozen_base(saved_model, tmp_path):
     peft = pytest.importorskip("peft")
-    base = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    base = AutoModelForCausalLM.from_pretrained(saved_model, trust_remote_code=True)
     assert trainable(base) == {
         f"model.{n}" for n in base.model.trained_weights() if n.startswith(("attention", "feed_forward"))
     }
@@ -169,13 +151,13 @@ SFT_ROWS = [f"The number {i} comes before {i + 1}, as it always does." for i in 
 
 
 @pytest.mark.slow
-def test_the_sft_trainer_of_trl_has_the_models_own_loss(folder, tmp_path):
+def test_the_sft_trainer_of_trl_has_the_models_own_loss(saved_model, tmp_path):
     trl = pytest.importorskip("trl")
     from datasets import Dataset
     from transformers import AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(saved_model, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(saved_model)
     options = trl.SFTConfig(
         str(tmp_path), report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False
     )
@@ -191,12 +173,12 @@ def test_the_sft_trainer_of_trl_has_the_models_own_loss(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_pages_examples_of_adapters_and_fine_tuning_run(folder, tmp_path, monkeypatch):
+def test_the_pages_examples_of_adapters_and_fine_tuning_run(saved_model, tmp_path, monkeypatch):
     pytest.importorskip("peft")
     pytest.importorskip("trl")
     page = (Path(__file__).parents[2] / "docs" / "transformers.md").read_text(encoding="utf-8")
     code = re.findall(r"(?s)```python\n(.*?)```", page)
-    code[0] = code[0].replace("runs/offline-tuned-50/model", folder.as_posix())
+    code[0] = code[0].replace("runs/offline-tuned-50/model", saved_model.as_posix())
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("\n".join(SFT_ROWS), encoding="utf-8")
     values = {}

@@ -112,18 +112,19 @@ def test_an_archive_that_cannot_be_restored_is_one_sentence_and_leaves_no_folder
     assert [path.name for path in tmp_path.iterdir()] == ["drive"]
 
 
-def test_a_full_drive_is_one_line_and_the_archive_before_stays(on_drive, tmp_path, monkeypatch, capsys):
+def test_what_is_here_stays_and_what_a_full_drive_holds_too(on_drive, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text("old")
     with kept_on_drive(folder):
         pass
     (archive,) = on_drive.iterdir()
     before = archive.read_bytes()
     full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
     monkeypatch.setattr(tarfile.TarFile, "addfile", full)
+    (folder / "config.json").write_text("new")
     with kept_on_drive(folder):
-        pass
+        assert (folder / "config.json").read_text() == "new"
     assert capsys.readouterr().out == (
         f"Google Drive did not take {archive.name} (No space left on device); training goes on.\n"
     )
@@ -143,14 +144,3 @@ def test_folders_of_one_name_have_archives_of_their_own_also_in_the_home_folder(
         shutil.rmtree(tmp_path / place)
     with kept_on_drive("~/a/run", tmp_path / "b" / "run"):
         assert [(tmp_path / place / "run" / "config.json").read_text() for place in "ab"] == ["a", "b"]
-
-
-def test_what_is_here_is_not_replaced_by_what_drive_holds(on_drive, tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "config.json").write_text("old")
-    with kept_on_drive(folder):
-        pass
-    (folder / "config.json").write_text("new")
-    with kept_on_drive(folder):
-        assert (folder / "config.json").read_text() == "new"
