@@ -1,5 +1,6 @@
 """A run leaves what the contract names, goes on where it was stopped, and is never shown as another."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -62,6 +63,10 @@ def test_a_finished_run_is_reused_and_the_users_random_numbers_are_left(finished
     assert heard == [{**line, "replayed": True} for line in again.metrics]
     assert (finished_run.path / "summary.json").stat().st_mtime_ns == written
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
