@@ -300,7 +300,7 @@ REFUSED = {
     "other_batch": (lambda m: m(ONE.expand(2, 6), **{CACHE_NAME: m(ONE)[CACHE_NAME]}), "is 1; allowed: 2"),
     "no_weights": (
         lambda _: model_of_nearest_two()(ONE, output_attentions=True),
-        "output_attentions is True; allowed: False; this attention returns none",
+        "output_attentions is True; allowed: False, as this attention returns none",
     ),
     "passed_on": (lambda m: m.generate(ONE, output_router_logits=True), "output_router_logits"),
     "on_the_disk": (lambda m: reloaded(m, device_map={"": "disk"}), "device_map"),
