@@ -138,7 +138,7 @@ def test_full_memory_is_one_sentence_and_no_other_error_is_taken_for_it(
     printed_by, tmp_path, tiny_settings, monkeypatch
 ):
     for number, (error, where) in enumerate(FULL.items()):
-        command = tiny_run(tmp_path / f"run{number}", tiny_settings)
+        command = tiny_run(tmp_path / str(number) / "run", tiny_settings)
         monkeypatch.setattr(stages, "train_attention", Mock(side_effect=RuntimeError(error)))
         assert f"{where} is full; lower phase2.batch_size" in printed_by(*command, code=2)
     monkeypatch.setattr(stages, "train_attention", Mock(side_effect=RuntimeError("a fault of ours")))
