@@ -67,7 +67,12 @@ def _tokenizer(name: str, vocabulary_file: Path, merges_file: Path) -> "PreTrain
 
 def tokenizer_digest(tokenizer: "PreTrainedTokenizerFast") -> str:
     """Digest all that the ids of a text depend on: the tokenizer, and the code of this file."""
-    return digest([source_digest("data.tokens"), tokenizer.backend_tokenizer.to_str()])
+    return digest([source_digest("data.tokens"), _content_digest(tokenizer)])
+
+
+@lru_cache(maxsize=1)
+def _content_digest(tokenizer: "PreTrainedTokenizerFast") -> str:
+    return digest(tokenizer.backend_tokenizer.to_str())
 
 
 def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:

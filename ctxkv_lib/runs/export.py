@@ -1,6 +1,7 @@
 """The folder of a run's model for transformers."""
 
 from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,14 @@ def for_transformers(
     if not model.has_contexts:
         raise UserError("The run has a mixer, which does not read token by token; take a run with contexts.")
     settings = {hook: plugin.settings for hook, plugin in config.plugins.items() if hook != "loss"}
-    served, tokenizer = ContextKVForCausalLM.of(model, settings), deepcopy(tokenizer)
+    served, tokenizer = ContextKVForCausalLM.of(model, settings), _copy_of(tokenizer)
     stop_after_text(served, tokenizer)
     return served, tokenizer
+
+
+@lru_cache(maxsize=1)
+def _copy_of(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    return deepcopy(tokenizer)  # a third of the time of a tiny run
 
 
 def stop_after_text(model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
