@@ -183,7 +183,7 @@ def epochs_table(summary: Summary) -> pd.DataFrame:
 
 
 def memory_table(summaries: Mapping[str, Summary]) -> pd.DataFrame:
-    """List memory by stage in GiB: held at its end and, in brackets, the most during it."""
+    """List memory by stage in GiB: that at its end and, in brackets, the most during it."""
     columns: dict[str, dict[str, str]] = {}
     for name, summary in summaries.items():
         for line in memory_stages(summary["memory"]):

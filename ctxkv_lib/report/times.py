@@ -22,7 +22,7 @@ from ..runs.device import choose_device, choose_precision, torch_state
 
 TIMED_BATCHES = 2  # after one that warms up
 DISTINCT_TOKENS = 22  # times the root of a text's length: 1,581 of 6,324 tokens, 21,370 of 852,428
-TABLE_STD = 0.02  # GPT-2's; with 1 the exponentials of logits would be denormal, which slow a CPU
+TABLE_STD = 0.02  # with 1, logits leave the range of exponentials, and the head is slower than in a run
 
 
 @told_in_a_sentence()

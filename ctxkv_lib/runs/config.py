@@ -63,7 +63,7 @@ class RuntimeConfig:
     threads: str = setting("auto", "of a CPU; auto: as many as torch takes by itself", THREADS)
     embedding_cache: str = setting(
         "gather",
-        "how the tokens of a stream are held",
+        "how the tokens of a stream are stored",
         {"gather": "token ids and one table", "dense": "one row a position, as published"},
     )
 

@@ -202,7 +202,7 @@ def loss_curves(runs: Mapping[str, Lines]) -> Picture:
 
 @styled
 def memory_by_stage(runs: Mapping[str, Lines]) -> Picture:
-    """Draw memory by stage in GiB: a bar for what is held at its end, a line to the most during it.
+    """Draw memory by stage in GiB: a bar for that at its end, a line to the most during it.
 
     Args:
         runs: `{name: memory}`, as in `run.summary["memory"]`; a panel for each.
