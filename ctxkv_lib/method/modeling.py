@@ -254,7 +254,8 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache: return the cache; by default as the configuration says, and not with labels.
             logits_to_keep: without labels, only the logits of the last so many columns, or of these columns,
                 int64 `[kept]`; 0 keeps all.
-            output_hidden_states: return embeddings and what the output head reads; default: as configured.
+            output_hidden_states: return embeddings and what the output head reads, both with gradients, which
+                take time and memory where they reach back through the contexts; default: as configured.
             output_attentions: return weights `[batch, heads, length, slots]`; default: as configured.
             options: `num_items_in_batch`, `ignore_index` and `shift_labels` as transformers' losses take them
                 (the last with or without `labels`), and some that change nothing.
@@ -277,8 +278,9 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
         cache = self._cache_to_extend(len(input_ids), cache)
         embeddings = self.model.embed(input_ids)
-        contexts = self._contexts(embeddings, cache.contexts[:, -1], is_read)
-        memory = cache.extend(contexts, input_ids, is_read)
+        if shows_states and torch.is_grad_enabled():
+            embeddings.requires_grad_()
+        memory = self._read(embeddings, input_ids, is_read, cache)
         last = 0 if targets is not None else logits_to_keep
         kept = last if isinstance(last, Tensor) else slice(-last or None, None)
         tokens, at_kept = input_ids[:, kept], memory._replace(rows=memory.rows[:, kept])
@@ -321,15 +323,15 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         require(cache is None or not cache.get_seq_length(), CACHE_NAME, type(cache).__name__, allowed)
         return ContextCache(self.model, batch)
 
-    def _contexts(self, embeddings: Tensor, context: Tensor, is_read: Tensor) -> Tensor:
-        """Compute contexts after each column, `[batch, length, context_dim]`, from the context before."""
-        contexts, block = [], self.model.context_block
+    def _read(self, embeddings: Tensor, input_ids: Tensor, is_read: Tensor, cache: ContextCache) -> Memory:
+        """Compute the context after each column, from the one before, and append them to the cache."""
+        contexts, context, block = [], cache.contexts[:, -1], self.model.context_block
         with torch.autocast(embeddings.device.type, enabled=False):  # else roundings of contexts add up
             inputs = project_inputs(block, embeddings.to(context.dtype))
             for column, is_token in zip(inputs.unbind(1), is_read.unbind(1), strict=True):
                 context = torch.where(is_token[:, None], block(context, column), context)
                 contexts.append(context)
-        return torch.stack(contexts, dim=1)
+        return cache.extend(torch.stack(contexts, dim=1), input_ids, is_read)
 
     def _attend(self, x: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
         """Compute hidden states `[batch, n, hidden_size]` and any weights `[batch, heads, n, slots]`.
@@ -369,11 +371,14 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         """What trl calls (from 1.16 on) for states that it multiplies by `get_output_embeddings().weight`."""
         return self._states_for_product
 
-    def _states_for_product(self, input_ids: Tensor, **options: Any) -> BaseModelOutput:
+    def _states_for_product(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
+    ) -> BaseModelOutput:
         """Return as `last_hidden_state` what times a table gives the logits of training; keep that table."""
-        options.update(output_hidden_states=True, logits_to_keep=input_ids.new_empty(0))
-        # `self(...)` would enter a trainer's autocast twice, which then stays on
-        _, hidden = type(self).forward(self, input_ids, **options).hidden_states
+        is_read = columns_read(input_ids, attention_mask, None, **options)
+        embeddings = self.model.embed(input_ids)
+        memory = self._read(embeddings, input_ids, is_read, ContextCache(self.model, len(input_ids)))
+        hidden, _ = self._attend(embeddings, memory)
         hidden, table = as_product(hidden, self.model.wte.weight, input_ids, self.model.current_token_bias)
         self._product_head = SimpleNamespace(weight=table, bias=self.model.log_unigram)
         return BaseModelOutput(last_hidden_state=hidden)

@@ -242,6 +242,20 @@ def test_hidden_states_and_attentions_are_those_of_each_slot(shape, way, monkeyp
         torch.testing.assert_close(weights[text].transpose(0, 1), expected_weights, atol=1e-4, rtol=0)
 
 
+@each_model
+def test_embeddings_that_are_returned_have_the_gradient_of_all_that_reads_them(shape, monkeypatch):
+    """Also through the contexts: against a small step of all embeddings in a random direction."""
+    model, ids = tiny_model(**shape).eval().double(), tiny_ids(9)[None]
+    output = model(ids, output_hidden_states=True)
+    (gradient,) = torch.autograd.grad(output.logits[0, -1, 0], output.hidden_states[0])
+    embeddings, step = model.model.embed(ids), 1e-3 * torch.randn(1, 9, 24, dtype=torch.float64)
+    ends = []
+    for moved in (embeddings + step, embeddings - step):
+        monkeypatch.setattr(model.model, "embed", lambda _, moved=moved: moved)
+        ends.append(model(ids).logits[0, -1, 0].item())
+    assert (ends[0] - ends[1]) / 2 == pytest.approx((gradient * step).sum().item(), rel=1e-3)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("count", [230, 211, 100])
 def test_a_resized_table_computes_the_same_for_tokens_that_stay(tmp_path, count):
