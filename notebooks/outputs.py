@@ -67,13 +67,11 @@ def fewer_colours(png: str) -> str:
     """Return a PNG, as base64, with a palette."""
     from PIL import Image
 
-    image, content = (
-        Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"),
-        io.BytesIO(),
-    )
-    image.quantize(COLOURS, dither=Image.Dither.NONE).save(
-        content, "PNG", optimize=True
-    )
+    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    rare_ones_too = Image.Quantize.MAXCOVERAGE  # median cut turns a scale's end grey
+    image = image.quantize(COLOURS, rare_ones_too, dither=Image.Dither.NONE)
+    content = io.BytesIO()
+    image.save(content, "PNG", optimize=True)
     return base64.b64encode(content.getvalue()).decode()
 
 

@@ -144,7 +144,8 @@ def _draw_run(ax: Axes, name: str, summary: Summary, look: Mapping[str, Any]) ->
     phase2, epochs, colour = summary["phase2"], known_epochs(summary), look["color"]
     at = [line["epoch"] for line in epochs]
     ax.plot(at, [line["train_ppl"] for line in epochs], color=colour, **PARTS["training"])
-    label = f"{name}: PPL {phase2['val_ppl']:,.1f}, {phase2['val_acc']:.1%}, epoch {phase2['best_epoch']}"
+    best = f"PPL {phase2['val_ppl']:,.1f}, {phase2['val_acc']:.1%} right, epoch {phase2['best_epoch']}"
+    label = f"{name}: {best}"
     lines = ax.plot(at, [line["val_ppl"] for line in epochs], label=label, **{**PARTS["validation"], **look})
     if phase2["best_epoch"] in at:
         ax.plot(phase2["best_epoch"], phase2["val_ppl"], color=colour, **PARTS["best epoch"])

@@ -48,7 +48,7 @@ def test_training_is_dashed_validation_solid_and_a_ring_marks_the_best_epoch(sum
     rings = [line.get_data() for line in ax.get_lines() if line.get_markerfacecolor() == "none"]
     assert rings == [([3], [366.4]), ([3], [179.2])]
     assert ax.get_yscale() == "log"
-    assert "100 samples: PPL 366.4, 15.9%, epoch 3" in labels(ppl_curves(summaries))
+    assert "100 samples: PPL 366.4, 15.9% right, epoch 3" in labels(ppl_curves(summaries))
 
 
 def test_a_first_training_perplexity_does_not_flatten_the_other_curves(summaries):
