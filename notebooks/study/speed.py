@@ -85,10 +85,10 @@ def print_step(model: ContextKV, batch: Batch, config: Phase2Config, precision: 
         "head": lambda: model.losses(hidden, batch.tokens, batch.targets, table)[0].sum().backward(),
         "head, products": lambda: head_products(hidden.detach().to(dtype), table),
         "layer": lambda: batch_gradients(
-            headless, headless.wte.weight.detach().to(dtype), count, headless_batch
+            headless, headless.wte.weight.detach().to(dtype), count, headless_batch, precision
         ),
         "layer, products": layer_products(model, batch, dtype),
-        "step": lambda: train_step(model, table, stepper, Loop(), batch, count),
+        "step": lambda: train_step(model, table, stepper, Loop(), batch, count, precision),
     }
     rounds = [{name: seconds(function) for name, function in functions.items()} for _ in range(ROUNDS)]
     median = {name: statistics.median(times[name] for times in rounds) for name in functions}

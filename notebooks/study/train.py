@@ -19,6 +19,7 @@ SEEDS = (42, 43, 44)
 FIFTY = {"data.validation_samples": 50, "data.test_samples": 50}
 EXACT, COPYING, MIXER = {"recipe": "exact"}, {"recipe": "tuned"}, {"recipe": "tuned"}
 UNTRAINED = {"phase1.max_iterations": 0}
+PROPOSED = {**EXACT, "data.test_samples": 50}
 TUNED = {"recipe": "tuned", "attention.copy_weight": 0.0}  # all rows but `tuned, copying` are without
 OTHER = {**TUNED, "attention": "plugins:OtherSlots"}
 PER_HEAD = {**OTHER, "attention.slot_bias": "per_head"}
@@ -111,6 +112,15 @@ PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
         "exact": {**EXACT, **FIFTY},
         "exact, untrained": {**EXACT, **FIFTY, **UNTRAINED},
         "exact, one slot": {**EXACT, **FIFTY, "model.max_contexts": 1},
+    }),
+    "proposals": ((100,), {  # the original's, one change each
+        "exact": PROPOSED,
+        "interval 50": {**PROPOSED, "model.interval": 50},
+        "interval 100": {**PROPOSED, "model.interval": 100},
+        "64 contexts": {**PROPOSED, "model.max_contexts": 64},
+        "dropout 0.3": {**PROPOSED, "model.attention_dropout": 0.3},
+        "weight decay 0.1": {**PROPOSED, "phase2.weight_decay": 0.1},
+        "variable count": {**PROPOSED, "model.kv_method": "variable"},
     }),
 }  # fmt: skip
 
