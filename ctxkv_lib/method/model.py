@@ -128,7 +128,7 @@ class ContextKVAttention(nn.Module):
         """Turn scores `[n, num_heads, slots]` into weights of the same shape."""
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None], -torch.inf)
-        return scores.softmax(dim=-1, dtype=self.norm.weight.dtype)  # fp32, also under autocast
+        return scores.softmax(dim=-1)
 
 
 class FeedForward(nn.Module):
@@ -142,8 +142,7 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        outputs = self.dropout(self.down(self.dropout(F.gelu(self.up(hidden)))))
-        return self.norm(outputs.to(self.norm.weight.dtype))  # fp32, also under autocast
+        return self.norm(self.dropout(self.down(self.dropout(F.gelu(self.up(hidden))))))
 
 
 class Parts(NamedTuple):
@@ -256,7 +255,7 @@ class ContextKV(nn.Module):
                 others are attended as zeros; with "variable" they are masked.
         """
         if self.feed_forward is None:
-            if not torch.is_autocast_enabled(window.device.type):  # which would cast it where it is used
+            if not torch.is_autocast_enabled():  # which would cast it where it is used
                 window = window.to(embeddings.dtype)
             output = self.attention(embeddings, window, present)
             return output if isinstance(output, tuple) else (output, None)

@@ -153,10 +153,11 @@ def batch_gradients(
 ) -> Tensor:
     """Add the gradients of a batch's summed loss, divided by `count`; return the sum, on the device.
 
-    With bf16 the products of layer and output head are bf16; weights, softmax, norms and sums stay fp32.
+    With bf16 the products of the output head are bf16, four fifths of all, and on a GPU the layer's as well.
+    On a CPU these would save another eighth of the time, but double the gradient's error.
     """
-    in_bf16 = precision == "bf16" and model.device.type != "mps"
-    with torch.autocast(model.device.type, torch.bfloat16, in_bf16, cache_enabled=False):
+    in_bf16 = precision == "bf16" and model.device.type == "cuda"
+    with torch.autocast("cuda", torch.bfloat16, in_bf16, cache_enabled=False):
         hidden, _ = batch.attend(model)
     losses, _ = model.losses(hidden, batch.tokens, batch.targets, table)
     (losses.sum() / count).backward()

@@ -35,8 +35,8 @@ def choose_precision(name: str, device: torch.device) -> str:
 
     The one place that decides, but a run that was begun goes on as it was (`folder._record_for`). By name the
     decision reaches, as `origin["precision"]` of the folder and then `Experiment.precision`: the dtype of
-    cached training contexts (`stages._make_caches`); the products of Phase 2's layer and output head
-    (`phase2.train_attention`, `batch_gradients`); and the keys. Everything else is fp32.
+    cached training contexts (`stages._make_caches`); the products of Phase 2's output head and, on a GPU, of
+    its layer (`phase2.train_attention`, `batch_gradients`); and the keys. Everything else is fp32.
     """
     if name != "auto":
         return name
