@@ -21,14 +21,14 @@ from transformers import AutoModelForCausalLM
 
 import ctxkv_lib as ctxkv
 from ctxkv_lib.method import reference
-from ctxkv_lib.method.caches import Batch
+from ctxkv_lib.method.caches import DTYPES, Batch
 from ctxkv_lib.method.config import Phase2Config
 from ctxkv_lib.method.loop import Loop
 from ctxkv_lib.method.losses import VOCABULARY_CHUNK
 from ctxkv_lib.method.model import ContextKV
 from ctxkv_lib.method.optimizer import Stepper
 from ctxkv_lib.method.phase2 import batch_gradients, train_step
-from ctxkv_lib.runs.provenance import PRECISIONS, choose_precision
+from ctxkv_lib.runs.device import choose_precision
 
 ITERATIONS = 4  # of Phase 1, the first of which draws contexts
 READ = 1_000  # tokens
@@ -75,7 +75,7 @@ def layer_products(model: ContextKV, batch: Batch, dtype: torch.dtype) -> Callab
 
 def print_step(model: ContextKV, batch: Batch, config: Phase2Config, precision: str) -> None:
     """Print medians of a step's parts and of their products, in milliseconds, and the ratio."""
-    dtype, count = PRECISIONS[precision], len(batch)
+    dtype, count = DTYPES[precision], len(batch)
     batch, table = replace(batch, window=batch.window.to(dtype)), model.wte.weight.detach().to(dtype)
     headless = ContextKV(model.config, vocab_size=1)
     headless_batch = replace(batch, tokens=batch.tokens * 0, targets=batch.targets * 0)
@@ -99,11 +99,11 @@ def print_step(model: ContextKV, batch: Batch, config: Phase2Config, precision: 
         print(f"{name}: {1000 * whole:.0f} ms, {1000 * floor:.0f} ms, {whole / floor:.2f}")
 
 
-def main(samples: int) -> None:
+def main(samples: int, preset: str = "offline") -> None:
     """Print seconds of the reference and of the package, side by side."""
     settings = {"phase1.max_iterations": ITERATIONS, "phase2.max_epochs": 1}
     settings |= {"data.validation_samples": 2, "data.test_samples": 0}
-    config = ctxkv.build_config("offline", "published", samples, settings)
+    config = ctxkv.build_config(preset, "published", samples, settings)
     with tempfile.TemporaryDirectory() as folder:
         run = ctxkv.run(config, folder)
         trained = ctxkv.open_run(run)
