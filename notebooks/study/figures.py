@@ -1,11 +1,11 @@
 """The figures of the study, from its results: `python notebooks/study/figures.py` draws them all."""
 
 from collections.abc import Sequence
+from statistics import mean
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from intervals import RESULTS, Interval, Losses, Row, difference, losses, read_json
 from tables import (
     DISTANCES,
     FIFTY,
@@ -13,15 +13,19 @@ from tables import (
     SIZES,
     TEN,
     TOP,
+    Cell,
+    cells_of,
     change,
     changes_of,
     label,
-    mean_ppl,
-    rows_of,
+    losses,
+    ppls_of,
+    read,
     tested,
 )
 
 import ctxkv_lib as ctxkv
+from ctxkv_lib.report.difference import Interval, interval
 
 FIGURES = TOP / "docs" / "_static"
 BLUE, ORANGE, GREEN, PINK, AMBER, SKY = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -68,7 +72,9 @@ def log_axis(ax: Any, axis: str, ticks: Sequence[float], texts: Sequence[str] | 
 
 def tokens_by_size() -> dict[int, int]:
     return {
-        row["samples"]: row["train_tokens"] for row in rows_of("answer/sweep", "full/sweep") if row["seed"]
+        samples: cell["train_tokens"]
+        for (_, samples), (cell, *_) in cells_of("answer/sweep", "full/sweep").items()
+        if "seed" in cell
     }
 
 
@@ -87,7 +93,7 @@ def draw_line(ax: Any, name: str, values: dict[int, float], shift: float) -> Non
     """Draw values by size, with a label at the end; a hollow point has no interval of its own."""
     tokens, look = tokens_by_size(), {"ms": 5, **LINES[name]}
     ax.plot([tokens[size] for size in values], [*values.values()], **look)
-    hollow = [size for size in values if look["marker"] and not losses(tested(10), name, size)]
+    hollow = [size for size in values if look["marker"] and not losses(10, name, size)]
     points = look | {"mfc": "white", "ls": "none", "zorder": 3}
     ax.plot([tokens[size] for size in hollow], [values[size] for size in hollow], **points)
     label_end(ax, tokens[max(values)], values[max(values)], SHORT[name], look["color"], shift)
@@ -95,7 +101,7 @@ def draw_line(ax: Any, name: str, values: dict[int, float], shift: float) -> Non
 
 def levels_of(name: str) -> dict[int, float]:
     """Return the test perplexity of a row by size, where it has run."""
-    return {size: ppl for size in TEN if (ppl := mean_ppl(name, size))}
+    return {size: mean(ppls) for size in TEN if (ppls := ppls_of(tested(10), name, size))}
 
 
 def draw_levels(ax: Any, names: Sequence[str], shifts: dict[str, float]) -> None:
@@ -178,8 +184,8 @@ def draw_forest(name: str) -> Any:
             continue
         resolved = intervals[0].low > 0 or intervals[0].high < 0
         look = {"color": BLUE if resolved else "#9aa1ab"}
-        for interval, width in zip(intervals, (3, 1), strict=False):
-            ax.plot([interval.low, interval.high], [y, y], lw=width, marker="", **look)
+        for (_, low, high), width in zip(intervals, (3, 1), strict=False):
+            ax.plot([low, high], [y, y], lw=width, marker="", **look)
         ax.plot(intervals[0].percent, y, "o", ms=5, **look)
     ax.axvline(0, color="black", lw=1)
     labels = {y: text for y, (text, intervals) in enumerate(rows) if intervals}
@@ -191,21 +197,19 @@ def draw_forest(name: str) -> Any:
     return figure
 
 
-def used(runs: Sequence[Row], tokens: Sequence[int]) -> list[Interval]:
+def used(runs: Sequence[Cell], tokens: Sequence[int]) -> list[Interval]:
     """Compute the rise of perplexity in % if the slots from each distance on take other contexts."""
-    values = np.array([run["losses"] for run in runs])
-    weights, intervals = np.array(tokens, float), []
+    losses, intervals = np.array([run["losses"] for run in runs]), []
     for distance in DISTANCES[:-1]:
         nearest = [max(at for at in map(int, run["rises"]) if at <= distance) for run in runs]
         rises = np.array([run["rises"][str(at)] for run, at in zip(runs, nearest, strict=True)])
-        changed, unchanged = Losses((values + rises) / 1000, weights), Losses(values / 1000, weights)
-        intervals.append(difference(changed, unchanged))
+        intervals.append(interval((losses + rises) / 1000, losses / 1000, np.array(tokens)))
     return intervals
 
 
 def draw_evidence() -> Any:
     """Draw what the window holds, and what the model loses without it, by distance."""
-    results = read_json(RESULTS / "evidence" / "evidence.json")
+    results = read("evidence/evidence")
     figure, (above, below) = panels(2, 7)
     lines = (
         ("tuned", 50, BLUE, "D"),
