@@ -2,16 +2,11 @@
 
 Both train the published recipe on the same tokens from the same weights: Phase 1, one epoch of Phase 2 with
 validation, and then read the validation text token by token. The package's times are those of its summary.
-
-Then a step of Phase 2 and its parts, each beside its matrix products alone, the floor of its time: in fp32,
-and in bf16 if the processor has units for it.
 """
 
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,18 +16,9 @@ from transformers import AutoModelForCausalLM
 
 import ctxkv_lib as ctxkv
 from ctxkv_lib.method import reference
-from ctxkv_lib.method.caches import Batch
-from ctxkv_lib.method.config import Phase2Config
-from ctxkv_lib.method.loop import Loop
-from ctxkv_lib.method.losses import VOCABULARY_CHUNK
-from ctxkv_lib.method.model import ContextKV
-from ctxkv_lib.method.optimizer import Stepper
-from ctxkv_lib.method.phase2 import batch_gradients, train_step
-from ctxkv_lib.runs.provenance import PRECISIONS, choose_precision
 
 ITERATIONS = 4  # of Phase 1, the first of which draws contexts
 READ = 1_000  # tokens
-ROUNDS = 15  # in which each part of a step is timed, in turns
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -40,70 +26,11 @@ def seconds(function: Callable[[], Any]) -> float:
     return Timer("f()", globals={"f": function}, num_threads=torch.get_num_threads()).timeit(1).mean
 
 
-def head_products(queries: Tensor, table: Tensor) -> None:
-    """Compute the products of the output head alone: logits, and the average row."""
-    for rows in table.split(VOCABULARY_CHUNK):
-        torch.mm(torch.mm(queries, rows.T), rows)
-
-
-def layer_products(model: ContextKV, batch: Batch, dtype: torch.dtype) -> Callable[[], None]:
-    """Return a function that computes the layer's products alone, on random numbers.
-
-    A matrix has three: its output, and the gradients of its input and of itself. The query's input, the token
-    embedding, needs none. Those with contexts are two, and the gradients of what is multiplied with them.
-    """
-    sizes = model.config
-    weights = {name: weight.to(dtype) for name, weight in model.trained_weights().items() if weight.ndim == 2}
-    rows = {size: torch.randn(len(batch), size, dtype=dtype) for w in weights.values() for size in w.shape}
-    queries = torch.randn(len(batch), sizes.num_heads, sizes.context_dim, dtype=dtype)
-    shares = torch.randn(len(batch), sizes.num_heads, sizes.max_contexts, dtype=dtype)
-
-    @torch.no_grad()
-    def compute() -> None:
-        for name, weight in weights.items():
-            outputs, inputs = rows[len(weight)], rows[weight.shape[1]]
-            torch.mm(inputs, weight.T)
-            torch.mm(outputs.T, inputs)
-            if name != "attention.q.weight":
-                torch.mm(outputs, weight)
-        for _ in range(2):
-            torch.bmm(queries, batch.window.transpose(1, 2))
-            torch.bmm(shares, batch.window)
-
-    return compute
-
-
-def print_step(model: ContextKV, batch: Batch, config: Phase2Config, precision: str) -> None:
-    """Print medians of a step's parts and of their products, in milliseconds, and the ratio."""
-    dtype, count = PRECISIONS[precision], len(batch)
-    batch, table = replace(batch, window=batch.window.to(dtype)), model.wte.weight.detach().to(dtype)
-    headless = ContextKV(model.config, vocab_size=1)
-    headless_batch = replace(batch, tokens=batch.tokens * 0, targets=batch.targets * 0)
-    hidden = torch.randn(count, model.config.hidden_size, requires_grad=True)
-    stepper = Stepper(model.trained_weights(), config, count)
-    functions: dict[str, Callable[[], Any]] = {
-        "head": lambda: model.losses(hidden, batch.tokens, batch.targets, table)[0].sum().backward(),
-        "head, products": lambda: head_products(hidden.detach().to(dtype), table),
-        "layer": lambda: batch_gradients(
-            headless, headless.wte.weight.detach().to(dtype), count, headless_batch
-        ),
-        "layer, products": layer_products(model, batch, dtype),
-        "step": lambda: train_step(model, table, stepper, Loop(), batch, count),
-    }
-    rounds = [{name: seconds(function) for name, function in functions.items()} for _ in range(ROUNDS)]
-    median = {name: statistics.median(times[name] for times in rounds) for name in functions}
-    median["step, products"] = median["head, products"] + median["layer, products"]
-    print(f"a step of {count} positions in {precision}: all, products alone, ratio")
-    for name in ("head", "layer", "step"):
-        whole, floor = median[name], median[f"{name}, products"]
-        print(f"{name}: {1000 * whole:.0f} ms, {1000 * floor:.0f} ms, {whole / floor:.2f}")
-
-
-def main(samples: int) -> None:
+def main(samples: int, preset: str = "offline") -> None:
     """Print seconds of the reference and of the package, side by side."""
     settings = {"phase1.max_iterations": ITERATIONS, "phase2.max_epochs": 1}
     settings |= {"data.validation_samples": 2, "data.test_samples": 0}
-    config = ctxkv.build_config("offline", "published", samples, settings)
+    config = ctxkv.build_config(preset, "published", samples, settings)
     with tempfile.TemporaryDirectory() as folder:
         run = ctxkv.run(config, folder)
         trained = ctxkv.open_run(run)
@@ -128,10 +55,6 @@ def main(samples: int) -> None:
     ):
         plain = seconds(function)
         print(f"{name}: {plain:.2f} s, {package:.2f} s, {plain / package:.1f}")
-    trained.model.train()
-    batch = train.gather(order(0)[: config.phase2.batch_size], trained.model.window)
-    for precision in dict.fromkeys(("fp32", choose_precision("auto", trained.model.device))):
-        print_step(trained.model, batch, config.phase2, precision)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import ngram_caches
 import numpy as np
 import pytest
 import search
+import speed
 import torch
 import train
 from tables import DISTANCES, cells_of
@@ -90,3 +91,10 @@ def test_a_cache_counts_what_followed_the_same_history():
     mixed = ngram_caches.with_cache(model, found)
     assert np.log(mixed).sum() > np.log(model).sum()
     assert mixed[0] == model[0]  # where the cache has nothing
+
+
+@pytest.mark.slow
+def test_the_package_is_timed_beside_the_reference(capsys):
+    speed.main(2, "ci")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines[1:]] == ["Phase 1", "Phase 2, an epoch", "reading"]
