@@ -95,6 +95,8 @@ def read(name: str) -> Any:
 
 
 TEST = read("test_conversations")  # tokens and speakers, by the number of test conversations
+# Test conversations that are drawn together: each by itself, and those of the same speakers.
+GROUPS = {10: [range(10)], 50: [range(50), TEST["speakers"]["50"]]}
 
 
 def cells_in(results: Any) -> Iterator[Cell]:
@@ -172,25 +174,21 @@ def percent(value: float) -> str:
 
 
 @cache
-def change(conversations: int, pair: str, samples: int, grouped: bool = False) -> Interval | None:
-    """Compare the two sides of a pair `A / B`, as `ctxkv.difference` does; None if either is not there.
+def change(conversations: int, pair: str, samples: int) -> list[Interval]:
+    """Compare the two sides of a pair `A / B`, as `ctxkv.difference` does; empty if either is not there.
 
-    If `grouped`, conversations that share speakers are drawn together, as one of all their tokens.
+    On the fifty conversations, a second interval draws those that share speakers together, as one of all
+    their tokens.
     """
     sides = [losses(conversations, name, samples) for name in pair.split(" / ")]
     if not all(sides):
-        return None
-    tokens = np.array(TEST["tokens"][str(conversations)])
-    groups = TEST["speakers"][str(conversations)] if grouped else range(conversations)
-    members = np.eye(max(groups) + 1)[[*groups]]  # (conversations, groups)
-    values = [(np.array(side) * tokens) @ members / (tokens @ members) for side in sides]
-    return interval(*values, tokens @ members)
-
-
-def changes_of(conversations: int, pair: str, samples: int) -> list[Interval]:
-    """Compare a pair, on fifty conversations also by groups of speakers; empty if either is not there."""
-    ways = (False, True) if conversations == 50 else (False,)
-    return [shown for way in ways if (shown := change(conversations, pair, samples, way))]
+        return []
+    tokens, intervals = np.array(TEST["tokens"][str(conversations)]), []
+    for groups in GROUPS[conversations]:
+        members = np.eye(max(groups) + 1)[[*groups]]  # (conversations, groups)
+        values = ((np.array(side) * tokens) @ members / (tokens @ members) for side in sides)
+        intervals.append(interval(*values, tokens @ members))
+    return intervals
 
 
 def compared(conversations: int, *pairs: str) -> str:
@@ -199,7 +197,7 @@ def compared(conversations: int, *pairs: str) -> str:
     for pair in pairs:
         lines.append([" / ".join(map(label, pair.split(" / ")))])
         for size in sizes:
-            intervals = changes_of(conversations, pair, size)
+            intervals = change(conversations, pair, size)
             ends = "; ".join(f"{percent(interval.low)} to {percent(interval.high)}" for interval in intervals)
             lines[-1].append(f"{percent(intervals[0].percent)} ({ends})" if intervals else "–")
     return table(f"change of the test perplexity in %, {conversations} test conversations", sizes, lines)
@@ -237,8 +235,8 @@ def models() -> str:
     for name in ("contexts", *others, "gated, end to end"):
         lines.append(levels(tested(50), name, FIFTY))
         for place, size in enumerate(FIFTY if name in others else (), start=1):
-            difference = change(50, f"{name} / contexts", size)
-            lines[-1][place] += " ≈" if difference and difference.low <= 0 <= difference.high else ""
+            intervals = change(50, f"{name} / contexts", size)
+            lines[-1][place] += " ≈" if intervals and intervals[0].low <= 0 <= intervals[0].high else ""
     return table("test perplexity (50 test conversations, batches of 2 × 64 positions)", FIFTY, lines)
 
 
