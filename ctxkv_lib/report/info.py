@@ -13,11 +13,11 @@ from ..runs.build import parameter_counts, unallocated_model
 from ..runs.config import GROUPS, ExperimentConfig
 from ..runs.presets import build_config
 from ..runs.published import PUBLISHED
-from ..runs.summary import context_window, dense_fp32_mib
+from ..runs.summary import FP32_BYTES, context_window, dense_fp32_mib
 from .tables import CACHES, COUNT, SETTINGS, Rows, side_by_side
 from .times import measure_times
 
-FP32_BYTES, TOKEN_BYTES = 4, 8
+TOKEN_BYTES = 8
 ANY_TOKENS = 100_000  # that times stand for where the data is unknown
 INFO: Rows = {
     **SETTINGS,  # of which `describe` has some

@@ -83,5 +83,5 @@ if __name__ == "__main__":
     for row in map(evidence, map(ctxkv.load_run, sys.argv[1:])):
         print(f"{row['recipe']}, {row['samples']} conversations, seed {row['seed']}")
         rises = used([row], row["tokens"])
-        for distance, r2, (rise, low, high) in zip(DISTANCES, row["held"], rises, strict=False):
+        for (distance, (rise, low, high)), r2 in zip(rises.items(), row["held"], strict=True):
             print(f"from {distance} back: R² {r2:.2f}, used {rise:+.1f}% ({low:+.1f}% to {high:+.1f}%)")

@@ -1,11 +1,11 @@
 """The figures of the study, from its results: `python notebooks/study/figures.py` draws them all."""
 
 from collections.abc import Sequence
+from statistics import mean
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from intervals import RESULTS, Interval, Losses, Row, difference, losses, read_json
 from tables import (
     DISTANCES,
     FIFTY,
@@ -13,37 +13,36 @@ from tables import (
     SIZES,
     TEN,
     TOP,
+    Cell,
+    cells_of,
     change,
-    changes_of,
     label,
-    mean_ppl,
-    rows_of,
+    losses,
+    ppls_of,
+    read,
     tested,
 )
 
 import ctxkv_lib as ctxkv
+from ctxkv_lib.report.difference import Interval, interval
+from ctxkv_lib.views.figures import GREY, OKABE_ITO, WIDTH
 
 FIGURES = TOP / "docs" / "_static"
-BLUE, ORANGE, GREEN, PINK, AMBER, SKY = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-GREY = "#6b7280"
-LINES: dict[str, dict[str, Any]] = {  # colours that tell apart without colour vision (Okabe and Ito)
-    "exact": {"color": ORANGE, "marker": "s"},
-    "tuned": {"color": SKY, "marker": "o"},
-    "tuned, copying": {"color": BLUE, "marker": "D"},
-    "kneser_ney": {"color": GREY, "ls": "-.", "marker": ""},
-    "kneser_ney_caches": {"color": "black", "ls": ":", "marker": ""},
-    "kneser_ney_table_caches": {"color": "black", "ls": "--", "marker": ""},
-}
-SHORT = {  # at the ends of lines
-    "exact": "exact",
-    "tuned": "tuned without copying",
-    "tuned, copying": "tuned",
-    "kneser_ney": "n-grams",
-    "kneser_ney_caches": "n-grams, four caches",
-    "kneser_ney_table_caches": "n-grams, four caches,\ntoken table's text",
-}
-WIDTH = 9.6  # inches, as of the package's figures
+BLUE, ORANGE, GREEN, PINK, AMBER, SKY, BLACK = OKABE_ITO
 STRONGEST = "kneser_ney_table_caches"
+LINES: dict[str, dict[str, Any]] = {
+    "exact": {"label": "exact", "color": ORANGE, "marker": "s"},
+    "tuned": {"label": "tuned without copying", "color": SKY, "marker": "o"},
+    "tuned, copying": {"label": "tuned", "color": BLUE, "marker": "D"},
+    "kneser_ney": {"label": "n-grams", "color": GREY, "ls": "-.", "marker": ""},
+    "kneser_ney_caches": {"label": "n-grams, four caches", "color": BLACK, "ls": ":", "marker": ""},
+    STRONGEST: {
+        "label": "n-grams, four caches,\ntoken table's text",
+        "color": BLACK,
+        "ls": "--",
+        "marker": "",
+    },
+}
 
 
 def panels(count: int, height: float, **share: Any) -> tuple[Any, Any]:
@@ -68,7 +67,9 @@ def log_axis(ax: Any, axis: str, ticks: Sequence[float], texts: Sequence[str] | 
 
 def tokens_by_size() -> dict[int, int]:
     return {
-        row["samples"]: row["train_tokens"] for row in rows_of("answer/sweep", "full/sweep") if row["seed"]
+        samples: cell["train_tokens"]
+        for (_, samples), (cell, *_) in cells_of("answer/sweep", "full/sweep").items()
+        if "seed" in cell
     }
 
 
@@ -87,15 +88,25 @@ def draw_line(ax: Any, name: str, values: dict[int, float], shift: float) -> Non
     """Draw values by size, with a label at the end; a hollow point has no interval of its own."""
     tokens, look = tokens_by_size(), {"ms": 5, **LINES[name]}
     ax.plot([tokens[size] for size in values], [*values.values()], **look)
-    hollow = [size for size in values if look["marker"] and not losses(tested(10), name, size)]
+    hollow = [size for size in values if look["marker"] and not losses(10, name, size)]
     points = look | {"mfc": "white", "ls": "none", "zorder": 3}
     ax.plot([tokens[size] for size in hollow], [values[size] for size in hollow], **points)
-    label_end(ax, tokens[max(values)], values[max(values)], SHORT[name], look["color"], shift)
+    label_end(ax, tokens[max(values)], values[max(values)], look["label"], look["color"], shift)
+
+
+def draw_intervals(
+    ax: Any, intervals: dict[int, Interval], factor: float, **look: Any
+) -> tuple[float, float]:
+    """Draw values with intervals, moved right by a factor on a log axis; return the last point."""
+    at = factor * np.array([*intervals])
+    middle, low, high = np.array([*intervals.values()]).T
+    ax.errorbar(at, middle, (middle - low, high - middle), capsize=2, **look)
+    return at[-1], middle[-1]
 
 
 def levels_of(name: str) -> dict[int, float]:
     """Return the test perplexity of a row by size, where it has run."""
-    return {size: ppl for size in TEN if (ppl := mean_ppl(name, size))}
+    return {size: mean(ppls) for size in TEN if (ppls := ppls_of(tested(10), name, size))}
 
 
 def draw_levels(ax: Any, names: Sequence[str], shifts: dict[str, float]) -> None:
@@ -115,7 +126,7 @@ def draw_ngrams() -> Any:
     tokens, strongest = tokens_by_size(), levels_of(STRONGEST)
     for name, shift in {"exact": 0, "tuned": 3, "tuned, copying": -9, "kneser_ney_caches": 15}.items():
         draw_line(below, name, {size: ppl / strongest[size] for size, ppl in levels_of(name).items()}, shift)
-        changes = {tokens[n]: shown for n in TEN if (shown := change(10, f"{name} / {STRONGEST}", n))}
+        changes = {tokens[n]: shown[0] for n in TEN if (shown := change(10, f"{name} / {STRONGEST}", n))}
         _, low, high = 1 + np.array([*changes.values()]).T / 100
         below.fill_between([*changes], low, high, color=LINES[name]["color"], alpha=0.15, lw=0)
     below.axhline(1, color="black", ls="--")
@@ -145,14 +156,11 @@ def draw_models() -> Any:
     }
     looks |= {"GRU": (GREEN, "^"), "gated, end to end": (PINK, "v")}
     for place, (name, (color, marker)) in enumerate(looks.items()):
-        points = {size: found for size in FIFTY if (found := change(50, f"{name} / contexts", size))}
-        at = np.array([*points]) * 1.03 ** (place - 2)  # beside each other
-        middle, low, high = np.array([*points.values()]).T
-        look = {"color": color, "marker": marker, "ms": 5, "capsize": 2}
-        ax.errorbar(at, middle, (middle - low, high - middle), **look)
+        points = {size: shown[0] for size in FIFTY if (shown := change(50, f"{name} / contexts", size))}
+        end = draw_intervals(ax, points, 1.03 ** (place - 2), color=color, marker=marker, ms=5)
         shift = {"tokens at the same slots": 7, "gated, end to end": -9}.get(name, 0)
         text = {"gated, end to end": "gated contexts"}.get(name, name)
-        label_end(ax, at[-1], middle[-1], text, color, shift)
+        label_end(ax, *end, text, color, shift)
     ax.axhline(0, color=BLUE, lw=2)
     label_end(ax, 10, 0, "contexts", BLUE, 7)
     log_axis(ax, "x", FIFTY)
@@ -167,7 +175,7 @@ def draw_forest(name: str) -> Any:
     rows: list[tuple[str, list[Interval]]] = []
     for pair in pairs:
         rows.append((" / ".join(map(label, pair.split(" / "))), []))
-        sizes = {size: changes_of(conversations, pair, size) for size in SIZES[conversations]}
+        sizes = {size: change(conversations, pair, size) for size in SIZES[conversations]}
         rows += [(f"{size:,}", intervals) for size, intervals in sizes.items() if intervals]
     figure, (ax,) = panels(1, 0.8 + 0.185 * len(rows))
     for y, (text, intervals) in enumerate(rows):
@@ -178,8 +186,8 @@ def draw_forest(name: str) -> Any:
             continue
         resolved = intervals[0].low > 0 or intervals[0].high < 0
         look = {"color": BLUE if resolved else "#9aa1ab"}
-        for interval, width in zip(intervals, (3, 1), strict=False):
-            ax.plot([interval.low, interval.high], [y, y], lw=width, marker="", **look)
+        for (_, low, high), width in zip(intervals, (3, 1), strict=False):
+            ax.plot([low, high], [y, y], lw=width, marker="", **look)
         ax.plot(intervals[0].percent, y, "o", ms=5, **look)
     ax.axvline(0, color="black", lw=1)
     labels = {y: text for y, (text, intervals) in enumerate(rows) if intervals}
@@ -191,21 +199,19 @@ def draw_forest(name: str) -> Any:
     return figure
 
 
-def used(runs: Sequence[Row], tokens: Sequence[int]) -> list[Interval]:
-    """Compute the rise of perplexity in % if the slots from each distance on take other contexts."""
-    values = np.array([run["losses"] for run in runs])
-    weights, intervals = np.array(tokens, float), []
+def used(runs: Sequence[Cell], tokens: Sequence[int]) -> dict[int, Interval]:
+    """Compute by distance the rise of perplexity in % if the slots from there on take other contexts."""
+    losses, intervals = np.array([run["losses"] for run in runs]), {}
     for distance in DISTANCES[:-1]:
         nearest = [max(at for at in map(int, run["rises"]) if at <= distance) for run in runs]
         rises = np.array([run["rises"][str(at)] for run, at in zip(runs, nearest, strict=True)])
-        changed, unchanged = Losses((values + rises) / 1000, weights), Losses(values / 1000, weights)
-        intervals.append(difference(changed, unchanged))
+        intervals[distance] = interval((losses + rises) / 1000, losses / 1000, np.array(tokens))
     return intervals
 
 
 def draw_evidence() -> Any:
     """Draw what the window holds, and what the model loses without it, by distance."""
-    results = read_json(RESULTS / "evidence" / "evidence.json")
+    results = read("evidence/evidence")
     figure, (above, below) = panels(2, 7)
     lines = (
         ("tuned", 50, BLUE, "D"),
@@ -219,12 +225,9 @@ def draw_evidence() -> Any:
         above.stairs(
             decoded, DISTANCES, baseline=None, lw=2, color=color, ls="-" if place < 2 else (0, (2, place))
         )
-        middle, low, high = np.array(used(runs, results["tokens"])).T
-        at = np.array(DISTANCES[:-1]) * 1.05 ** (place - 1.5)  # beside each other
-        look = {"color": color, "marker": marker, "ms": 4.5, "lw": 1, "capsize": 2}
-        below.errorbar(
-            at, middle, (middle - low, high - middle), label=f"{recipe}, {samples} conversations", **look
-        )
+        look = {"color": color, "marker": marker, "ms": 4.5, "lw": 1}
+        look["label"] = f"{recipe}, {samples} conversations"
+        draw_intervals(below, used(runs, results["tokens"]), 1.05 ** (place - 1.5), **look)
     label_end(above, 20, 0.46, "tuned, 50 conversations", BLUE)
     label_end(above, 2, 0.22, "exact: with 50, 100 and 500 the lines coincide", ORANGE)
     above.set(title="Held: R² of a token, decoded from the nearest slot that read it")

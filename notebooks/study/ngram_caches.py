@@ -5,17 +5,12 @@ tokens that followed the same history among the tokens before; its weight is fit
 """
 
 import sys
-from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 import ctxkv_lib as ctxkv
-from ctxkv_lib.measure.ngrams import cache_weight
-
-Ids = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from ctxkv_lib.measure import ngrams
+from ctxkv_lib.measure.ngrams import Floats, Ids
 
 NEAR = 100  # tokens that the second cache counts; the others count those of the window
 
@@ -26,44 +21,27 @@ def recent_shares(ids: Ids, window: int, order: int = 1) -> Floats:
     Its history is the `order - 1` tokens before it. Of ids `[n]`, returns `[n - 1]` shares of the history's
     occurrences; NaN where it has none.
     """
-    place = np.arange(len(ids))
-    since = np.maximum(place - window, 0)
-    grams, total = ids, place - since
+    grams, of_history = ids, np.ones(len(ids) - 1)
     for length in range(2, order + 1):
         histories = np.roll(grams, 1)
-        histories[: length - 1] = -1 - place[: length - 1]  # incomplete, like no other
-        total = seen_since(histories, since)
+        histories[: length - 1] = -np.arange(1, length)  # incomplete, like no other
+        of_history = ngrams.recent_shares(histories, window)
         grams = np.unique(histories * (ids.max() + 1) + ids, return_inverse=True)[1]
     with np.errstate(invalid="ignore"):
-        return (seen_since(grams, since) / total)[1:]
-
-
-def seen_since(codes: Ids, since: Ids) -> Ids:
-    """Count, for each of `codes` `[n]`, the equal ones before it from place `since` on."""
-    place, code = np.arange(len(codes)), codes * len(codes)
-    ranks = np.sort(code + place)  # by code, then by place
-    return np.searchsorted(ranks, code + place) - np.searchsorted(ranks, code + since)
+        return ngrams.recent_shares(grams, window) / of_history
 
 
 def with_cache(model: Floats, cache: Floats) -> Floats:
     """Mix a cache into a model's probabilities `[n]` where it has any, with the likeliest weight."""
     known = ~np.isnan(cache)
-    weight = cache_weight(model[known], cache[known]) if known.any() else 0.0
+    weight = ngrams.cache_weight(model[known], cache[known]) if known.any() else 0.0
     return np.where(known, (1 - weight) * model + weight * cache, model)
-
-
-@torch.no_grad()
-def probabilities(trained: Any) -> Floats:
-    """Compute what a run's model gives to each next token of its validation stream, `[n]`."""
-    model, cache = trained.model.eval(), trained.caches["val"]
-    batches = cache.batches(torch.arange(len(cache)), 512, model)
-    return torch.cat([batch.scores(model)[0].cpu() for batch in batches]).double().neg().exp().numpy()
 
 
 if __name__ == "__main__":
     for path in sys.argv[1:]:
         trained = ctxkv.open_run(path)
-        likely = [probabilities(trained)]
+        likely = [trained.token_losses("val").double().neg().exp().numpy()]
         ids = trained.caches["val"].ids.cpu().numpy().astype(np.int64)
         window = trained.run.config.model.context_window
         for reach, order in ((window, 1), (NEAR, 1), (window, 2), (window, 3)):

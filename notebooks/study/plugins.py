@@ -6,7 +6,7 @@ A configuration names them `plugins:NAME`, with this folder on the Python path; 
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,9 +17,8 @@ from ctxkv_lib import ModelConfig
 from ctxkv_lib.method.fields import setting
 from ctxkv_lib.method.model import ContextKVAttention, FeedForward
 from ctxkv_lib.method.reference import dispersion_loss
-from ctxkv_lib.method.tuned import SlotAttention
+from ctxkv_lib.method.tuned import BiasedAttention, SlotAttention
 
-SLOT_BIAS = 4.0  # where scores are 0, a slot of 32 with this bias gets 64% of a head's attention
 BURN_IN = 128  # tokens that a GRU reads, in training, before those that matter
 ROWS, STEPS = 16, 64  # segments that a block's training reads side by side; tokens its gradients go back
 DISTANCES = (0, 1, 2, 4, 8, 16)  # of the tokens that an autoencoding block reconstructs
@@ -33,32 +32,18 @@ BIASES = {  # of slots, by head
 }
 
 
-def initial_biases(kind: str, num_heads: int, slots: int) -> Tensor:
-    """Return the initial values of a slot bias, `[num_heads, slots]`, the nearest slot first; see `BIASES`.
-
-    A preferred slot begins with the same share of its head's attention, however many slots there are.
-    """
-    biases = torch.zeros(num_heads, slots)
-    preferred = SLOT_BIAS + math.log(max(1, slots - 1) / 31)
-    if kind == "per_head":
-        return biases.fill_diagonal_(preferred)
-    if kind == "nearest":
-        nearest = torch.logspace(0, 1, num_heads, base=4.0).round().long().clamp(max=slots - 1)
-        biases.scatter_(1, nearest[:, None], preferred)
-    return biases
-
-
-class FreeAttention(ContextKVAttention):
-    """Attention with any slot bias; with one, keys need none of their own."""
-
-    def __init__(self, config: ModelConfig, slot_bias: str) -> None:
-        super().__init__(config, key_bias=slot_bias == "none")
-        biases = initial_biases(slot_bias, config.num_heads, config.max_contexts)
-        self.slot_bias = None if slot_bias == "none" else nn.Parameter(biases)
-
-    def attention_weights(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        scores = scores if self.slot_bias is None else scores + self.slot_bias
-        return super().attention_weights(scores, mask)
+def attention_of(config: ModelConfig, slot_bias: str) -> ContextKVAttention:
+    """Make attention to contexts with one of `BIASES`; without one, keys have their own."""
+    if slot_bias == "none":
+        return ContextKVAttention(config)
+    attention = BiasedAttention(config)
+    biases = attention.slot_bias.data
+    preferred = biases.max()
+    if slot_bias != "nearest":
+        biases.zero_()
+    if slot_bias == "per_head":
+        biases.diagonal().copy_(preferred)
+    return attention
 
 
 class OtherSlots(SlotAttention):
@@ -72,7 +57,7 @@ class OtherSlots(SlotAttention):
 
     def __init__(self, config: ModelConfig, settings: Settings) -> None:
         super().__init__(config, settings)
-        self.attention = FreeAttention(config, settings.slot_bias)
+        self.attention = attention_of(config, settings.slot_bias)
 
     def slot_offsets(self, config: ModelConfig) -> list[int]:
         if self.settings.slots == "geometric":
@@ -144,7 +129,7 @@ def size_of(module: nn.Module) -> int:
 def attention_size(config: ModelConfig) -> int:
     """Count the weights of attention to contexts in recipe `tuned`."""
     with torch.device("meta"):
-        return size_of(FreeAttention(config, "nearest"))
+        return size_of(BiasedAttention(config))
 
 
 class NoContext(Mixer):
@@ -164,7 +149,8 @@ class CausalAttention(Mixer):
         h, self.num_heads, self.window = config.hidden_size, config.num_heads, config.context_window
         self.q, self.v, self.out = (nn.Linear(h, h) for _ in range(3))
         self.k = nn.Linear(h, h, bias=False)  # softmax would drop it
-        self.bias = nn.Parameter(initial_biases("nearest", self.num_heads, self.window))
+        with torch.random.fork_rng(devices=[]):  # for the bias alone, which is not random
+            self.bias = BiasedAttention(replace(config, max_contexts=self.window)).slot_bias
         self.dropout, self.norm, self.history = config.attention_dropout, nn.LayerNorm(h), self.window - 1
 
     def mix(self, embeddings: Tensor, start: int) -> Tensor:

@@ -3,13 +3,20 @@
 They stand between markers in docs/study.md and README.md. `figures.py` draws the same results.
 """
 
+import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
-from intervals import RESULTS, Interval, Row, difference, known_groups, losses, read_rows
+import numpy as np
+
+from ctxkv_lib.report.difference import Interval, interval
+
+Cell = dict[str, Any]  # what was measured with one seed; of n-grams, without `seed`
+Cells = dict[tuple[str, int], list[Cell]]  # by variant and number of training conversations
 
 TOP = Path(__file__).resolve().parents[2]
 PAGES = ("docs/study.md", "README.md")
@@ -81,41 +88,61 @@ PAIRS = {  # tables of differences: test conversations, and rows
 }
 
 
-def rows_of(*files: str) -> list[Row]:
-    """Read the rows of some files of results; the cache that a row was measured with is part of its name."""
-    rows = [row for file in files for row in read_rows(RESULTS / f"{file}.json")]
-    for row in rows:
-        if (kind := row.get("kind", "model")) != "model":
-            row["variant"] += f" with {kind.replace('continuous', 'a continuous')}"
-    return rows
+def read(name: str) -> Any:
+    """Read a file of results, such as `fair/sweep`."""
+    path = Path(__file__).with_name("results") / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+TEST = read("test_conversations")  # tokens and speakers, by the number of test conversations
+# Test conversations that are drawn together: each by itself, and those of the same speakers.
+GROUPS = {10: [range(10)], 50: [range(50), TEST["speakers"]["50"]]}
+
+
+def cells_in(results: Any) -> Iterator[Cell]:
+    """Yield what a file of results holds; a variant with a cache is named as such."""
+    for row in results.get("rows", ()):
+        yield from ({**row, **cell} for cell in row["cells"])
+    for samples, kinds in results.get("ngrams", {}).items():
+        yield from ({"variant": name, "samples": int(samples), **cell} for name, cell in kinds.items())
+    for run in results.get("runs", ()):
+        for kind, cell in run["rows"].items():
+            beside = "" if kind == "model" else f" with {kind.replace('continuous', 'a continuous')}"
+            yield {**run, **cell, "variant": run["variant"] + beside}
+
+
+def cells_of(*names: str) -> Cells:
+    """Read files of results; what a later one has takes the place of the same from an earlier one."""
+    cells: Cells = {}
+    for name in names:
+        latest: Cells = {}
+        for cell in cells_in(read(name)):
+            latest.setdefault((cell["variant"], cell["samples"]), []).append(cell)
+        cells |= latest
+    return cells
 
 
 @cache
-def first_study() -> list[Row]:
-    """Read the rows of the first study, with ten test conversations.
+def tested(conversations: int) -> Cells:
+    """Read what was measured on the ten test conversations, or on the fifty.
 
-    Of variants that were trained twice, these are the runs whose losses by conversation are known, if any:
-    so tables and intervals are of the same runs.
+    Of variants that were trained twice, these are the runs whose losses by conversation are known, in
+    `cache`: so tables and intervals are of the same runs.
     """
-    again = rows_of("cache/cache")
-    known = {(row["variant"], row["samples"]) for row in again}
-    swept = rows_of("answer/sweep", "full/sweep")
-    return again + [row for row in swept if (row["variant"], row["samples"]) not in known]
-
-
-@cache
-def tested(conversations: int) -> list[Row]:
-    """Read the rows with losses of the ten test conversations, or of the fifty."""
     if conversations == 50:
-        return rows_of("fair/sweep", "fair/cache", "phase1/sweep")
-    return first_study()
+        return cells_of("fair/sweep", "fair/cache", "phase1/sweep")
+    return cells_of("answer/sweep", "full/sweep", "cache/cache")
 
 
-def mean_ppl(variant: str, samples: int) -> float | None:
-    """Return the mean test perplexity over seeds in the first study; None if it has not run."""
-    rows = [row for row in first_study() if (row["variant"], row["samples"]) == (variant, samples)]
-    ppls = [row["test_ppl"] for row in rows if "test_ppl" in row]
-    return mean(ppls) if ppls else None
+def ppls_of(cells: Cells, variant: str, samples: int) -> list[float]:
+    """List the test perplexities of a variant, one a seed; empty if it has not run."""
+    return [cell["test_ppl"] for cell in cells.get((variant, samples), ()) if "test_ppl" in cell]
+
+
+def losses(conversations: int, variant: str, samples: int) -> list[list[float]]:
+    """List the mean losses in nats of the test conversations, for each seed that has them."""
+    cells = tested(conversations).get((variant, samples), ())
+    return [cell["test_conversations"] for cell in cells if "test_conversations" in cell]
 
 
 def table(title: str, columns: Sequence[str | int], rows: Iterable[Sequence[str]]) -> str:
@@ -137,11 +164,9 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):,.1f}" + (f" ± {stdev(values):,.1f}" if len(values) > 1 else "")
 
 
-def levels(rows: Sequence[Row], variant: str, sizes: Sequence[int]) -> list[str]:
+def levels(cells: Cells, variant: str, sizes: Sequence[int]) -> list[str]:
     """Write the name of a variant, and its test perplexity at each size."""
-    known = [row for row in rows if row["variant"] == variant and "test_ppl" in row]
-    ppls = ([row["test_ppl"] for row in known if row["samples"] == size] for size in sizes)
-    return [label(variant), *map(spread, ppls)]
+    return [label(variant), *(spread(ppls_of(cells, variant, size)) for size in sizes)]
 
 
 def percent(value: float) -> str:
@@ -149,16 +174,21 @@ def percent(value: float) -> str:
 
 
 @cache
-def change(conversations: int, pair: str, samples: int, grouped: bool = False) -> Interval | None:
-    """Compare the two rows of a pair `own / other`; None if either is not there."""
-    own, other = (losses(tested(conversations), name, samples) for name in pair.split(" / "))
-    return difference(own, other, known_groups(own.tokens) if grouped else None) if own and other else None
+def change(conversations: int, pair: str, samples: int) -> list[Interval]:
+    """Compare the two sides of a pair `A / B`, as `ctxkv.difference` does; empty if either is not there.
 
-
-def changes_of(conversations: int, pair: str, samples: int) -> list[Interval]:
-    """Compare a pair, on fifty conversations also by groups of speakers; empty if either is not there."""
-    ways = (False, True) if conversations == 50 else (False,)
-    return [shown for way in ways if (shown := change(conversations, pair, samples, way))]
+    On the fifty conversations, a second interval draws those that share speakers together, as one of all
+    their tokens.
+    """
+    sides = [losses(conversations, name, samples) for name in pair.split(" / ")]
+    if not all(sides):
+        return []
+    tokens, intervals = np.array(TEST["tokens"][str(conversations)]), []
+    for groups in GROUPS[conversations]:
+        members = np.eye(max(groups) + 1)[[*groups]]  # (conversations, groups)
+        values = ((np.array(side) * tokens) @ members / (tokens @ members) for side in sides)
+        intervals.append(interval(*values, tokens @ members))
+    return intervals
 
 
 def compared(conversations: int, *pairs: str) -> str:
@@ -167,7 +197,7 @@ def compared(conversations: int, *pairs: str) -> str:
     for pair in pairs:
         lines.append([" / ".join(map(label, pair.split(" / ")))])
         for size in sizes:
-            intervals = changes_of(conversations, pair, size)
+            intervals = change(conversations, pair, size)
             ends = "; ".join(f"{percent(interval.low)} to {percent(interval.high)}" for interval in intervals)
             lines[-1].append(f"{percent(intervals[0].percent)} ({ends})" if intervals else "–")
     return table(f"change of the test perplexity in %, {conversations} test conversations", sizes, lines)
@@ -175,25 +205,25 @@ def compared(conversations: int, *pairs: str) -> str:
 
 def validation() -> str:
     """Compare with the original at its sizes, 100 and 500 conversations."""
-    ppl = {(row["variant"], row["samples"]): row["val_ppl"] for row in rows_of("full/sweep")}
-    found = [("the original, UltraChat (NVIDIA L4)", 361.0, 175.7)]  # from its report
+    cells = cells_of("full/sweep")
+    lines = [("the original, UltraChat (NVIDIA L4)", 361.0, 175.7)]  # from its report
     for variant, name in (
         ("published", "`published`, offline (both: 5 hours on a CPU core)"),
         ("exact", "`exact`, offline (3 hours)"),
         ("kneser_ney", "n-grams (counts of short runs of tokens), offline"),
     ):
-        found.append((name, ppl[variant, 100], ppl[variant, 500]))
-    lines = [[name, f"{few:.1f}", f"{many:.1f}", f"{1 - many / few:.0%}"] for name, few, many in found]
-    return table("validation perplexity, by conversations", (100, 500, "lower by"), lines)
+        few, many = (cells[variant, samples][0]["val_ppl"] for samples in (100, 500))
+        lines.append((name, few, many))
+    rows = [[name, f"{few:.1f}", f"{many:.1f}", f"{1 - many / few:.0%}"] for name, few, many in lines]
+    return table("validation perplexity, by conversations", (100, 500, "lower by"), rows)
 
 
 def ngrams() -> str:
     """Write the test perplexity of recipes and n-grams, on the ten conversations."""
-    rows = first_study()
     chosen = ("exact", "exact, directional table", "kneser_ney", "kneser_ney_cache", "kneser_ney_caches")
     others = ("tuned, copying", "tuned", "kneser_ney_table_caches")
-    lines = [levels(rows, name, TEN) for name in chosen + others]
-    _, *bare = levels(rows_of("baselines/sweep"), "no contexts", TEN)
+    lines = [levels(tested(10), name, TEN) for name in chosen + others]
+    _, *bare = levels(cells_of("baselines/sweep"), "no contexts", TEN)
     lines.insert(-1, ["`tuned` without copying and contexts", *bare])
     return table("test perplexity (10 test conversations, batches of random positions)", TEN, lines)
 
@@ -205,28 +235,30 @@ def models() -> str:
     for name in ("contexts", *others, "gated, end to end"):
         lines.append(levels(tested(50), name, FIFTY))
         for place, size in enumerate(FIFTY if name in others else (), start=1):
-            found = change(50, f"{name} / contexts", size)
-            lines[-1][place] += " ≈" if found and found.low <= 0 <= found.high else ""
+            intervals = change(50, f"{name} / contexts", size)
+            lines[-1][place] += " ≈" if intervals and intervals[0].low <= 0 <= intervals[0].high else ""
     return table("test perplexity (50 test conversations, batches of 2 × 64 positions)", FIFTY, lines)
 
 
 def phase1() -> str:
-    rows = rows_of("phase1/sweep")
-    names = dict.fromkeys(row["variant"] for row in rows if row["seed"])
+    cells = cells_of("phase1/sweep")
+    names = dict.fromkeys(name for (name, _), (cell, *_) in cells.items() if "seed" in cell)
     title = "test perplexity (50 test conversations, batches of 2 × 64 positions; `exact`: 512 random ones)"
-    return table(title, FIFTY, [levels(rows, name, FIFTY) for name in names])
+    return table(title, FIFTY, [levels(cells, name, FIFTY) for name in names])
 
 
 def changes() -> str:
     """Write the validation perplexity with 50 conversations of variants of `tuned`, the lowest first."""
-    found: dict[str, list[Row]] = {}
-    for row in rows_of("levers/sweep", "memory/sweep"):
-        if row["samples"] == 50 and row["seed"] and row["variant"] not in LEFT_OUT:
-            found.setdefault(row["variant"], []).append(row)
-    ppls = {name: [row["val_ppl"] for row in rows] for name, rows in found.items()}
+    variants = {
+        name: cells
+        for (name, samples), cells in cells_of("levers/sweep", "memory/sweep").items()
+        if samples == 50 and "seed" in cells[0] and name not in LEFT_OUT
+    }
+    ppls = {name: [cell["val_ppl"] for cell in cells] for name, cells in variants.items()}
     lines = []
     for name in sorted(ppls, key=lambda name: mean(ppls[name])):
-        spans = [row["measured"]["horizon"] for row in found[name] if "horizon" in row.get("measured", {})]
+        measured = [cell.get("measured", {}) for cell in variants[name]]
+        spans = [values["horizon"] for values in measured if "horizon" in values]
         moved = percent(100 * (mean(ppls[name]) / mean(ppls["tuned"]) - 1))
         lines.append([label(name), spread(ppls[name]), moved, f"{mean(spans):.0f}" if spans else "–"])
     return table(

@@ -1,15 +1,15 @@
-"""Train a part of the study: `python notebooks/study/train.py PART [OUT]`. All parts take days on 2 cores.
+"""Train a part of the study: `python notebooks/study/train.py PART`. All parts take days on 2 cores.
 
-A row is written after each run, and finished runs are reused. README.md says which rows of the results are
-not here, since nothing can train them any more.
+Finished runs are reused; `ctxkv.difference` compares them. README.md says which rows of the results are not
+here, since nothing can train them any more.
 """
 
-import json
 import sys
 from collections.abc import Iterable, Mapping
 from itertools import product
-from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 import ctxkv_lib as ctxkv
 
@@ -131,39 +131,23 @@ def configure(variant: Settings, samples: int, seed: int, preset: str = "offline
     return ctxkv.build_config(preset, settings.pop("recipe"), samples, settings)
 
 
-def row_of(run: ctxkv.Run, variant: str) -> dict[str, Any]:
-    """Select what the tables need of a run, with the token counts of its test conversations."""
-    summary = run.summary
-    phase2, test = summary["phase2"], summary.get("test", {})
-    conversations = test.get("conversations", [])
-    return {
-        "variant": variant,
-        "samples": summary["samples"],
-        "seed": run.config.runtime.seed,
-        "train_tokens": summary["train_tokens"],
-        "trained": summary["parameters"]["trainable_phase2"],
-        **{name: phase2[name] for name in ("best_epoch", "val_ppl", "train_ppl")},
-        "test_ppl": test.get("ppl"),
-        "test_tokens": [count for count, _ in conversations],
-        "test_conversations": [loss for _, loss in conversations],
-        "git_commit": summary["provenance"]["git_commit"],
-    }
-
-
 def train(
-    variants: Mapping[str, Settings], samples: Iterable[int], out: Path, seeds: Iterable[int] = SEEDS,
+    variants: Mapping[str, Settings],
+    samples: Iterable[int],
+    seeds: Iterable[int] = SEEDS,
     preset: str = "offline",
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Run all variants at all sizes with all seeds, and write the rows into `out` after each."""
-    rows = []
+) -> dict[tuple[str, int, int], ctxkv.Run]:
+    """Run all variants at all sizes with all seeds; return the runs by variant, size and seed."""
+    runs = {}
     for size, seed, (name, variant) in product(samples, seeds, variants.items()):
-        rows.append(row_of(ctxkv.run(configure(variant, size, seed, preset)), name))
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", encoding="utf-8")
-    return rows
+        runs[name, size, seed] = run = ctxkv.run(configure(variant, size, seed, preset))
+        print(f"{name}, seed {seed}: {run}", flush=True)
+    return runs
 
 
 if __name__ == "__main__":
-    part = sys.argv[1]
-    sizes, variants = PARTS[part]
-    train(variants, sizes, Path(sys.argv[2] if sys.argv[2:] else f"runs/study/{part}.json"))
+    sizes, variants = PARTS[sys.argv[1]]
+    runs = train(variants, sizes)
+    columns = ["test_ppl", "val_ppl", "train_ppl", "best_epoch", "parameters"]
+    names = pd.MultiIndex.from_tuples(runs, names=("variant", "samples", "seed"))
+    print(ctxkv.results([*runs.values()])[columns].set_axis(names).to_string())

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TOP, GatedBlock
-from intervals import RESULTS, read_json
 from sample_runs import sample_run
+from tables import TEST
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.report.difference import difference, interval
@@ -46,7 +46,7 @@ def test_seeds_have_the_interval_of_students_t():
     assert nats == pytest.approx([0.03, 0.03 - 4.303 * 0.03 / 3**0.5, 0.03 + 4.303 * 0.03 / 3**0.5], rel=0.03)
 
 
-LENGTHS = read_json(RESULTS / "test_conversations.json")["tokens"]["50"]
+LENGTHS = TEST["tokens"]["50"]
 # Standard deviations in nats of a difference, medians of the study's pairs of `fair` and `phase1`: between
 # seeds; between conversations, of a whole one and of one token; and the same by seed, of one token.
 SEED, CONVERSATION, TOKEN, TOKEN_BY_SEED = 0.0025, 0.056, 0.42, 0.48

@@ -1,16 +1,14 @@
 """Scripts of the study: training, search, evidence and caches, on preset ci."""
 
-from pathlib import Path
-
 import evidence
 import ngram_caches
 import numpy as np
 import pytest
 import search
+import speed
 import torch
 import train
-from intervals import RESULTS, difference, losses, read_rows
-from tables import DISTANCES
+from tables import DISTANCES, cells_of
 
 import ctxkv_lib as ctxkv
 
@@ -24,35 +22,27 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Two variants with two seeds: the rows, their file, and the folder of the runs."""
-    folder = tmp_path_factory.mktemp("study")
+    """Two variants with two seeds, by name, size and seed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        rows = train.train(VARIANTS, [2], Path("out/rows.json"), [1, 2], "ci")
-        again = train.train(VARIANTS, [2], Path("out/again.json"), [1, 2], "ci")
-    assert rows == again  # finished runs are reused
-    return rows, folder
+        patch.setenv("CTXKV_RUNS", str(tmp_path_factory.mktemp("study")))
+        runs = train.train(VARIANTS, [2], [1, 2], "ci")
+        assert train.train(VARIANTS, [2], [1, 2], "ci") == runs  # finished runs are reused
+    return runs
 
 
-def test_a_row_is_written_for_each_run_with_the_token_counts_of_its_test(trained):
-    rows, folder = trained
-    assert read_rows(folder / "out/rows.json") == rows
-    assert [(row["variant"], row["seed"]) for row in rows] == [(n, s) for s in (1, 2) for n in VARIANTS]
-    for row in rows:
-        mean = np.average(row["test_conversations"], weights=row["test_tokens"])
-        assert np.exp(mean) == pytest.approx(row["test_ppl"], rel=1e-5)
-    own, other = (losses(rows, name, 2) for name in VARIANTS)
-    found = difference(own, other)
-    assert found.low < found.percent < found.high
+def test_each_variant_is_trained_with_each_seed(trained):
+    assert [*trained] == [(name, 2, seed) for seed in (1, 2) for name in VARIANTS]
+    for (name, _, seed), run in trained.items():
+        assert run.config == train.configure(VARIANTS[name], 2, seed, "ci")
 
 
 def test_variants_train_as_many_weights_as_the_kept_rows_say():
     for part, (sizes, variants) in train.PARTS.items():
-        kept = {row["variant"]: row for row in read_rows(RESULTS / part / "sweep.json") if row["seed"]}
+        kept = {name: cells[0].get("trained") for (name, _), cells in cells_of(f"{part}/sweep").items()}
         for name, variant in variants.items():
             found = ctxkv.describe(train.configure(variant, sizes[0], 42))["parameters"]["trainable_phase2"]
-            if name in kept and "trained" in kept[name]:
-                assert found == pytest.approx(kept[name]["trained"], rel=1e-5), (part, name)
+            if kept.get(name):
+                assert found == pytest.approx(kept[name], rel=1e-5), (part, name)
 
 
 def test_a_search_keeps_the_best_value_of_one_axis_after_the_other():
@@ -70,9 +60,7 @@ def test_a_search_keeps_the_best_value_of_one_axis_after_the_other():
 
 
 def test_only_slots_from_a_distance_on_take_other_contexts(trained):
-    _, folder = trained
-    path = next(path for path in folder.glob("runs/*") if "predictive" not in path.name)
-    run = ctxkv.open_run(path)
+    run = ctxkv.open_run(trained["exact", 2, 1])
     model, cache = run.model.eval(), run.caches["val"]
     found = evidence.loss_saved(model, cache, torch.tensor([0, len(cache) // 2]))
     first = model.window.offsets[-1]
@@ -103,3 +91,12 @@ def test_a_cache_counts_what_followed_the_same_history():
     mixed = ngram_caches.with_cache(model, found)
     assert np.log(mixed).sum() > np.log(model).sum()
     assert mixed[0] == model[0]  # where the cache has nothing
+
+
+@pytest.mark.slow
+def test_the_package_is_timed_beside_the_reference_and_a_step_beside_its_products(capsys, monkeypatch):
+    monkeypatch.setattr(speed, "ROUNDS", 1)
+    speed.main(2, "ci")
+    timed = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert timed[1:4] == ["Phase 1", "Phase 2, an epoch", "reading"]
+    assert timed[5:8] == ["head", "layer", "step"]
