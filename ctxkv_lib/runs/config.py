@@ -19,7 +19,7 @@ from ..data.config import DataConfig
 from ..errors import UserError, did_you_mean, values_of_user
 from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.fields import Allowed, at_least, check_settings, require, setting
-from ..plugins.hooks import HOOKS, WITH_CONTEXTS, PlugIn, settings_of
+from ..plugins.hooks import HOOKS, TUNED, WITH_CONTEXTS, PlugIn, settings_of
 
 # Largest whole number, by group: products of such numbers stay below 2^63.
 LARGEST = {"model": 2**20, "runtime": 2**63 - 1}
@@ -91,13 +91,8 @@ class ExperimentConfig:
 
     @property
     def own_plugins(self) -> dict[str, PlugIn]:
-        """Return the plug-ins of the user's, by hook."""
-        return {hook: plugin for hook, plugin in self.plugins.items() if plugin.is_own}
-
-    @property
-    def has_own_parts(self) -> bool:
-        """Return whether a part of the model is a plug-in of the user's."""
-        return bool(self.own_plugins.keys() - {"loss"})
+        """Return the plug-ins of the user's, by hook; those of recipe `tuned` are none."""
+        return {hook: part for hook, part in self.plugins.items() if not part.name.startswith(TUNED)}
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as JSON values; the inverse is `config_from_dict`."""

@@ -89,8 +89,7 @@ class Experiment:
         """The model on its device, untrained until a stage trains or loads its parts."""
         with stage("Building the model"):
             model = self.new_model()
-            if own_plugins := self.config.own_plugins:
-                try_plugins(model, own_plugins)
+            try_plugins(model, self.config.own_plugins)
         self.memory.append(snapshot("model built", self.device))
         return model
 
