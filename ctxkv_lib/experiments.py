@@ -17,12 +17,12 @@ from .report.tables import gains, named
 from .runs.config import ExperimentConfig, require_config
 from .runs.device import choose_device, choose_precision, torch_state
 from .runs.experiment import Experiment, read_splits
-from .runs.folder import COMPARISON, OF_SYSTEM, RESULTS, RunFolder, claimed, only_process
-from .runs.keys import MEASUREMENTS, RESULT_CODE
+from .runs.folder import COMPARISON, OF_SYSTEM, RunFolder, claimed, only_process
+from .runs.keys import RESULT_CODE, RESULTS, stage_key
 from .runs.names import comparison_folder, run_folder_of
 from .runs.opened import OpenRun, open_prepared
 from .runs.stages import contexts_stages, model_stage, phase2_stage, test_stage
-from .runs.summary import Run, load_run, measurements, metrics_of, summarize
+from .runs.summary import Run, load_run, metrics_of, summarize
 from .views import figures
 
 
@@ -96,7 +96,7 @@ def claimed_experiment(
         folder = ranks.on_rank_0(lambda: lock.enter_context(claimed(path, config, origin, again)))
         begin_peaks(device)
         try:
-            yield Experiment(config, texts, folder, device, folder.origin["precision"], listener)
+            yield Experiment(folder, texts, device, listener)
         finally:
             for plugin in config.plugins.values():
                 plugin.keep_source()
@@ -107,11 +107,9 @@ def _finish(experiment: Experiment) -> Run:
     folder = experiment.folder
     model_stage(experiment)
     test_stage(experiment)
-    results = folder.finished(RESULTS, folder.stages["test"].key)
+    results = experiment.finished(RESULTS)
     if results and all((folder.path / name).is_file() for name in results.result["written"]):
-        finished = load_run(folder.path)
-        if measurements(folder) == {k: v for k, v in finished.summary.items() if k in MEASUREMENTS}:
-            return finished
+        return load_run(folder.path)
     return write_results(folder)
 
 
@@ -131,7 +129,7 @@ def write_results(folder: RunFolder) -> Run:
     with stage("Writing report and figures"):
         texts += _publish([finished], path)
     names = [file.relative_to(path).as_posix() for file in texts]  # made again if lost; yours to edit
-    folder.finish(RESULTS, folder.stages["test"].key, numbers, {"written": names})
+    folder.finish(RESULTS, stage_key(RESULTS, folder, {}), numbers, {"written": names})
     return finished
 
 

@@ -30,23 +30,16 @@ class Experiment:
     """An experiment under way; data and model are read and made when a stage first needs them.
 
     Args:
+        folder: claimed; it has the settings and the precision of Phase 2's matrix products.
         texts: of `read_splits`, by split.
-        folder: claimed.
-        precision: of the matrix products of Phase 2, fp32 or bf16.
         listener: gets every metric in order.
     """
 
     def __init__(
-        self,
-        config: ExperimentConfig,
-        texts: dict[str, Conversations],
-        folder: RunFolder,
-        device: torch.device,
-        precision: str,
-        listener: Listener,
+        self, folder: RunFolder, texts: dict[str, Conversations], device: torch.device, listener: Listener
     ) -> None:
-        self.config, self.texts, self.folder = config, texts, folder
-        self.device, self.precision, self.listener = device, precision, listener
+        self.folder, self.texts, self.device, self.listener = folder, texts, device, listener
+        self.config, self.precision = folder.config, folder.origin["precision"]
         self.memory: list[dict[str, Any]] = []  # snapshots so far
 
     @cached_property
@@ -113,7 +106,7 @@ class Experiment:
         }
 
     def key(self, name: str) -> str:
-        return stage_key(name, self)
+        return stage_key(name, self.folder, self.inputs)
 
     def finished(self, name: str, linked: bool = False) -> Stage | None:
         """Return a stage that counts, of this run or, if it may be `linked`, of one beside it."""

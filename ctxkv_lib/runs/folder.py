@@ -48,11 +48,10 @@ from ..method.loop import Metric
 from ..plugins.hooks import HOOKS
 from ..progress import notice
 from .config import ExperimentConfig, config_from_dict, flat
-from .keys import STAGES
+from .keys import MEASUREMENTS, RESULTS
 
 RECORD, LOCK, COMPARISON = "checkpoint/stages.json", ".lock", "comparison.json"
 FORMAT = 3  # of the record; raise it when older ones cannot be read
-RESULTS = "results"  # the last stage: summary and metrics, from all others
 BESIDE = f"[!.]*/{RECORD}"  # records of runs in a folder; hidden folders are half-written copies
 OF_SYSTEM = {"desktop.ini", "Thumbs.db"}  # files that systems create; hidden files are ignored, too
 OF_PLACE = {"data.path"}  # settings that do not make another experiment: the text counts, not where it lies
@@ -166,7 +165,7 @@ class RunFolder:
         return self._add(name, Stage(key, checksums(self.path, parts), result or {}, [*metrics]))
 
     def _add(self, name: str, stage: Stage) -> Stage:
-        if name in STAGES:
+        if name not in MEASUREMENTS:
             self.stages.pop(RESULTS, None)  # which are of the stages
         self.stages[name] = stage
         self.write()

@@ -12,7 +12,8 @@ from ..errors import DamagedFile, UserError
 from ..files import default_root, expanded
 from ..method.loop import epochs_of
 from ..method.memory import MIB
-from .folder import RECORD, RESULTS, RunFolder
+from .folder import RECORD, RunFolder
+from .keys import RESULTS
 from .names import differing_settings
 from .summary import Run, summarize
 

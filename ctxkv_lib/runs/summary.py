@@ -11,8 +11,8 @@ from ..method.loop import Metric, epochs_of
 from ..method.memory import mib
 from ..progress import counted
 from .config import ExperimentConfig
-from .folder import RESULTS, RunFolder, Stage
-from .keys import MEASUREMENTS, measurement_key
+from .folder import RunFolder, Stage
+from .keys import MEASUREMENTS, RESULTS, stage_key
 
 EPOCH = ("epoch", "train_ppl", "val_ppl", "val_acc", "improved", "no_improve", "seconds")
 FP32_BYTES = 4
@@ -102,9 +102,9 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
 
 def measurements(folder: RunFolder) -> dict[str, Any]:
     """Return the measurements in a folder that are of its tested weights."""
-    stages = folder.stages
-    keys = {name: measurement_key(name, stages["test"].key) for name in MEASUREMENTS if name in stages}
-    return {n: stages[n].result for n, key in keys.items() if stages[n].key == key and stages[n].result}
+    stages = {name: folder.stages[name] for name in MEASUREMENTS if name in folder.stages}
+    valid = {name: stage for name, stage in stages.items() if stage.key == stage_key(name, folder, {})}
+    return {name: stage.result for name, stage in valid.items() if stage.result}
 
 
 def context_window(model: ModelConfig, train_tokens: int | None) -> dict[str, int | None]:
