@@ -47,9 +47,7 @@ def run(
     Raises:
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
-    require_config(config)
-    config = config.replace(plugins) if plugins else config
-    with claimed_experiment(config, out, listener, again) as experiment:
+    with claimed_experiment(config, out, listener, again, plugins) as experiment:
         contexts_stages(experiment)
         phase2_stage(experiment)
         return ranks.on_rank_0(lambda: _finish(experiment))
@@ -64,21 +62,18 @@ def prepare(
     **plugins: Any,
 ) -> OpenRun:
     """Run Phase 1 and compute the caches; `run` continues from there. Arguments as of `run`."""
-    require_config(config)
-    config = config.replace(plugins) if plugins else config
-    with claimed_experiment(config, out, listener, again) as experiment:
+    with claimed_experiment(config, out, listener, again, plugins) as experiment:
         contexts_stages(experiment)
         return open_prepared(experiment)
 
 
 @contextmanager
 def claimed_experiment(
-    config: ExperimentConfig,
-    out: Path | str | None = None,
-    listener: Listener = lambda _: None,
-    again: bool = False,
+    config: ExperimentConfig, out: Path | str | None, listener: Listener, again: bool, plugins: dict[str, Any]
 ) -> Iterator[Experiment]:
     """Keep an experiment's folder for this process, and those it works with, while the block runs."""
+    require_config(config)
+    config = config.replace(plugins)
     for plugin in config.plugins.values():
         plugin.refuse_changed()
     if ranks.world_size() > 1 and not config.has_contexts:

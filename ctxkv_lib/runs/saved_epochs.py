@@ -71,21 +71,19 @@ class RunLoop(Loop):
         self.metrics.append(metric)
         self.record(metric)
 
-    def shard(self, rows: int) -> slice:
-        return ranks.shard(rows)
-
-    def all_reduce(self, tensors: Any) -> None:
-        ranks.all_reduce(tensors)
+    shard = staticmethod(ranks.shard)
+    all_reduce = staticmethod(ranks.all_reduce)
 
 
 def save_state(state: Any, path: Path, key: str, metrics: list[Metric]) -> None:
     """Write a `phase2.Phase2State`: tensors under `kind/name`, everything else as JSON beside them.
 
-    `metrics` are those of its epochs, and of steps within them.
+    The kind of the optimiser's tensors is the number of their weight. `metrics` are those of its epochs, and
+    of steps within them.
     """
     optimizer = state.stepper.optimizer.state_dict()
     groups = {"weights": state.weights, "averages": state.stepper.averages, "best": state.best}
-    groups |= {f"optimizer {number}": moments for number, moments in optimizer["state"].items()}
+    groups |= {str(number): moments for number, moments in optimizer["state"].items()}
     tensors = {f"{kind}/{name}": tensor for kind, named in groups.items() for name, tensor in named.items()}
     numbers = json.dumps([optimizer["param_groups"], metrics])
     write_tensors(path, tensors, {"key": key, "numbers": numbers})
@@ -117,9 +115,6 @@ def restore_state(state: Any, path: Path, key: str) -> list[Metric]:
         average.copy_(groups["averages"][name])
     parameter_groups, metrics = json.loads(metadata["numbers"])
     state.metrics = epochs_of(metrics)
-    optimizers = {
-        kind.split()[1]: moments for kind, moments in groups.items() if kind.startswith("optimizer ")
-    }
-    moments = {int(number): tensors for number, tensors in optimizers.items()}
+    moments = {int(kind): tensors for kind, tensors in groups.items() if kind.isdecimal()}
     state.stepper.optimizer.load_state_dict({"state": moments, "param_groups": parameter_groups})
     return metrics
