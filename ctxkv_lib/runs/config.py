@@ -10,7 +10,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
@@ -169,6 +169,18 @@ def flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((f"{group}.{name}", setting) for name, setting in value.items())
         else:
             yield group, value
+
+
+def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
+    """Return each experiment's settings, as `{"data.samples": 500}`, that are not the same in all of them.
+
+    The digest of a plug-in's code is left out, as nobody can interpret it.
+    """
+    rows = [dict(flat(config.to_dict())) for config in configs]
+    digests = {f"{hook}.source" for hook in HOOKS}
+    keys = dict.fromkeys(key for settings in rows for key in settings if key not in digests)
+    different = [key for key in keys if any(settings.get(key) != rows[0].get(key) for settings in rows)]
+    return [{key: settings.get(key) for key in different} for settings in rows]
 
 
 def require_config(config: Any) -> None:

@@ -45,9 +45,8 @@ from ..files import (
     write_text,
 )
 from ..method.loop import Metric
-from ..plugins.hooks import HOOKS
 from ..progress import notice
-from .config import ExperimentConfig, config_from_dict, flat
+from .config import ExperimentConfig, config_from_dict, differing_settings
 from .keys import MEASUREMENTS, RESULTS
 
 RECORD, LOCK, COMPARISON = "checkpoint/stages.json", ".lock", "comparison.json"
@@ -295,11 +294,10 @@ def _refuse_other_files(path: Path, again: bool) -> None:
 
 def _compare_settings(existing: RunFolder, config: ExperimentConfig) -> list[str]:
     """Refuse a folder of other settings; return the plug-ins whose code is another, as `block.source`."""
-    theirs, asked = dict(flat(existing.config.to_dict())), dict(flat(config.to_dict()))
-    keys = sorted(key for key in theirs.keys() | asked.keys() if theirs.get(key) != asked.get(key))
-    code = [key for key in keys if key in {f"{hook}.source" for hook in HOOKS}]
-    settings = [key for key in keys if key not in code and key not in OF_PLACE]
-    if settings:
-        shown = ", ".join(f"{key} {theirs.get(key)!r} (asked: {asked.get(key)!r})" for key in settings[:3])
+    theirs, asked = differing_settings([existing.config, config])
+    if settings := [key for key in theirs if key not in OF_PLACE]:
+        shown = ", ".join(f"{key} {theirs[key]!r} (asked: {asked[key]!r})" for key in settings[:3])
         raise UserError(f"{existing.path} holds another experiment: {shown}; name another folder with --out.")
-    return code
+    return [
+        f"{hook}.source" for hook, plugin in config.plugins.items() if existing.config.plugins[hook] != plugin
+    ]
