@@ -22,7 +22,7 @@ from .runs.keys import RESULT_CODE, RESULTS, stage_key
 from .runs.names import comparison_folder, run_folder_of
 from .runs.opened import OpenRun, open_prepared
 from .runs.stages import contexts_stages, model_stage, phase2_stage, test_stage
-from .runs.summary import Run, load_run, metrics_of, summarize
+from .runs.summary import Run, load_run, summarize
 from .views import figures
 
 
@@ -113,10 +113,10 @@ def write_results(folder: RunFolder) -> Run:
     if folder.stages.pop(RESULTS, None):
         folder.write()  # so that a kill leaves no record of results that are half written
     path = folder.path
-    finished = Run(path, folder.config, summarize(folder), metrics_of(folder.stages))
+    finished = Run(path, folder.config, summarize(folder), folder.metrics())
     write_json(path / "config.json", folder.config.to_dict())
     write_json(path / "summary.json", finished.summary)
-    folder.write_metrics(folder.stages["phase1"], folder.stages["phase2"])
+    folder.write_metrics()
     numbers, texts = [path / name for name in ("config.json", "summary.json", "metrics.jsonl")], []
     if (path / "model").is_dir():
         texts.append(path / "model" / "README.md")

@@ -50,6 +50,7 @@ from .config import ExperimentConfig, config_from_dict, differing_settings
 from .keys import MEASUREMENTS, RESULTS
 
 RECORD, LOCK, COMPARISON = "checkpoint/stages.json", ".lock", "comparison.json"
+PHASES = ("phase1", "phase2")  # which have metrics
 FORMAT = 3  # of the record; raise it when older ones cannot be read
 BESIDE = f"[!.]*/{RECORD}"  # records of runs in a folder; hidden folders are half-written copies
 OF_SYSTEM = {"desktop.ini", "Thumbs.db"}  # files that systems create; hidden files are ignored, too
@@ -170,10 +171,13 @@ class RunFolder:
         self.write()
         return stage
 
-    def write_metrics(self, *stages: Stage) -> None:
-        """Write metrics.jsonl anew, with the lines of these stages."""
-        lines = [_line(metric) for stage in stages for metric in stage.metrics]
-        write_text(self.path / "metrics.jsonl", "".join(lines))
+    def metrics(self, phases: Sequence[str] = PHASES) -> list[Metric]:
+        """Return the lines of metrics.jsonl that these phases have made, in order."""
+        return [metric for phase in phases for metric in self.stages[phase].metrics]
+
+    def write_metrics(self, phases: Sequence[str] = PHASES) -> None:
+        """Write metrics.jsonl anew, with the lines of these phases."""
+        write_text(self.path / "metrics.jsonl", "".join(map(_line, self.metrics(phases))))
 
     def append_metric(self, metric: Metric) -> None:
         """Add a line to metrics.jsonl, which shows a training under way."""

@@ -27,7 +27,7 @@ from .export import for_transformers
 from .folder import RunFolder
 from .keys import RESULT_CODE
 from .stages import load_streams
-from .summary import Run, context_summary, finished_run, metrics_of
+from .summary import Run, context_summary, finished_run
 
 COLDEST = 1e-6  # temperature at which sampling always takes the largest logit
 
@@ -130,7 +130,7 @@ def open_prepared(experiment: Experiment) -> OpenRun:
     summary = context_summary(folder.stages)
     summary["memory"] = [*summary["memory"], snapshot("phase 2 prepared", experiment.device)]
     summary["parameters"] = parameter_counts(model)
-    run = Run(folder.path, folder.config, summary, metrics_of({"phase1": folder.stages["phase1"]}))
+    run = Run(folder.path, folder.config, summary, folder.metrics(["phase1"]))
     return OpenRun(run, model.eval(), experiment.tokenizer, streams)
 
 

@@ -69,7 +69,7 @@ def _train_block(experiment: Experiment, generator: torch.Generator) -> Tensor |
     """Run Phase 1, which a model without contexts does not have; return the last iteration's contexts."""
     folder, config = experiment.folder, experiment.config
     ids, model = _phase1_ids(experiment), experiment.model
-    folder.write_metrics()
+    folder.write_metrics([])
     result, last, files, loop = UNTRAINED, None, [], RunLoop(experiment.record)
     if model.has_contexts:
         loss = config.plugins.get("loss")
@@ -204,7 +204,7 @@ def _train_attention(experiment: Experiment, loop: RunLoop) -> None:
     folder, config, model = experiment.folder, experiment.config, experiment.model
     streams, placement = load_streams(experiment)
     prepared = snapshot("phase 2 prepared", experiment.device)
-    ranks.on_rank_0(lambda: folder.write_metrics(folder.stages["phase1"]))
+    ranks.on_rank_0(lambda: folder.write_metrics(["phase1"]))
     parameters = parameter_counts(model)
     train, phase2 = streams["train"], config.phase2
     scoring = 1.0 if experiment.precision == "bf16" else 0.5  # time of a position against one of training

@@ -55,12 +55,7 @@ def finished_run(folder: RunFolder, *stages: str) -> Run:
             raise UserError(f"{path} has not finished; go on with `ctxkv run --out {path}`.")
         if damage := folder.stages[name].damage(path):
             raise UserError(f"{damage}; make it again with `ctxkv run --out {path}`.")
-    return Run(path, folder.config, read_json(path / "summary.json"), metrics_of(folder.stages))
-
-
-def metrics_of(stages: dict[str, Stage]) -> list[Metric]:
-    """Return the lines of both phases, in order."""
-    return [line for name in ("phase1", "phase2") if name in stages for line in stages[name].metrics]
+    return Run(path, folder.config, read_json(path / "summary.json"), folder.metrics())
 
 
 def context_summary(stages: dict[str, Stage]) -> dict[str, Any]:
