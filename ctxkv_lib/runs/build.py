@@ -15,7 +15,6 @@ from ..method.caches import StreamCache, TokenCache
 from ..method.config import GPT2_VOCAB_SIZE
 from ..method.memory import GIB, mib
 from ..method.model import ContextKV, Parts
-from ..plugins.mixer import MixerModel
 from .config import ExperimentConfig
 
 HEADROOM_BYTES = GIB  # of a GPU, left free for what training itself needs
@@ -27,6 +26,8 @@ def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool
     torch.manual_seed(config.runtime.seed)
     parts = {hook: plugin.build() for hook, plugin in config.plugins.items() if hook != "loss"}
     if mixer := parts.get("mixer"):
+        from ..plugins.mixer import MixerModel
+
         return MixerModel(config.model, mixer, vocab_size, has_unigram)
     return ContextKV(config.model, vocab_size, has_unigram, Parts(**parts))
 

@@ -43,17 +43,17 @@ class Experiment:
         self.memory: list[dict[str, Any]] = []  # snapshots so far
 
     @cached_property
+    @stage("Reading the token table")
     def table(self) -> TokenTable:
-        with stage("Reading the token table"):
-            config = self.config
-            return load_table(
-                config.data, config.model.hidden_size, config.runtime.seed, self.texts.get("corpus")
-            )
+        config = self.config
+        return load_table(
+            config.data, config.model.hidden_size, config.runtime.seed, self.texts.get("corpus")
+        )
 
     @cached_property
+    @stage("Reading the tokenizer")
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        with stage("Reading the tokenizer"):
-            return load_tokenizer(self.config.data.tokenizer)
+        return load_tokenizer(self.config.data.tokenizer)
 
     @cached_property
     def ids(self) -> dict[str, Tensor]:
@@ -125,9 +125,9 @@ class Experiment:
             self.listener({**metric, "replayed": True})
 
 
+@stage("Reading the conversations")
 def read_splits(config: ExperimentConfig) -> dict[str, Conversations]:
     """Read the conversations of an experiment; a UserError if the source is missing, damaged or too small."""
-    with stage("Reading the conversations"):
-        splits: list[Split] = ["train", "validation", "test"]
-        splits += ["corpus"] if config.data.reads_corpus else []
-        return {split: load_conversations(config.data, split) for split in splits}
+    splits: list[Split] = ["train", "validation", "test"]
+    splits += ["corpus"] if config.data.reads_corpus else []
+    return {split: load_conversations(config.data, split) for split in splits}

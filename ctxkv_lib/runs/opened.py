@@ -173,9 +173,8 @@ def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
     Raises:
         UserError: no finished run there, an empty prompt, or a field or value that is not allowed.
     """
-    names = [field.name for field in fields(Sampling)]
-    if unknown := [name for name in sampling if name not in names]:
-        raise UserError(f"sampling has {unknown[0]!r}; allowed: {', '.join(names)}.")
+    for name in sampling:
+        require_known("setting of sampling", name, [field.name for field in fields(Sampling)])
     with values_of_user():
         chosen = Sampling(**sampling)
     if not prompt or not is_utf8(prompt):

@@ -5,15 +5,14 @@ import platform
 import subprocess
 from datetime import date
 from importlib.metadata import PackageNotFoundError, distribution, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import ranks
+from ..files import PACKAGE
 from .experiment import Experiment
 
-PACKAGE = Path(__file__).parent.parent
 REPORTED = ("torch", "transformers", "numpy")
 
 
