@@ -21,9 +21,12 @@ T = TypeVar("T")
 Listener = Callable[["Metric"], None]  # called with each line of metrics.jsonl as it is made
 
 
-def progress_bar(iterable: Iterable[Any], description: str, **options: Any) -> "tqdm":
+def progress_bar(items: Iterable[Any] | None, description: str, **options: Any) -> "tqdm":
     """Return a tqdm bar, which shows on a terminal or in a notebook only."""
-    return _bar(iterable, desc=description, **options)
+    from tqdm.auto import tqdm
+
+    hidden = ranks.rank() > 0 or not (in_notebook() or sys.stderr.isatty())
+    return tqdm(items, description, disable=hidden, leave=False, **options)
 
 
 def estimated(items: Iterable[T], total: int, tell: Callable[[float], None]) -> Iterator[T]:
@@ -41,15 +44,8 @@ def estimated(items: Iterable[T], total: int, tell: Callable[[float], None]) -> 
 @contextmanager
 def stage(description: str) -> Iterator[None]:
     """Show a line while work without steps goes on."""
-    with _bar(desc=description, bar_format="{desc} ..."):
+    with progress_bar(None, description, bar_format="{desc} ..."):
         yield
-
-
-def _bar(iterable: Iterable[Any] | None = None, **options: Any) -> "tqdm":
-    from tqdm.auto import tqdm
-
-    hidden = ranks.rank() > 0 or not (in_notebook() or sys.stderr.isatty())
-    return tqdm(iterable, disable=hidden, leave=False, **options)
 
 
 def say(line: str) -> None:

@@ -45,10 +45,8 @@ class Experiment:
     @cached_property
     @stage("Reading the token table")
     def table(self) -> TokenTable:
-        config = self.config
-        return load_table(
-            config.data, config.model.hidden_size, config.runtime.seed, self.texts.get("corpus")
-        )
+        config, corpus = self.config, self.texts.get("corpus")
+        return load_table(config.data, config.model.hidden_size, config.runtime.seed, corpus)
 
     @cached_property
     @stage("Reading the tokenizer")
