@@ -75,14 +75,10 @@ def load_caches(folder: Path) -> dict[str, TokenCache]:
     """Map the caches of both streams, "train" and "val", on the CPU; raises as `read_tensors`."""
     caches: dict[str, TokenCache] = {}
     for split in ("train", "val"):
-        tokens = read_tensors(folder / f"{split}_emb.safetensors")
-        contexts = folder / f"{split}_ctx.safetensors"
-        if contexts.is_file():
-            caches[split] = StreamCache(
-                tokens["ids"], read_tensors(contexts)["contexts"], tokens.get("embeddings")
-            )
-        else:
-            caches[split] = TokenCache(tokens["ids"])
+        tensors = read_tensors(folder / f"{split}_emb.safetensors")
+        if (contexts := folder / f"{split}_ctx.safetensors").is_file():  # not with a mixer
+            tensors |= read_tensors(contexts)
+        caches[split] = StreamCache(**tensors) if "contexts" in tensors else TokenCache(**tensors)
     return caches
 
 
