@@ -22,9 +22,10 @@ from .. import ranks
 from ..errors import DamagedFile
 from ..files import read_with_metadata, write_tensors
 from ..method.loop import Loop, Metric, epochs_of
-from ..progress import estimated, notice, progress_bar
+from ..progress import notice, progress_bar
 
 EVERY_SECONDS = 60  # at most this much work and one epoch are repeated
+ESTIMATE_SECONDS = 5  # of an epoch, from which its duration is estimated
 T = TypeVar("T")
 
 
@@ -38,7 +39,7 @@ class RunLoop(Loop):
 
     Attributes:
         metrics: all so far, those of restored epochs included.
-        tell: called once, some seconds into the first epoch, with the seconds that its steps take.
+        tell: called once, some seconds into the first epoch, with the seconds that all its steps take.
     """
 
     tell: Callable[[float], None] | None = None
@@ -56,9 +57,8 @@ class RunLoop(Loop):
             self.record({**metric, "replayed": True})
 
     def track(self, items: Iterable[T], description: str, total: int, done: int = 0) -> Iterable[T]:
-        bar = progress_bar(items, description, total=total, initial=done)
-        tell, self.tell = self.tell, None
-        return estimated(bar, total, tell) if tell else bar
+        self.began = time.monotonic()
+        return progress_bar(items, description, total=total, initial=done)
 
     def after_round(self, state: Any, metric: Metric) -> None:
         self.metrics.append(metric)
@@ -68,6 +68,10 @@ class RunLoop(Loop):
         self.record(metric)
 
     def after_steps(self, metric: Metric) -> None:
+        seconds = time.monotonic() - self.began
+        if self.tell and seconds >= ESTIMATE_SECONDS:
+            self.tell(seconds / metric["step"] * metric["steps"])
+            self.tell = None
         self.metrics.append(metric)
         self.record(metric)
 
