@@ -44,12 +44,8 @@ def load_run(path: Path | str, *stages: str) -> Run:
     Raises:
         UserError: there is no run, it is unfinished, or a file is damaged.
     """
-    return finished_run(RunFolder.read(expanded(path)), *stages)
-
-
-def finished_run(folder: RunFolder, *stages: str) -> Run:
-    """Return the run in a folder, as `load_run`."""
-    path = folder.path
+    path = expanded(path)
+    folder = RunFolder.read(path)
     for name in (RESULTS, *stages):
         if name not in folder.stages:
             raise UserError(f"{path} has not finished; go on with `ctxkv run --out {path}`.")
