@@ -17,12 +17,12 @@ from .report.tables import gains, named
 from .runs.config import ExperimentConfig, require_config
 from .runs.device import choose_device, choose_precision, torch_state
 from .runs.experiment import Experiment, read_splits
-from .runs.folder import COMPARISON, OF_SYSTEM, RunFolder, claimed, only_process
-from .runs.keys import RESULT_CODE, RESULTS, stage_key
+from .runs.folder import COMPARISON, OF_SYSTEM, RESULTS, RunFolder, claimed, only_process
+from .runs.keys import RESULT_CODE
 from .runs.names import comparison_folder, run_folder_of
 from .runs.opened import OpenRun, open_prepared
 from .runs.stages import contexts_stages, model_stage, phase2_stage, test_stage
-from .runs.summary import Run, load_run, summarize
+from .runs.summary import Run, load_run, results_key, summarize
 from .views import figures
 
 
@@ -102,7 +102,7 @@ def _finish(experiment: Experiment) -> Run:
     folder = experiment.folder
     model_stage(experiment)
     test_stage(experiment)
-    results = experiment.finished(RESULTS)
+    results = folder.finished(RESULTS, results_key(folder))
     if results and all((folder.path / name).is_file() for name in results.result["written"]):
         return load_run(folder.path)
     return write_results(folder)
@@ -124,7 +124,7 @@ def write_results(folder: RunFolder) -> Run:
     with stage("Writing report and figures"):
         texts += _publish([finished], path)
     names = [file.relative_to(path).as_posix() for file in texts]  # made again if lost; yours to edit
-    folder.finish(RESULTS, stage_key(RESULTS, folder, {}), numbers, {"written": names})
+    folder.finish(RESULTS, results_key(folder), numbers, {"written": names})
     return finished
 
 

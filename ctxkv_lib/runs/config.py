@@ -90,9 +90,10 @@ class ExperimentConfig:
         return "mixer" not in self.plugins
 
     @property
-    def own_plugins(self) -> dict[str, PlugIn]:
-        """Return the plug-ins of the user's, by hook; those of recipe `tuned` are none."""
-        return {hook: part for hook, part in self.plugins.items() if not part.name.startswith(TUNED)}
+    def has_own_parts(self) -> bool:
+        """Return whether a part of the model is the user's, which those of recipe `tuned` are not."""
+        parts = [plugin for hook, plugin in self.plugins.items() if hook != "loss"]
+        return not all(plugin.name.startswith(TUNED) for plugin in parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as JSON values; the inverse is `config_from_dict`."""

@@ -80,7 +80,7 @@ class Experiment:
         """The model on its device, untrained until a stage trains or loads its parts."""
         with stage("Building the model"):
             model = self.new_model()
-            try_plugins(model, self.config.own_plugins)
+            try_plugins(model, self.config.plugins)
         self.memory.append(snapshot("model built", self.device))
         return model
 

@@ -56,10 +56,10 @@ def save_for_transformers(
         with replacing(folder) as beside, rust_errors(folder):
             served.save_pretrained(beside)
             tokenizer.save_pretrained(beside)
-        if config.own_plugins:
+        if config.has_own_parts:
             _refuse_other_model(served, folder)
     except Exception as error:  # whatever code of the user's raises where it is loaded
-        if not config.own_plugins or is_disk_full(error):
+        if not config.has_own_parts or is_disk_full(error):
             raise
         remove(folder)
         notice(f"The model is not saved for transformers: {error}")

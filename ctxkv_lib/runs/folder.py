@@ -47,11 +47,12 @@ from ..files import (
 from ..method.loop import Metric
 from ..progress import notice
 from .config import ExperimentConfig, config_from_dict, differing_settings
-from .keys import MEASUREMENTS, RESULTS
+from .keys import MEASUREMENTS
 
 RECORD, LOCK, COMPARISON = "checkpoint/stages.json", ".lock", "comparison.json"
 PHASES = ("phase1", "phase2")  # which have metrics
 FORMAT = 3  # of the record; raise it when older ones cannot be read
+RESULTS = "results"  # the last stage: summary and metrics, from all others
 BESIDE = f"[!.]*/{RECORD}"  # records of runs in a folder; hidden folders are half-written copies
 OF_SYSTEM = {"desktop.ini", "Thumbs.db"}  # files that systems create; hidden files are ignored, too
 OF_PLACE = {"data.path"}  # settings that do not make another experiment: the text counts, not where it lies

@@ -78,10 +78,8 @@ STAGES = {
     "test": Sources(stages=("caches", "phase2"), inputs=("test text",), code=(*_CONTEXTS, *_SCORES)),
     "ngrams": Sources(stages=("test",), code=("data.cooccurrence", "measure.ngrams")),
     "probe": Sources(stages=("test",), code=(*_CONTEXTS, *_SCORES, "measure.probe")),
-    "results": Sources(code=(), stages=("test", "ngrams", "probe")),
 }
 MEASUREMENTS = ("ngrams", "probe")  # made when asked for
-RESULTS = "results"  # summary and metrics, from all other stages
 # Of all that a result is computed with; the folder for transformers is no result.
 RESULT_CODE = tuple(
     sorted({module for name in ("phase1", "caches", "phase2", "test") for module in STAGES[name].code})
@@ -89,10 +87,10 @@ RESULT_CODE = tuple(
 
 
 def stage_key(name: str, folder: "RunFolder", inputs: Mapping[str, str]) -> str:
-    """Digest what a stage is computed from; the stages before it must be finished, but measurements.
+    """Digest what a stage is computed from; the stages before it must be finished.
 
     Args:
-        inputs: of `Experiment.inputs`, those that the table names; measurements and results have none.
+        inputs: of `Experiment.inputs`, those that the table names; measurements have none.
     """
     sources = STAGES[name]
     settings = {
@@ -101,8 +99,7 @@ def stage_key(name: str, folder: "RunFolder", inputs: Mapping[str, str]) -> str:
         if key in sources.settings or key.partition(".")[0] in sources.settings
     }
     plugins = [folder.config.plugins.get(hook) for hook in sources.hooks]
-    needed = [stage for stage in sources.stages if stage in folder.stages or stage not in MEASUREMENTS]
-    stages = [folder.stages[stage] for stage in needed]
+    stages = [folder.stages[stage] for stage in sources.stages]
     return digest(
         {
             "code": source_digest(*sources.code),

@@ -237,7 +237,7 @@ def _train_attention(experiment: Experiment, loop: RunLoop) -> None:
         weights = folder.path / "checkpoint" / "attention.safetensors"
         buffers = {f"attention.{name}": buffer for name, buffer in model.attention.named_buffers()}
         write_tensors(weights, {**buffers, **model.trained_weights()})
-        if config.own_plugins:
+        if config.has_own_parts:
             loaded = experiment.new_model()
             load_weights(loaded, folder.path)
             refuse_unsaved(model, loaded, streams["val"])

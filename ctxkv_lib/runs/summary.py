@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import expanded, read_json
+from ..files import digest, expanded, read_json
 from ..method.config import ModelConfig
 from ..method.loop import Metric, epochs_of
 from ..method.memory import mib
 from ..progress import counted
 from .config import ExperimentConfig
-from .folder import RunFolder, Stage
-from .keys import MEASUREMENTS, RESULTS, stage_key
+from .folder import RESULTS, RunFolder, Stage
+from .keys import MEASUREMENTS, stage_key
 
 EPOCH = ("epoch", "train_ppl", "val_ppl", "val_acc", "improved", "no_improve", "seconds")
 FP32_BYTES = 4
@@ -96,6 +96,11 @@ def measurements(folder: RunFolder) -> dict[str, Any]:
     stages = {name: folder.stages[name] for name in MEASUREMENTS if name in folder.stages}
     valid = {name: stage for name, stage in stages.items() if stage.key == stage_key(name, folder, {})}
     return {name: stage.result for name, stage in valid.items() if stage.result}
+
+
+def results_key(folder: RunFolder) -> str:
+    """Digest what the results are made of: the stages up to the test, and measurements."""
+    return digest([folder.stages["test"].key, measurements(folder)])
 
 
 def context_window(model: ModelConfig, train_tokens: int | None) -> dict[str, int | None]:

@@ -13,8 +13,8 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import prepare, run, write_results
 from ctxkv_lib.measure import measurements as module
 from ctxkv_lib.measure.measurements import measure
-from ctxkv_lib.runs.folder import RunFolder
-from ctxkv_lib.runs.keys import MEASUREMENTS, RESULTS
+from ctxkv_lib.runs.folder import RESULTS, RunFolder
+from ctxkv_lib.runs.keys import MEASUREMENTS
 from ctxkv_lib.runs.opened import open_run
 from ctxkv_lib.runs.summary import load_run, measurements
 
