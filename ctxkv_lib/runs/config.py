@@ -10,7 +10,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
@@ -101,6 +101,14 @@ class ExperimentConfig:
         plugins = {hook: plugin.to_dict() for hook, plugin in self.plugins.items()}
         return {"preset": self.preset, "recipe": self.recipe, **groups, **plugins}
 
+    def flat(self) -> dict[str, Any]:
+        """Return preset and recipe, and all settings as `{"group.field": value}`."""
+        settings: dict[str, Any] = {"preset": self.preset, "recipe": self.recipe}
+        for group, values in self.to_dict().items():
+            if group not in settings:
+                settings |= {f"{group}.{name}": value for name, value in values.items()}
+        return settings
+
     @values_of_user()
     def replace(self, settings: Mapping[str, Any]) -> "ExperimentConfig":
         """Return a copy with settings applied.
@@ -163,21 +171,12 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     return dataclasses.replace(config, plugins=plugins)
 
 
-def flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield `("group.field", value)` for each setting of a nested configuration."""
-    for group, value in values.items():
-        if isinstance(value, dict):
-            yield from ((f"{group}.{name}", setting) for name, setting in value.items())
-        else:
-            yield group, value
-
-
 def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
     """Return each experiment's settings, as `{"data.samples": 500}`, that are not the same in all of them.
 
     The digest of a plug-in's code is left out, as nobody can interpret it.
     """
-    rows = [dict(flat(config.to_dict())) for config in configs]
+    rows = [config.flat() for config in configs]
     digests = {f"{hook}.source" for hook in HOOKS}
     keys = dict.fromkeys(key for settings in rows for key in settings if key not in digests)
     different = [key for key in keys if any(settings.get(key) != rows[0].get(key) for settings in rows)]

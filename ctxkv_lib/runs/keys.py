@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..files import digest, source_digest
-from .config import flat
 
 if TYPE_CHECKING:
     from .folder import RunFolder
@@ -95,7 +94,7 @@ def stage_key(name: str, folder: "RunFolder", inputs: Mapping[str, str]) -> str:
     sources = STAGES[name]
     settings = {
         key: value
-        for key, value in flat(folder.config.to_dict())
+        for key, value in folder.config.flat().items()
         if key in sources.settings or key.partition(".")[0] in sources.settings
     }
     plugins = [folder.config.plugins.get(hook) for hook in sources.hooks]

@@ -18,7 +18,7 @@ from ..data.conversations import comparable_samples, describe_split, fitting_siz
 from ..errors import UserError, values_of_user
 from ..plugins.hooks import TUNED
 from ..progress import notice
-from .config import ExperimentConfig, flat, require_known
+from .config import ExperimentConfig, require_known
 
 COMPARED_RATIO = 5  # the published report compares 500 conversations with 100
 
@@ -145,8 +145,8 @@ def changed_settings(config: ExperimentConfig) -> dict[str, Any]:
 
     The number of samples is not among them.
     """
-    usual = dict(flat(_usual(config.preset, config.recipe).to_dict()))
-    usual["data.samples"], settings = config.data.samples, dict(flat(config.to_dict()))
+    usual, settings = _usual(config.preset, config.recipe).flat(), config.flat()
+    usual["data.samples"] = config.data.samples
     dropped = {key: None for key in usual.keys() - settings.keys() if key.endswith(".plugin")}
     return {key: value for key, value in settings.items() if usual.get(key, math.nan) != value} | dropped
 

@@ -205,12 +205,10 @@ def _train_attention(experiment: Experiment, loop: RunLoop) -> None:
     streams, placement = load_streams(experiment)
     prepared = snapshot("phase 2 prepared", experiment.device)
     ranks.on_rank_0(lambda: folder.write_metrics(["phase1"]))
-    parameters = parameter_counts(model)
     train, phase2 = streams["train"], config.phase2
-    scoring = 1.0 if experiment.precision == "bf16" else 0.5  # time of a position against one of training
 
     def tell(seconds: float) -> None:
-        seconds *= 1 + scoring * len(streams["val"]) / len(train)
+        seconds *= 1 + len(streams["val"]) / len(train)  # scoring takes as long as training at most
         notice(f"{len(train) + 1:,} tokens: {epochs_ahead(seconds, phase2.least_epochs, phase2.max_epochs)}.")
 
     loop.tell = tell
@@ -226,7 +224,7 @@ def _train_attention(experiment: Experiment, loop: RunLoop) -> None:
         loop,
     )
     summary = {
-        "parameters": parameters,
+        "parameters": parameter_counts(model),
         "offsets": model.slot_offsets,
         "stop_reason": result.stop_reason,
         "provenance": provenance(experiment, placement),
