@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from . import __version__, ranks
 from .errors import UserError, describe, did_you_mean, is_utf8, one_line
 from .files import read_json, write_json
-from .progress import epoch_printer, notice, say, stage
+from .progress import epoch_printer, say, stage
 from .runs.config import ExperimentConfig, Sampling, config_from_dict, setting_names
 from .runs.presets import PRESETS, RECIPES, build_config, compared_samples, parse_settings
 
@@ -185,7 +185,7 @@ def _config(options: argparse.Namespace, samples: int | None) -> ExperimentConfi
     asked = parse_settings(options.set or [])
     if twice := given.keys() & asked.keys():
         raise UserError(f"{min(twice)} is given by --set and by an option of its own; give one of them.")
-    return build_config(options.preset or "colab", options.recipe, samples, {**asked, **given}, notice)
+    return build_config(options.preset or "colab", options.recipe, samples, {**asked, **given})
 
 
 def _print(values: Any, as_json: bool, as_text: Callable[[Any], str]) -> None:

@@ -18,11 +18,11 @@ from .runs.config import ExperimentConfig, require_config
 from .runs.device import choose_device, choose_precision, torch_state
 from .runs.experiment import Experiment, read_splits
 from .runs.folder import COMPARISON, OF_SYSTEM, RESULTS, RunFolder, claimed, only_process
-from .runs.keys import MEASUREMENTS, RESULT_CODE
+from .runs.keys import RESULT_CODE
 from .runs.names import comparison_folder, run_folder_of
 from .runs.opened import OpenRun, open_prepared
 from .runs.stages import contexts_stages, model_stage, phase2_stage, test_stage
-from .runs.summary import Run, load_run, measurements, metrics_of, summarize
+from .runs.summary import Run, load_run, results_key, summarize
 from .views import figures
 
 
@@ -47,9 +47,7 @@ def run(
     Raises:
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
-    require_config(config)
-    config = config.replace(plugins) if plugins else config
-    with claimed_experiment(config, out, listener, again) as experiment:
+    with claimed_experiment(config, out, listener, again, plugins) as experiment:
         contexts_stages(experiment)
         phase2_stage(experiment)
         return ranks.on_rank_0(lambda: _finish(experiment))
@@ -64,21 +62,18 @@ def prepare(
     **plugins: Any,
 ) -> OpenRun:
     """Run Phase 1 and compute the caches; `run` continues from there. Arguments as of `run`."""
-    require_config(config)
-    config = config.replace(plugins) if plugins else config
-    with claimed_experiment(config, out, listener, again) as experiment:
+    with claimed_experiment(config, out, listener, again, plugins) as experiment:
         contexts_stages(experiment)
         return open_prepared(experiment)
 
 
 @contextmanager
 def claimed_experiment(
-    config: ExperimentConfig,
-    out: Path | str | None = None,
-    listener: Listener = lambda _: None,
-    again: bool = False,
+    config: ExperimentConfig, out: Path | str | None, listener: Listener, again: bool, plugins: dict[str, Any]
 ) -> Iterator[Experiment]:
     """Keep an experiment's folder for this process, and those it works with, while the block runs."""
+    require_config(config)
+    config = config.replace(plugins)
     for plugin in config.plugins.values():
         plugin.refuse_changed()
     if ranks.world_size() > 1 and not config.has_contexts:
@@ -96,7 +91,7 @@ def claimed_experiment(
         folder = ranks.on_rank_0(lambda: lock.enter_context(claimed(path, config, origin, again)))
         begin_peaks(device)
         try:
-            yield Experiment(config, texts, folder, device, folder.origin["precision"], listener)
+            yield Experiment(folder, texts, device, listener)
         finally:
             for plugin in config.plugins.values():
                 plugin.keep_source()
@@ -107,11 +102,9 @@ def _finish(experiment: Experiment) -> Run:
     folder = experiment.folder
     model_stage(experiment)
     test_stage(experiment)
-    results = folder.finished(RESULTS, folder.stages["test"].key)
+    results = folder.finished(RESULTS, results_key(folder))
     if results and all((folder.path / name).is_file() for name in results.result["written"]):
-        finished = load_run(folder.path)
-        if measurements(folder) == {k: v for k, v in finished.summary.items() if k in MEASUREMENTS}:
-            return finished
+        return load_run(folder.path)
     return write_results(folder)
 
 
@@ -120,10 +113,10 @@ def write_results(folder: RunFolder) -> Run:
     if folder.stages.pop(RESULTS, None):
         folder.write()  # so that a kill leaves no record of results that are half written
     path = folder.path
-    finished = Run(path, folder.config, summarize(folder), metrics_of(folder.stages))
+    finished = Run(path, folder.config, summarize(folder), folder.metrics())
     write_json(path / "config.json", folder.config.to_dict())
     write_json(path / "summary.json", finished.summary)
-    folder.write_metrics(folder.stages["phase1"], folder.stages["phase2"])
+    folder.write_metrics()
     numbers, texts = [path / name for name in ("config.json", "summary.json", "metrics.jsonl")], []
     if (path / "model").is_dir():
         texts.append(path / "model" / "README.md")
@@ -131,7 +124,7 @@ def write_results(folder: RunFolder) -> Run:
     with stage("Writing report and figures"):
         texts += _publish([finished], path)
     names = [file.relative_to(path).as_posix() for file in texts]  # made again if lost; yours to edit
-    folder.finish(RESULTS, folder.stages["test"].key, numbers, {"written": names})
+    folder.finish(RESULTS, results_key(folder), numbers, {"written": names})
     return finished
 
 

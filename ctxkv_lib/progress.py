@@ -1,11 +1,10 @@
 """Progress of long work: bars and lines on a terminal or in a notebook, a line an epoch elsewhere."""
 
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from . import ranks
 
@@ -16,40 +15,22 @@ if TYPE_CHECKING:
     from .method.loop import Metric
 
 LOGGED_ITERATIONS = 10  # of Phase 1: one line for so many
-ESTIMATE_SECONDS = 5  # of a loop, from which its duration is estimated
-T = TypeVar("T")
 Listener = Callable[["Metric"], None]  # called with each line of metrics.jsonl as it is made
 
 
-def progress_bar(iterable: Iterable[Any], description: str, **options: Any) -> "tqdm":
+def progress_bar(items: Iterable[Any] | None, description: str, **options: Any) -> "tqdm":
     """Return a tqdm bar, which shows on a terminal or in a notebook only."""
-    return _bar(iterable, desc=description, **options)
+    from tqdm.auto import tqdm
 
-
-def estimated(items: Iterable[T], total: int, tell: Callable[[float], None]) -> Iterator[T]:
-    """Pass on `total` items, and after some seconds tell once how many seconds all of them take."""
-    began = None
-    for number, item in enumerate(items):
-        if number == 1:  # the first one warms up
-            began = time.monotonic()
-        elif began and (seconds := time.monotonic() - began) >= ESTIMATE_SECONDS:
-            tell(seconds / (number - 1) * total)
-            began = None
-        yield item
+    hidden = ranks.rank() > 0 or not (in_notebook() or sys.stderr.isatty())
+    return tqdm(items, description, disable=hidden, leave=False, **options)
 
 
 @contextmanager
 def stage(description: str) -> Iterator[None]:
     """Show a line while work without steps goes on."""
-    with _bar(desc=description, bar_format="{desc} ..."):
+    with progress_bar(None, description, bar_format="{desc} ..."):
         yield
-
-
-def _bar(iterable: Iterable[Any] | None = None, **options: Any) -> "tqdm":
-    from tqdm.auto import tqdm
-
-    hidden = ranks.rank() > 0 or not (in_notebook() or sys.stderr.isatty())
-    return tqdm(iterable, disable=hidden, leave=False, **options)
 
 
 def say(line: str) -> None:

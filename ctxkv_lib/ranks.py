@@ -9,7 +9,6 @@ each draws the dropout of the whole batch, so the numbers are those of one proce
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import UserError
@@ -57,8 +56,8 @@ def join(device: "torch.device") -> None:
 def shard(rows: int) -> slice:
     """Return this process's shard of so many consecutive rows; the first processes may have one more."""
     least, more = divmod(rows, world_size())
-    ends = [number * least + min(number, more) for number in range(world_size() + 1)]
-    return [slice(*pair) for pair in pairwise(ends)][rank()]
+    start = rank() * least + min(rank(), more)
+    return slice(start, start + least + (rank() < more))
 
 
 def all_reduce(tensors: Sequence["Tensor"]) -> None:

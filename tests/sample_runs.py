@@ -7,7 +7,7 @@ from ctxkv_lib.files import write_json
 from ctxkv_lib.report.info import describe
 from ctxkv_lib.runs.build import unallocated_model
 from ctxkv_lib.runs.config import ExperimentConfig
-from ctxkv_lib.runs.folder import STAGES, claimed
+from ctxkv_lib.runs.folder import claimed
 from ctxkv_lib.runs.presets import build_config
 from ctxkv_lib.runs.summary import Run, context_window, dense_fp32_mib
 
@@ -72,7 +72,7 @@ def write_run(path: Path, *args: Any, **options: Any) -> Path:
                 "stop_reason": summary["phase2"]["stop_reason"],
             },
         }
-        for stage in STAGES:
+        for stage in ("phase1", "caches", "phase2", "model", "test"):
             metrics = [{"memory": {}, **line} for line in run.metrics if line["stage"] == stage]
             folder.finish(stage, "", (), parts.get(stage, {}), metrics)
         folder.finish("results", "", (path / "config.json", path / "summary.json"))

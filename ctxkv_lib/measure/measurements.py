@@ -7,10 +7,10 @@ from ..errors import UserError, told_in_a_sentence
 from ..experiments import write_results
 from ..progress import stage
 from ..runs.device import torch_state
-from ..runs.folder import RunFolder, claimed
-from ..runs.keys import MEASUREMENTS, measurement_key
+from ..runs.folder import RESULTS, RunFolder, claimed
+from ..runs.keys import MEASUREMENTS, stage_key
 from ..runs.opened import OpenRun, open_run, refuse_other_texts
-from ..runs.summary import Run, measurements
+from ..runs.summary import Run, load_run, results_key
 from . import ngrams
 from . import probe as probing
 
@@ -18,7 +18,7 @@ MEASURES: dict[str, Callable[[OpenRun], dict[str, Any]]] = {"ngrams": ngrams.of_
 
 
 @told_in_a_sentence()
-def measure(run: Run, names: Sequence[str] = tuple(MEASUREMENTS)) -> Run:
+def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
     """Compute the missing measurements of a finished run, and write its summary and report anew.
 
     A mixer has no contexts to probe, which is then left out.
@@ -30,7 +30,7 @@ def measure(run: Run, names: Sequence[str] = tuple(MEASUREMENTS)) -> Run:
     if names and not wanted:
         raise UserError(f"{run.path} has a mixer instead of contexts to probe; it has n-grams.")
     with claimed(run.path, run.config, RunFolder.read(run.path).origin) as folder:
-        keys = {name: measurement_key(name, folder.stages["test"].key) for name in wanted}
+        keys = {name: stage_key(name, folder, {}) for name in wanted}
         missing = [name for name in wanted if not folder.finished(name, keys[name])]
         if missing:
             opened = open_run(run)
@@ -39,8 +39,8 @@ def measure(run: Run, names: Sequence[str] = tuple(MEASUREMENTS)) -> Run:
         for name in missing:
             with stage(f"Measuring: {name}"), torch_state():
                 folder.finish(name, keys[name], (), MEASURES[name](opened))
-        if not missing and measurements(folder).items() <= run.summary.items():
-            return run
+        if not missing and folder.finished(RESULTS, results_key(folder)):
+            return load_run(run.path)
         return write_results(folder)
 
 

@@ -23,7 +23,7 @@ CLOSE = 1e-4  # float32's rounding, with room
 
 @torch.no_grad()
 def try_plugins(model: ContextKV, plugins: Mapping[str, PlugIn]) -> None:
-    """Try the user's plug-ins, by hook; a UserError names what is wrong."""
+    """Try plug-ins, by hook; a UserError names what is wrong."""
     trials = {"block": _try_block, "loss": _try_loss, "attention": _try_attention, "mixer": _try_mixer}
     model.eval()
     for hook, plugin in plugins.items():

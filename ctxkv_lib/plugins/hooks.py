@@ -38,11 +38,6 @@ class PlugIn:
     source: str = ""  # the digest of its code, behind Python's version; behind "package" for this package's
     settings: dict[str, Any] = field(default_factory=dict)  # the fields of its `Settings`, if it has any
 
-    @property
-    def is_own(self) -> bool:
-        """Return whether it is the user's, and no part of recipe `tuned`."""
-        return not self.name.startswith(TUNED)
-
     def to_dict(self) -> dict[str, Any]:
         return {"plugin": self.name, "source": self.source, **self.settings}
 

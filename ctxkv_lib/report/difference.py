@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..files import digest
-from ..runs.config import flat
 from ..runs.names import run_names
 from ..runs.summary import Run
 
@@ -110,7 +109,7 @@ def _by_variant(runs: Run | Iterable[Run]) -> dict[str, dict[int, Run]]:
     """Group runs by a digest of all settings but the seed, each group by its seeds."""
     variants: dict[str, dict[int, Run]] = {}
     for run in [runs] if isinstance(runs, Run) else runs:
-        settings = dict(flat(run.config.to_dict()))
+        settings = run.config.flat()
         seed = settings.pop("runtime.seed")
         variants.setdefault(digest(settings), {})[seed] = run
     return variants

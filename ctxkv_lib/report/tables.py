@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..runs.names import FEW_RUNS, differing_settings, run_names
+from ..runs.config import differing_settings
+from ..runs.names import FEW_RUNS, run_names
 from ..runs.published import PUBLISHED, published_samples
 from ..runs.summary import Run
 

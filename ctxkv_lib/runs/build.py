@@ -15,7 +15,6 @@ from ..method.caches import StreamCache, TokenCache
 from ..method.config import GPT2_VOCAB_SIZE
 from ..method.memory import GIB, mib
 from ..method.model import ContextKV, Parts
-from ..plugins.mixer import MixerModel
 from .config import ExperimentConfig
 
 HEADROOM_BYTES = GIB  # of a GPU, left free for what training itself needs
@@ -27,6 +26,8 @@ def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool
     torch.manual_seed(config.runtime.seed)
     parts = {hook: plugin.build() for hook, plugin in config.plugins.items() if hook != "loss"}
     if mixer := parts.get("mixer"):
+        from ..plugins.mixer import MixerModel
+
         return MixerModel(config.model, mixer, vocab_size, has_unigram)
     return ContextKV(config.model, vocab_size, has_unigram, Parts(**parts))
 
@@ -74,14 +75,10 @@ def load_caches(folder: Path) -> dict[str, TokenCache]:
     """Map the caches of both streams, "train" and "val", on the CPU; raises as `read_tensors`."""
     caches: dict[str, TokenCache] = {}
     for split in ("train", "val"):
-        tokens = read_tensors(folder / f"{split}_emb.safetensors")
-        contexts = folder / f"{split}_ctx.safetensors"
-        if contexts.is_file():
-            caches[split] = StreamCache(
-                tokens["ids"], read_tensors(contexts)["contexts"], tokens.get("embeddings")
-            )
-        else:
-            caches[split] = TokenCache(tokens["ids"])
+        tensors = read_tensors(folder / f"{split}_emb.safetensors")
+        if (contexts := folder / f"{split}_ctx.safetensors").is_file():  # not with a mixer
+            tensors |= read_tensors(contexts)
+        caches[split] = StreamCache(**tensors) if "contexts" in tensors else TokenCache(**tensors)
     return caches
 
 

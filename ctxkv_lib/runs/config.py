@@ -10,7 +10,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from ..data.config import DataConfig
 from ..errors import UserError, did_you_mean, values_of_user
 from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.fields import Allowed, at_least, check_settings, require, setting
-from ..plugins.hooks import HOOKS, WITH_CONTEXTS, PlugIn, settings_of
+from ..plugins.hooks import HOOKS, TUNED, WITH_CONTEXTS, PlugIn, settings_of
 
 # Largest whole number, by group: products of such numbers stay below 2^63.
 LARGEST = {"model": 2**20, "runtime": 2**63 - 1}
@@ -90,20 +90,24 @@ class ExperimentConfig:
         return "mixer" not in self.plugins
 
     @property
-    def own_plugins(self) -> dict[str, PlugIn]:
-        """Return the plug-ins of the user's, by hook."""
-        return {hook: plugin for hook, plugin in self.plugins.items() if plugin.is_own}
-
-    @property
     def has_own_parts(self) -> bool:
-        """Return whether a part of the model is a plug-in of the user's."""
-        return bool(self.own_plugins.keys() - {"loss"})
+        """Return whether a part of the model is the user's, which those of recipe `tuned` are not."""
+        parts = [plugin for hook, plugin in self.plugins.items() if hook != "loss"]
+        return not all(plugin.name.startswith(TUNED) for plugin in parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as JSON values; the inverse is `config_from_dict`."""
         groups = {name: dataclasses.asdict(getattr(self, name)) for name in GROUPS}
         plugins = {hook: plugin.to_dict() for hook, plugin in self.plugins.items()}
         return {"preset": self.preset, "recipe": self.recipe, **groups, **plugins}
+
+    def flat(self) -> dict[str, Any]:
+        """Return preset and recipe, and all settings as `{"group.field": value}`."""
+        settings: dict[str, Any] = {"preset": self.preset, "recipe": self.recipe}
+        for group, values in self.to_dict().items():
+            if group not in settings:
+                settings |= {f"{group}.{name}": value for name, value in values.items()}
+        return settings
 
     @values_of_user()
     def replace(self, settings: Mapping[str, Any]) -> "ExperimentConfig":
@@ -167,13 +171,16 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     return dataclasses.replace(config, plugins=plugins)
 
 
-def flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield `("group.field", value)` for each setting of a nested configuration."""
-    for group, value in values.items():
-        if isinstance(value, dict):
-            yield from ((f"{group}.{name}", setting) for name, setting in value.items())
-        else:
-            yield group, value
+def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
+    """Return each experiment's settings, as `{"data.samples": 500}`, that are not the same in all of them.
+
+    The digest of a plug-in's code is left out, as nobody can interpret it.
+    """
+    rows = [config.flat() for config in configs]
+    digests = {f"{hook}.source" for hook in HOOKS}
+    keys = dict.fromkeys(key for settings in rows for key in settings if key not in digests)
+    different = [key for key in keys if any(settings.get(key) != rows[0].get(key) for settings in rows)]
+    return [{key: settings.get(key) for key in different} for settings in rows]
 
 
 def require_config(config: Any) -> None:

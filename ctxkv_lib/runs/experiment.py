@@ -30,37 +30,28 @@ class Experiment:
     """An experiment under way; data and model are read and made when a stage first needs them.
 
     Args:
+        folder: claimed; it has the settings and the precision of Phase 2's matrix products.
         texts: of `read_splits`, by split.
-        folder: claimed.
-        precision: of the matrix products of Phase 2, fp32 or bf16.
         listener: gets every metric in order.
     """
 
     def __init__(
-        self,
-        config: ExperimentConfig,
-        texts: dict[str, Conversations],
-        folder: RunFolder,
-        device: torch.device,
-        precision: str,
-        listener: Listener,
+        self, folder: RunFolder, texts: dict[str, Conversations], device: torch.device, listener: Listener
     ) -> None:
-        self.config, self.texts, self.folder = config, texts, folder
-        self.device, self.precision, self.listener = device, precision, listener
+        self.folder, self.texts, self.device, self.listener = folder, texts, device, listener
+        self.config, self.precision = folder.config, folder.origin["precision"]
         self.memory: list[dict[str, Any]] = []  # snapshots so far
 
     @cached_property
+    @stage("Reading the token table")
     def table(self) -> TokenTable:
-        with stage("Reading the token table"):
-            config = self.config
-            return load_table(
-                config.data, config.model.hidden_size, config.runtime.seed, self.texts.get("corpus")
-            )
+        config, corpus = self.config, self.texts.get("corpus")
+        return load_table(config.data, config.model.hidden_size, config.runtime.seed, corpus)
 
     @cached_property
+    @stage("Reading the tokenizer")
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        with stage("Reading the tokenizer"):
-            return load_tokenizer(self.config.data.tokenizer)
+        return load_tokenizer(self.config.data.tokenizer)
 
     @cached_property
     def ids(self) -> dict[str, Tensor]:
@@ -89,8 +80,7 @@ class Experiment:
         """The model on its device, untrained until a stage trains or loads its parts."""
         with stage("Building the model"):
             model = self.new_model()
-            if own_plugins := self.config.own_plugins:
-                try_plugins(model, own_plugins)
+            try_plugins(model, self.config.plugins)
         self.memory.append(snapshot("model built", self.device))
         return model
 
@@ -114,7 +104,7 @@ class Experiment:
         }
 
     def key(self, name: str) -> str:
-        return stage_key(name, self)
+        return stage_key(name, self.folder, self.inputs)
 
     def finished(self, name: str, linked: bool = False) -> Stage | None:
         """Return a stage that counts, of this run or, if it may be `linked`, of one beside it."""
@@ -133,9 +123,9 @@ class Experiment:
             self.listener({**metric, "replayed": True})
 
 
+@stage("Reading the conversations")
 def read_splits(config: ExperimentConfig) -> dict[str, Conversations]:
     """Read the conversations of an experiment; a UserError if the source is missing, damaged or too small."""
-    with stage("Reading the conversations"):
-        splits: list[Split] = ["train", "validation", "test"]
-        splits += ["corpus"] if config.data.reads_corpus else []
-        return {split: load_conversations(config.data, split) for split in splits}
+    splits: list[Split] = ["train", "validation", "test"]
+    splits += ["corpus"] if config.data.reads_corpus else []
+    return {split: load_conversations(config.data, split) for split in splits}

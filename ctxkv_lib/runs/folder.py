@@ -45,12 +45,12 @@ from ..files import (
     write_text,
 )
 from ..method.loop import Metric
-from ..plugins.hooks import HOOKS
 from ..progress import notice
-from .config import ExperimentConfig, config_from_dict, flat
-from .keys import STAGES
+from .config import ExperimentConfig, config_from_dict, differing_settings
+from .keys import MEASUREMENTS
 
 RECORD, LOCK, COMPARISON = "checkpoint/stages.json", ".lock", "comparison.json"
+PHASES = ("phase1", "phase2")  # which have metrics
 FORMAT = 3  # of the record; raise it when older ones cannot be read
 RESULTS = "results"  # the last stage: summary and metrics, from all others
 BESIDE = f"[!.]*/{RECORD}"  # records of runs in a folder; hidden folders are half-written copies
@@ -166,16 +166,19 @@ class RunFolder:
         return self._add(name, Stage(key, checksums(self.path, parts), result or {}, [*metrics]))
 
     def _add(self, name: str, stage: Stage) -> Stage:
-        if name in STAGES:
+        if name not in MEASUREMENTS:
             self.stages.pop(RESULTS, None)  # which are of the stages
         self.stages[name] = stage
         self.write()
         return stage
 
-    def write_metrics(self, *stages: Stage) -> None:
-        """Write metrics.jsonl anew, with the lines of these stages."""
-        lines = [_line(metric) for stage in stages for metric in stage.metrics]
-        write_text(self.path / "metrics.jsonl", "".join(lines))
+    def metrics(self, phases: Sequence[str] = PHASES) -> list[Metric]:
+        """Return the lines of metrics.jsonl that these phases have made, in order."""
+        return [metric for phase in phases for metric in self.stages[phase].metrics]
+
+    def write_metrics(self, phases: Sequence[str] = PHASES) -> None:
+        """Write metrics.jsonl anew, with the lines of these phases."""
+        write_text(self.path / "metrics.jsonl", "".join(map(_line, self.metrics(phases))))
 
     def append_metric(self, metric: Metric) -> None:
         """Add a line to metrics.jsonl, which shows a training under way."""
@@ -296,11 +299,10 @@ def _refuse_other_files(path: Path, again: bool) -> None:
 
 def _compare_settings(existing: RunFolder, config: ExperimentConfig) -> list[str]:
     """Refuse a folder of other settings; return the plug-ins whose code is another, as `block.source`."""
-    theirs, asked = dict(flat(existing.config.to_dict())), dict(flat(config.to_dict()))
-    keys = sorted(key for key in theirs.keys() | asked.keys() if theirs.get(key) != asked.get(key))
-    code = [key for key in keys if key in {f"{hook}.source" for hook in HOOKS}]
-    settings = [key for key in keys if key not in code and key not in OF_PLACE]
-    if settings:
-        shown = ", ".join(f"{key} {theirs.get(key)!r} (asked: {asked.get(key)!r})" for key in settings[:3])
+    theirs, asked = differing_settings([existing.config, config])
+    if settings := [key for key in theirs if key not in OF_PLACE]:
+        shown = ", ".join(f"{key} {theirs[key]!r} (asked: {asked[key]!r})" for key in settings[:3])
         raise UserError(f"{existing.path} holds another experiment: {shown}; name another folder with --out.")
-    return code
+    return [
+        f"{hook}.source" for hook, plugin in config.plugins.items() if existing.config.plugins[hook] != plugin
+    ]

@@ -8,14 +8,14 @@ What is not in the table changes no stage: where and how it runs (`runtime.devic
 how many conversations are asked for (the texts themselves count), and code that only reads, checks or writes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..files import digest, source_digest
-from .config import flat
 
 if TYPE_CHECKING:
-    from .experiment import Experiment
+    from .folder import RunFolder
 
 _BUILD = ("method.model", "plugins.mixer", "runs.build", "runs.experiment", "runs.stages")
 _CONTEXTS = (*_BUILD, "method.contexts", "method.oacd")
@@ -75,36 +75,36 @@ STAGES = {
     ),
     "model": Sources(stages=("phase2",), code=_SAVED),
     "test": Sources(stages=("caches", "phase2"), inputs=("test text",), code=(*_CONTEXTS, *_SCORES)),
-}
-MEASUREMENTS = {
     "ngrams": Sources(stages=("test",), code=("data.cooccurrence", "measure.ngrams")),
     "probe": Sources(stages=("test",), code=(*_CONTEXTS, *_SCORES, "measure.probe")),
 }
+MEASUREMENTS = ("ngrams", "probe")  # made when asked for
 # Of all that a result is computed with; the folder for transformers is no result.
-RESULT_CODE = tuple(sorted({module for name in STAGES if name != "model" for module in STAGES[name].code}))
+RESULT_CODE = tuple(
+    sorted({module for name in ("phase1", "caches", "phase2", "test") for module in STAGES[name].code})
+)
 
 
-def stage_key(name: str, experiment: "Experiment") -> str:
-    """Digest what a stage is computed from; the stages before it must be finished."""
+def stage_key(name: str, folder: "RunFolder", inputs: Mapping[str, str]) -> str:
+    """Digest what a stage is computed from; the stages before it must be finished.
+
+    Args:
+        inputs: of `Experiment.inputs`, those that the table names; measurements have none.
+    """
     sources = STAGES[name]
     settings = {
         key: value
-        for key, value in flat(experiment.config.to_dict())
+        for key, value in folder.config.flat().items()
         if key in sources.settings or key.partition(".")[0] in sources.settings
     }
-    plugins = [experiment.config.plugins.get(hook) for hook in sources.hooks]
-    stages = [experiment.folder.stages[stage] for stage in sources.stages]
+    plugins = [folder.config.plugins.get(hook) for hook in sources.hooks]
+    stages = [folder.stages[stage] for stage in sources.stages]
     return digest(
         {
             "code": source_digest(*sources.code),
             "settings": settings,
-            "inputs": [experiment.inputs[source] for source in sources.inputs],
+            "inputs": [inputs[source] for source in sources.inputs],
             "plugins": [plugin and plugin.to_dict() for plugin in plugins],
             "stages": [[stage.key, stage.files] for stage in stages],
         }
     )
-
-
-def measurement_key(name: str, test_key: str) -> str:
-    """Digest what a measurement is computed from: the tested weights and texts, and code."""
-    return digest([source_digest(*MEASUREMENTS[name].code), test_key])

@@ -12,8 +12,8 @@ from ..errors import DamagedFile, UserError
 from ..files import default_root, expanded
 from ..method.loop import epochs_of
 from ..method.memory import MIB
+from .config import differing_settings
 from .folder import RECORD, RESULTS, RunFolder
-from .names import differing_settings
 from .summary import Run, summarize
 
 PHASE2 = ("val_ppl", "val_acc", "train_ppl", "best_epoch")

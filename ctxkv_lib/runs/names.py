@@ -8,7 +8,7 @@ from typing import Any
 from ..files import checksum, default_root, digest, expanded
 from ..plugins.hooks import HOOKS
 from ..progress import counted
-from .config import ExperimentConfig, flat
+from .config import ExperimentConfig, differing_settings
 from .presets import changed_settings
 from .summary import Run
 
@@ -40,18 +40,6 @@ def comparison_folder(configs: Sequence[ExperimentConfig], root: Path | str | No
     *smaller, largest = sorted(configs, key=lambda config: config.data.samples)
     counts = "-".join(str(config.data.samples) for config in smaller)
     return Path(f"{run_folder_of(largest, root)}-vs-{counts}")
-
-
-def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
-    """Return each experiment's settings, as `{"data.samples": 500}`, that are not the same in all of them.
-
-    The digest of a plug-in's code is left out, as nobody can interpret it.
-    """
-    rows = [dict(flat(config.to_dict())) for config in configs]
-    digests = {f"{hook}.source" for hook in HOOKS}
-    keys = dict.fromkeys(key for settings in rows for key in settings if key not in digests)
-    different = [key for key in keys if any(settings.get(key) != rows[0].get(key) for settings in rows)]
-    return [{key: settings.get(key) for key in different} for settings in rows]
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:

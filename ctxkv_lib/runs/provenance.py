@@ -3,17 +3,17 @@
 import json
 import platform
 import subprocess
+from contextlib import suppress
 from datetime import date
 from importlib.metadata import PackageNotFoundError, distribution, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import ranks
+from ..files import PACKAGE
 from .experiment import Experiment
 
-PACKAGE = Path(__file__).parent.parent
 REPORTED = ("torch", "transformers", "numpy")
 
 
@@ -50,22 +50,13 @@ def git_commit() -> str | None:
     """Return the commit of this package's checkout (12 digits, `-dirty` if the package's files are others),
     or the one that pip installed; None if neither is known.
     """
-    if not (PACKAGE.parent / ".git").exists():
-        return _installed_commit()
-    git = ["git", "-C", str(PACKAGE)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, check=True)
+    with suppress(OSError, subprocess.CalledProcessError, PackageNotFoundError):
+        if not (PACKAGE.parent / ".git").exists():  # then `pip install git+https://...` recorded it (PEP 610)
+            recorded = json.loads(distribution("ctxkv_lib").read_text("direct_url.json") or "{}")
+            commit = recorded.get("vcs_info", {}).get("commit_id")
+            return commit and commit[:12]
+        git = ["git", "-C", str(PACKAGE)]
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, check=True)
         changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "."], capture_output=True)
-        return commit.stdout.decode().strip() + ("-dirty" if changed.returncode else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _installed_commit() -> str | None:
-    """Return what `pip install git+https://...` recorded (PEP 610)."""
-    try:
-        recorded = distribution("ctxkv_lib").read_text("direct_url.json")
-    except PackageNotFoundError:
-        return None
-    commit = json.loads(recorded or "{}").get("vcs_info", {}).get("commit_id")
-    return commit and commit[:12]
+        return head.stdout.decode().strip() + ("-dirty" if changed.returncode else "")
+    return None

@@ -9,8 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .config import ExperimentConfig
-from .names import differing_settings
+from .config import ExperimentConfig, differing_settings
 from .presets import build_config
 
 _RUNS = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))

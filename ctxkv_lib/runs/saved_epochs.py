@@ -22,9 +22,10 @@ from .. import ranks
 from ..errors import DamagedFile
 from ..files import read_with_metadata, write_tensors
 from ..method.loop import Loop, Metric, epochs_of
-from ..progress import estimated, notice, progress_bar
+from ..progress import notice, progress_bar
 
 EVERY_SECONDS = 60  # at most this much work and one epoch are repeated
+ESTIMATE_SECONDS = 5  # of an epoch, from which its duration is estimated
 T = TypeVar("T")
 
 
@@ -38,7 +39,7 @@ class RunLoop(Loop):
 
     Attributes:
         metrics: all so far, those of restored epochs included.
-        tell: called once, some seconds into the first epoch, with the seconds that its steps take.
+        tell: called once, some seconds into the first epoch, with the seconds that all its steps take.
     """
 
     tell: Callable[[float], None] | None = None
@@ -47,79 +48,66 @@ class RunLoop(Loop):
         self.record, self.path, self.key, self.saved_at = record, path, key, time.monotonic()
         self.metrics: list[Metric] = []
 
+    @torch.no_grad()
     def restore(self, state: Any) -> None:
-        if self.path:
-            self.metrics = restore_state(state, self.path, self.key)
-        if self.metrics:
-            notice(f"Phase 2 goes on after epoch {self.metrics[-1]['epoch']}.")
+        if not (self.path and self.path.is_file()):
+            return
+        try:
+            tensors, metadata = read_with_metadata(self.path)
+        except DamagedFile as error:
+            notice(f"{error} Phase 2 begins again.")
+            return
+        if metadata.get("key") != self.key:
+            return
+        groups = defaultdict[str, dict[str, Tensor]](dict)
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition("/")
+            groups[kind][name] = tensor.clone()  # it is mapped from the file
+        for name, weight in state.weights.items():
+            weight.copy_(groups["weights"][name])
+            state.best[name] = groups["best"][name].to(weight.device)
+        for name, average in state.stepper.averages.items():
+            average.copy_(groups["averages"][name])
+        moments = {int(kind): tensors for kind, tensors in groups.items() if kind.isdecimal()}
+        parameter_groups, self.metrics = json.loads(metadata["numbers"])
+        state.stepper.optimizer.load_state_dict({"state": moments, "param_groups": parameter_groups})
+        state.metrics = epochs_of(self.metrics)
+        notice(f"Phase 2 goes on after epoch {self.metrics[-1]['epoch']}.")
         for metric in self.metrics:
             self.record({**metric, "replayed": True})
 
+    def _save(self, state: Any, path: Path) -> None:
+        """Write a `phase2.Phase2State`: tensors under `kind/name`, everything else as JSON beside them.
+
+        The kind of the optimiser's tensors is the number of their weight.
+        """
+        optimizer = state.stepper.optimizer.state_dict()
+        groups = {"weights": state.weights, "averages": state.stepper.averages, "best": state.best}
+        groups |= {str(number): moments for number, moments in optimizer["state"].items()}
+        tensors = {
+            f"{kind}/{name}": tensor for kind, group in groups.items() for name, tensor in group.items()
+        }
+        numbers = json.dumps([optimizer["param_groups"], self.metrics])
+        write_tensors(path, tensors, {"key": self.key, "numbers": numbers})
+
     def track(self, items: Iterable[T], description: str, total: int, done: int = 0) -> Iterable[T]:
-        bar = progress_bar(items, description, total=total, initial=done)
-        tell, self.tell = self.tell, None
-        return estimated(bar, total, tell) if tell else bar
+        self.began = time.monotonic()
+        return progress_bar(items, description, total=total, initial=done)
 
     def after_round(self, state: Any, metric: Metric) -> None:
         self.metrics.append(metric)
         if self.path and not ranks.rank() and time.monotonic() >= self.saved_at + EVERY_SECONDS:
-            save_state(state, self.path, self.key, self.metrics)
+            self._save(state, self.path)
             self.saved_at = time.monotonic()
         self.record(metric)
 
     def after_steps(self, metric: Metric) -> None:
+        seconds = time.monotonic() - self.began
+        if self.tell and seconds >= ESTIMATE_SECONDS:
+            self.tell(seconds / metric["step"] * metric["steps"])
+            self.tell = None
         self.metrics.append(metric)
         self.record(metric)
 
-    def shard(self, rows: int) -> slice:
-        return ranks.shard(rows)
-
-    def all_reduce(self, tensors: Any) -> None:
-        ranks.all_reduce(tensors)
-
-
-def save_state(state: Any, path: Path, key: str, metrics: list[Metric]) -> None:
-    """Write a `phase2.Phase2State`: tensors under `kind/name`, everything else as JSON beside them.
-
-    `metrics` are those of its epochs, and of steps within them.
-    """
-    optimizer = state.stepper.optimizer.state_dict()
-    groups = {"weights": state.weights, "averages": state.stepper.averages, "best": state.best}
-    groups |= {f"optimizer {number}": moments for number, moments in optimizer["state"].items()}
-    tensors = {f"{kind}/{name}": tensor for kind, named in groups.items() for name, tensor in named.items()}
-    numbers = json.dumps([optimizer["param_groups"], metrics])
-    write_tensors(path, tensors, {"key": key, "numbers": numbers})
-
-
-@torch.no_grad()
-def restore_state(state: Any, path: Path, key: str) -> list[Metric]:
-    """Overwrite a state that has just begun with the saved one of this key; return what was saved with it.
-
-    These `metrics` are empty if there is none.
-    """
-    try:
-        tensors, metadata = read_with_metadata(path)
-    except FileNotFoundError:
-        return []
-    except DamagedFile as error:
-        notice(f"{error} Phase 2 begins again.")
-        return []
-    if metadata.get("key") != key:
-        return []
-    groups = defaultdict[str, dict[str, Tensor]](dict)
-    for key_of_tensor, tensor in tensors.items():
-        kind, _, name = key_of_tensor.partition("/")
-        groups[kind][name] = tensor.clone()  # it is mapped from the file
-    for name, weight in state.weights.items():
-        weight.copy_(groups["weights"][name])
-        state.best[name] = groups["best"][name].to(weight.device)
-    for name, average in state.stepper.averages.items():
-        average.copy_(groups["averages"][name])
-    parameter_groups, metrics = json.loads(metadata["numbers"])
-    state.metrics = epochs_of(metrics)
-    optimizers = {
-        kind.split()[1]: moments for kind, moments in groups.items() if kind.startswith("optimizer ")
-    }
-    moments = {int(number): tensors for number, tensors in optimizers.items()}
-    state.stepper.optimizer.load_state_dict({"state": moments, "param_groups": parameter_groups})
-    return metrics
+    shard = staticmethod(ranks.shard)
+    all_reduce = staticmethod(ranks.all_reduce)

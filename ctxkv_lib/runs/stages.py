@@ -69,7 +69,7 @@ def _train_block(experiment: Experiment, generator: torch.Generator) -> Tensor |
     """Run Phase 1, which a model without contexts does not have; return the last iteration's contexts."""
     folder, config = experiment.folder, experiment.config
     ids, model = _phase1_ids(experiment), experiment.model
-    folder.write_metrics()
+    folder.write_metrics([])
     result, last, files, loop = UNTRAINED, None, [], RunLoop(experiment.record)
     if model.has_contexts:
         loss = config.plugins.get("loss")
@@ -204,13 +204,11 @@ def _train_attention(experiment: Experiment, loop: RunLoop) -> None:
     folder, config, model = experiment.folder, experiment.config, experiment.model
     streams, placement = load_streams(experiment)
     prepared = snapshot("phase 2 prepared", experiment.device)
-    ranks.on_rank_0(lambda: folder.write_metrics(folder.stages["phase1"]))
-    parameters = parameter_counts(model)
+    ranks.on_rank_0(lambda: folder.write_metrics(["phase1"]))
     train, phase2 = streams["train"], config.phase2
-    scoring = 1.0 if experiment.precision == "bf16" else 0.5  # time of a position against one of training
 
     def tell(seconds: float) -> None:
-        seconds *= 1 + scoring * len(streams["val"]) / len(train)
+        seconds *= 1 + len(streams["val"]) / len(train)  # scoring takes as long as training at most
         notice(f"{len(train) + 1:,} tokens: {epochs_ahead(seconds, phase2.least_epochs, phase2.max_epochs)}.")
 
     loop.tell = tell
@@ -226,7 +224,7 @@ def _train_attention(experiment: Experiment, loop: RunLoop) -> None:
         loop,
     )
     summary = {
-        "parameters": parameters,
+        "parameters": parameter_counts(model),
         "offsets": model.slot_offsets,
         "stop_reason": result.stop_reason,
         "provenance": provenance(experiment, placement),
@@ -265,31 +263,27 @@ def test_stage(experiment: Experiment) -> None:
     The result has `ppl`, `acc` and `tokens`; `conversations`, of each the number of predicted tokens and
     their mean loss in nats; and `fingerprint`. It is empty if there is no token to predict.
     """
-    if experiment.finished("test"):
-        return
-    texts, result = experiment.texts["test"], dict[str, Any]()
-    with stage("Scoring the test split"):
-        if len(texts) and len((stream := validation_stream(texts, experiment.tokenizer)).ids) > 1:
-            load_weights(experiment.model, experiment.folder.path)
-            losses, correct = test_scores(experiment, stream.ids)
-            # The losses start at the stream's second token.
-            parts = losses.tensor_split((stream.starts[1:] - 1).clamp(min=0).cpu())
-            result = {
-                "ppl": perplexity(losses.mean().item()),
-                "acc": correct.float().mean().item(),
-                "tokens": len(stream.ids),
-                "conversations": [[len(part), part.mean().item()] for part in parts if len(part)],
-                "fingerprint": texts.fingerprint,
-            }
-    experiment.folder.finish("test", experiment.key("test"), (), result)
+    if not experiment.finished("test"):
+        experiment.folder.finish("test", experiment.key("test"), (), _test_result(experiment))
 
 
-@torch.no_grad()
-def test_scores(experiment: Experiment, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute `token_scores` of a text whose contexts are computed as those of validation."""
-    model, cache = experiment.model, TokenCache(ids.int().to(experiment.device))
-    if model.has_contexts:
-        generator = torch.Generator(experiment.device).manual_seed(experiment.config.runtime.seed)
-        contexts = torch.cat([*_stream_contexts(experiment, ids, None, generator)])
+@stage("Scoring the test split")
+def _test_result(experiment: Experiment) -> dict[str, Any]:
+    texts, model, device = experiment.texts["test"], experiment.model, experiment.device
+    if not len(texts) or len((stream := validation_stream(texts, experiment.tokenizer)).ids) < 2:
+        return {}
+    load_weights(model, experiment.folder.path)
+    cache = TokenCache(stream.ids.int().to(device))
+    if model.has_contexts:  # computed as those of validation
+        generator = torch.Generator(device).manual_seed(experiment.config.runtime.seed)
+        contexts = torch.cat([*_stream_contexts(experiment, stream.ids, None, generator)])
         cache = StreamCache(cache.ids, contexts)
-    return token_scores(model, cache, torch.arange(len(cache)))
+    losses, correct = token_scores(model, cache, torch.arange(len(cache)))
+    parts = losses.tensor_split((stream.starts[1:] - 1).clamp(min=0).cpu())  # from the second token on
+    return {
+        "ppl": perplexity(losses.mean().item()),
+        "acc": correct.float().mean().item(),
+        "tokens": len(stream.ids),
+        "conversations": [[len(part), part.mean().item()] for part in parts if len(part)],
+        "fingerprint": texts.fingerprint,
+    }

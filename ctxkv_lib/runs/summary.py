@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import expanded, read_json
+from ..files import digest, expanded, read_json
 from ..method.config import ModelConfig
 from ..method.loop import Metric, epochs_of
 from ..method.memory import mib
 from ..progress import counted
 from .config import ExperimentConfig
 from .folder import RESULTS, RunFolder, Stage
-from .keys import MEASUREMENTS, measurement_key
+from .keys import MEASUREMENTS, stage_key
 
 EPOCH = ("epoch", "train_ppl", "val_ppl", "val_acc", "improved", "no_improve", "seconds")
 FP32_BYTES = 4
@@ -44,23 +44,14 @@ def load_run(path: Path | str, *stages: str) -> Run:
     Raises:
         UserError: there is no run, it is unfinished, or a file is damaged.
     """
-    return finished_run(RunFolder.read(expanded(path)), *stages)
-
-
-def finished_run(folder: RunFolder, *stages: str) -> Run:
-    """Return the run in a folder, as `load_run`."""
-    path = folder.path
+    path = expanded(path)
+    folder = RunFolder.read(path)
     for name in (RESULTS, *stages):
         if name not in folder.stages:
             raise UserError(f"{path} has not finished; go on with `ctxkv run --out {path}`.")
         if damage := folder.stages[name].damage(path):
             raise UserError(f"{damage}; make it again with `ctxkv run --out {path}`.")
-    return Run(path, folder.config, read_json(path / "summary.json"), metrics_of(folder.stages))
-
-
-def metrics_of(stages: dict[str, Stage]) -> list[Metric]:
-    """Return the lines of both phases, in order."""
-    return [line for name in ("phase1", "phase2") if name in stages for line in stages[name].metrics]
+    return Run(path, folder.config, read_json(path / "summary.json"), folder.metrics())
 
 
 def context_summary(stages: dict[str, Stage]) -> dict[str, Any]:
@@ -102,9 +93,14 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
 
 def measurements(folder: RunFolder) -> dict[str, Any]:
     """Return the measurements in a folder that are of its tested weights."""
-    stages = folder.stages
-    keys = {name: measurement_key(name, stages["test"].key) for name in MEASUREMENTS if name in stages}
-    return {n: stages[n].result for n, key in keys.items() if stages[n].key == key and stages[n].result}
+    stages = {name: folder.stages[name] for name in MEASUREMENTS if name in folder.stages}
+    valid = {name: stage for name, stage in stages.items() if stage.key == stage_key(name, folder, {})}
+    return {name: stage.result for name, stage in valid.items() if stage.result}
+
+
+def results_key(folder: RunFolder) -> str:
+    """Digest what the results are made of: the stages up to the test, and measurements."""
+    return digest([folder.stages["test"].key, measurements(folder)])
 
 
 def context_window(model: ModelConfig, train_tokens: int | None) -> dict[str, int | None]:

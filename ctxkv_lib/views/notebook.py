@@ -49,7 +49,7 @@ def notebook_config(
     preset = values["preset"] or ("colab" if "google.colab" in sys.modules else "offline")
     numbers = {"data.samples": values["samples"], "runtime.seed": values["seed"]}
     chosen = {name: text for name, text in numbers.items() if text} | (settings or {})
-    return build_config(preset, values["recipe"] or None, None, chosen, print)
+    return build_config(preset, values["recipe"] or None, None, chosen)
 
 
 def runs_root() -> Path:

@@ -123,7 +123,7 @@ class Counting(GatedBlock):
 def test_a_trial_leaves_buffers_as_they_were(tiny_config):
     config = tiny_config.replace({"block": Counting})
     model = untrained_model(config, 2, False)
-    try_plugins(model, config.own_plugins)
+    try_plugins(model, config.plugins)
     assert model.context_block.steps == 0
 
 

@@ -8,7 +8,7 @@ from conftest import PreviousToken
 
 from ctxkv_lib.report import times
 from ctxkv_lib.report.info import describe, describe_settings, format_info, format_settings
-from ctxkv_lib.runs.config import GROUPS, flat
+from ctxkv_lib.runs.config import GROUPS
 from ctxkv_lib.runs.presets import RECIPES, build_config
 
 
@@ -30,7 +30,7 @@ def test_every_setting_is_listed_with_its_reason_and_what_it_allows():
     rows = describe_settings()
     fields = [(group, known) for group, settings in GROUPS.items() for known in dataclasses.fields(settings)]
     assert [row["setting"] for row in rows] == [f"{group}.{known.name}" for group, known in fields]
-    values = dict(flat(build_config("colab").to_dict()))
+    values = build_config("colab").flat()
     assert [row["value"] for row in rows] == [values[row["setting"]] for row in rows]
     assert all(row["reason"] and row["allowed"] for row in rows)
     text = format_settings(rows)
@@ -40,7 +40,7 @@ def test_every_setting_is_listed_with_its_reason_and_what_it_allows():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_is_listed_with_the_settings_of_its_plug_ins(recipe):
-    settings = dict(flat(build_config("ci", recipe).to_dict()))
+    settings = build_config("ci", recipe).flat()
     rows = {row["setting"]: row["value"] for row in describe_settings("ci", recipe)}
     assert rows == {
         key: value

@@ -7,7 +7,6 @@ import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ from ctxkv_lib.report.info import describe_settings
 from ctxkv_lib.runs.device import choose_precision
 from ctxkv_lib.runs.experiment import Experiment, read_splits
 from ctxkv_lib.runs.folder import RunFolder, Stage
-from ctxkv_lib.runs.keys import MEASUREMENTS, STAGES, measurement_key, stage_key
+from ctxkv_lib.runs.keys import MEASUREMENTS, STAGES, stage_key
 from ctxkv_lib.runs.presets import build_config
 
 ALL = ("phase1", "caches", "phase2", "model", "test")
@@ -53,16 +52,16 @@ PLUGGED = {"block": ALL, "loss": ALL, "mixer": ALL, "attention": FROM_PHASE2}
 def inputs_of(config):
     cpu = torch.device("cpu")
     precision = choose_precision(config.runtime.precision, cpu)
-    return Experiment(config, read_splits(config), None, cpu, precision, print).inputs
+    folder = RunFolder(Path(), config, {"precision": precision})
+    return Experiment(folder, read_splits(config), cpu, print).inputs
 
 
 def keys(config, inputs):
     """The keys of all stages, each as if those before it had just been made; and of measurements."""
-    experiment = SimpleNamespace(config=config, inputs=inputs, folder=SimpleNamespace(stages={}))
-    for name in STAGES:
-        experiment.folder.stages[name] = Stage(stage_key(name, experiment))
-    stage_keys = {name: stage.key for name, stage in experiment.folder.stages.items()}
-    return stage_keys | {name: measurement_key(name, stage_keys["test"]) for name in MEASUREMENTS}
+    folder = RunFolder(Path(), config, {})
+    for name in (*ALL, *MEASUREMENTS):
+        folder.stages[name] = Stage(stage_key(name, folder, inputs))
+    return {name: stage.key for name, stage in folder.stages.items()}
 
 
 def changed_stages(before, after):
@@ -268,12 +267,12 @@ def modules_of(start):
 
 
 def test_no_module_that_a_stage_computes_with_is_forgotten():
-    sources, used = STAGES | MEASUREMENTS, set()
-    for name in sources:
+    used = set()
+    for name in STARTS:
         stages = [name]
         for stage in stages:  # to which those it depends on are appended
-            stages += sources[stage].stages
-        counted = {module for stage in stages for module in sources[stage].code}
+            stages += STAGES[stage].stages
+        counted = {module for stage in stages for module in STAGES[stage].code}
         uncounted = modules_of(STARTS[name]) - counted - NOT_IN.get(name, set())
         assert uncounted <= NOT_COMPUTED_WITH, name
         used |= uncounted
