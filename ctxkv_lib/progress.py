@@ -1,10 +1,11 @@
 """Progress of long work: bars and lines on a terminal or in a notebook, a line an epoch elsewhere."""
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import ranks
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from .method.loop import Metric
 
 LOGGED_ITERATIONS = 10  # of Phase 1: one line for so many
+ESTIMATE_SECONDS = 5  # of a loop, from which its duration is estimated
+T = TypeVar("T")
 Listener = Callable[["Metric"], None]  # called with each line of metrics.jsonl as it is made
 
 
@@ -24,6 +27,18 @@ def progress_bar(items: Iterable[Any] | None, description: str, **options: Any) 
 
     hidden = ranks.rank() > 0 or not (in_notebook() or sys.stderr.isatty())
     return tqdm(items, description, disable=hidden, leave=False, **options)
+
+
+def estimated(items: Iterable[T], total: int, tell: Callable[[float], None]) -> Iterator[T]:
+    """Pass on `total` items, and after some seconds tell once how many seconds all of them take."""
+    began = None
+    for number, item in enumerate(items):
+        if number == 1:  # the first one warms up
+            began = time.monotonic()
+        elif began and (seconds := time.monotonic() - began) >= ESTIMATE_SECONDS:
+            tell(seconds / (number - 1) * total)
+            began = None
+        yield item
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.measure import measurements
 from ctxkv_lib.method.config import Phase2Config
-from ctxkv_lib.runs import saved_epochs, stages
+from ctxkv_lib.runs import stages
 from ctxkv_lib.runs.keys import MEASUREMENTS
 
 COMMAND = [sys.executable, "-m", "ctxkv_lib"]
@@ -169,8 +169,8 @@ def test_info_measures_how_long_training_takes(printed_by):
 
 
 def test_a_run_says_early_how_long_an_epoch_takes(tmp_path, tiny_settings, monkeypatch, capsys):
-    monkeypatch.setattr(saved_epochs, "ESTIMATE_SECONDS", 0)
-    settings = tiny_settings | {"phase2.batch_size": 4, "phase2.max_epochs": 5, "phase2.learning_rate": 1e-9}
+    monkeypatch.setattr(progress, "ESTIMATE_SECONDS", 0)
+    settings = tiny_settings | {"phase2.batch_size": 32, "phase2.max_epochs": 5, "phase2.learning_rate": 1e-9}
     assert main(tiny_run(tmp_path / "run", settings)) == 0
     out, err = capsys.readouterr()
     assert re.fullmatch(r"\d+ tokens: an epoch about [\d.]+ s, 4 to 5 of them\.\n", err)

@@ -22,10 +22,9 @@ from .. import ranks
 from ..errors import DamagedFile
 from ..files import read_with_metadata, write_tensors
 from ..method.loop import Loop, Metric, epochs_of
-from ..progress import notice, progress_bar
+from ..progress import estimated, notice, progress_bar
 
 EVERY_SECONDS = 60  # at most this much work and one epoch are repeated
-ESTIMATE_SECONDS = 5  # of an epoch, from which its duration is estimated
 T = TypeVar("T")
 
 
@@ -39,7 +38,7 @@ class RunLoop(Loop):
 
     Attributes:
         metrics: all so far, those of restored epochs included.
-        tell: called once, some seconds into the first epoch, with the seconds that all its steps take.
+        tell: called once, some seconds into the first epoch, with the seconds that its steps take.
     """
 
     tell: Callable[[float], None] | None = None
@@ -91,8 +90,9 @@ class RunLoop(Loop):
         write_tensors(path, tensors, {"key": self.key, "numbers": numbers})
 
     def track(self, items: Iterable[T], description: str, total: int, done: int = 0) -> Iterable[T]:
-        self.began = time.monotonic()
-        return progress_bar(items, description, total=total, initial=done)
+        bar = progress_bar(items, description, total=total, initial=done)
+        tell, self.tell = self.tell, None
+        return estimated(bar, total, tell) if tell else bar
 
     def after_round(self, state: Any, metric: Metric) -> None:
         self.metrics.append(metric)
@@ -102,10 +102,6 @@ class RunLoop(Loop):
         self.record(metric)
 
     def after_steps(self, metric: Metric) -> None:
-        seconds = time.monotonic() - self.began
-        if self.tell and seconds >= ESTIMATE_SECONDS:
-            self.tell(seconds / metric["step"] * metric["steps"])
-            self.tell = None
         self.metrics.append(metric)
         self.record(metric)
 
