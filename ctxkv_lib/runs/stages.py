@@ -206,9 +206,10 @@ def _train_attention(experiment: Experiment, loop: RunLoop) -> None:
     prepared = snapshot("phase 2 prepared", experiment.device)
     ranks.on_rank_0(lambda: folder.write_metrics(["phase1"]))
     train, phase2 = streams["train"], config.phase2
+    scoring = 1.0 if experiment.precision == "bf16" else 0.5  # time of a position against one of training
 
     def tell(seconds: float) -> None:
-        seconds *= 1 + len(streams["val"]) / len(train)  # scoring takes as long as training at most
+        seconds *= 1 + scoring * len(streams["val"]) / len(train)
         notice(f"{len(train) + 1:,} tokens: {epochs_ahead(seconds, phase2.least_epochs, phase2.max_epochs)}.")
 
     loop.tell = tell
