@@ -16,7 +16,7 @@ torture:  ## hundreds of runs that are killed, starved of disk, or find their fi
 	pytest -n 0 -m torture -s tests/experiments/test_trust.py tests/test_fuzz.py
 
 notebooks:  ## every notebook, small and without a network
-	CTXKV_PRESET=ci pytest -n 0 --nbmake --nbmake-timeout=600 $(NBMAKE) notebooks/
+	CTXKV_PRESET=ci OMP_NUM_THREADS=1 pytest --nbmake --nbmake-timeout=600 $(NBMAKE) notebooks/
 
 outputs:  ## execute the notebooks with preset offline and keep their outputs: an hour on 2 cores
 	CTXKV_PRESET=offline python notebooks/outputs.py
