@@ -31,6 +31,7 @@ NAMES = {  # of rows, where the results have another
     "tuned, copying": "`tuned`",
     "exact": "`exact`",
     "exact, untrained": "`exact` without Phase 1",
+    "base": "`exact`",
     "exact, one slot": "`exact`, only the present context",
     "exact, directional table": "`exact`, token table of `tuned`",
     "gated, end to end": "gated contexts",
@@ -85,6 +86,15 @@ PAIRS = {  # tables of differences: test conversations, and rows
         "predictive and OACD / predictive",
         "autoencoding / gated, untrained",
     ),
+    "proposals": (
+        50,
+        "interval 50 / base",
+        "interval 100 / base",
+        "64 contexts / base",
+        "dropout 0.3 / base",
+        "weight decay 0.1 / base",
+        "variable count / base",
+    ),
 }
 
 
@@ -130,7 +140,7 @@ def tested(conversations: int) -> Cells:
     `cache`: so tables and intervals are of the same runs.
     """
     if conversations == 50:
-        return cells_of("fair/sweep", "fair/cache", "phase1/sweep")
+        return cells_of("fair/sweep", "fair/cache", "phase1/sweep", "proposals/sweep")
     return cells_of("answer/sweep", "full/sweep", "cache/cache")
 
 

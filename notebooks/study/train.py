@@ -114,7 +114,7 @@ PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
         "exact, one slot": {**EXACT, **FIFTY, "model.max_contexts": 1},
     }),
     "proposals": ((100,), {  # the original's, one change each
-        "exact": PROPOSED,
+        "base": PROPOSED,
         "interval 50": {**PROPOSED, "model.interval": 50},
         "interval 100": {**PROPOSED, "model.interval": 100},
         "64 contexts": {**PROPOSED, "model.max_contexts": 64},
