@@ -147,11 +147,12 @@ def write_tensors(
     path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write named tensors and strings as one safetensors file, with a checksum of the tensors inside."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as beside, rust_errors(path):
-        save_file(copies, beside, {**(metadata or {}), CHECKSUM: _tensor_checksum(copies)})
+    content = save(copies, {**(metadata or {}), CHECKSUM: _tensor_checksum(copies)})
+    with replacing(path) as beside:
+        beside.write_bytes(content)  # `save_file` has a temporary file of its own, which a kill leaves
 
 
 def write_parts(path: Path, tensors: Mapping[str, TensorParts]) -> None:
