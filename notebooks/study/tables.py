@@ -31,7 +31,6 @@ NAMES = {  # of rows, where the results have another
     "tuned, copying": "`tuned`",
     "exact": "`exact`",
     "exact, untrained": "`exact` without Phase 1",
-    "base": "`exact`",
     "exact, one slot": "`exact`, only the present context",
     "exact, directional table": "`exact`, token table of `tuned`",
     "gated, end to end": "gated contexts",
@@ -85,15 +84,6 @@ PAIRS = {  # tables of differences: test conversations, and rows
         "predictive / OACD",
         "predictive and OACD / predictive",
         "autoencoding / gated, untrained",
-    ),
-    "proposals": (
-        50,
-        "interval 50 / base",
-        "interval 100 / base",
-        "64 contexts / base",
-        "dropout 0.3 / base",
-        "weight decay 0.1 / base",
-        "variable count / base",
     ),
 }
 
