@@ -1,4 +1,4 @@
-"""nbmake executes notebooks side by side, and they share run folders: each worker gets runs of its own."""
+"""nbmake executes notebooks side by side: each worker gets run folders of its own."""
 
 import os
 
