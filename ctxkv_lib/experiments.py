@@ -22,7 +22,7 @@ from .runs.keys import RESULT_CODE
 from .runs.names import comparison_folder, run_folder_of
 from .runs.opened import OpenRun, open_prepared
 from .runs.stages import contexts_stages, model_stage, phase2_stage, test_stage
-from .runs.summary import Run, load_run, results_key, summarize
+from .runs.summary import Run, finished_run, results_key, summarize
 from .views import figures
 
 
@@ -104,7 +104,7 @@ def _finish(experiment: Experiment) -> Run:
     test_stage(experiment)
     results = folder.finished(RESULTS, results_key(folder))
     if results and all((folder.path / name).is_file() for name in results.result["written"]):
-        return load_run(folder.path)
+        return finished_run(folder)
     return write_results(folder)
 
 

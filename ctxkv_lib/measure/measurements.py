@@ -10,7 +10,7 @@ from ..runs.device import torch_state
 from ..runs.folder import RESULTS, RunFolder, claimed
 from ..runs.keys import MEASUREMENTS, stage_key
 from ..runs.opened import OpenRun, open_run, refuse_other_texts
-from ..runs.summary import Run, load_run, results_key
+from ..runs.summary import Run, finished_run, results_key
 from . import ngrams
 from . import probe as probing
 
@@ -40,7 +40,7 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
             with stage(f"Measuring: {name}"), torch_state():
                 folder.finish(name, keys[name], (), MEASURES[name](opened))
         if not missing and folder.finished(RESULTS, results_key(folder)):
-            return load_run(run.path)
+            return finished_run(folder)
         return write_results(folder)
 
 

@@ -14,7 +14,7 @@ from ..data.conversations import load_conversations
 from ..data.token_table import load_table
 from ..data.tokens import load_tokenizer
 from ..errors import UserError, is_utf8, told_in_a_sentence, values_of_user
-from ..files import read_tensors, source_digest
+from ..files import expanded, read_tensors, source_digest
 from ..method.memory import snapshot
 from ..method.model import ContextKV
 from ..method.scoring import EVALUATION_ROWS, token_scores
@@ -27,7 +27,7 @@ from .export import for_transformers
 from .folder import RunFolder
 from .keys import RESULT_CODE
 from .stages import load_streams
-from .summary import Run, context_summary, load_run
+from .summary import Run, context_summary, finished_run
 
 COLDEST = 1e-6  # temperature at which sampling always takes the largest logit
 
@@ -109,10 +109,11 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
     Raises:
         UserError: there is no finished run, a file is damaged, or a plug-in is missing or changed.
     """
-    run = load_run(run.path if isinstance(run, Run) else run, "phase1", "caches", "phase2", "model")
+    folder = RunFolder.read(run.path if isinstance(run, Run) else expanded(run))
+    run = finished_run(folder, "phase1", "caches", "phase2", "model")
     for hook in run.config.plugins.keys() - {"loss"}:
         run.config.plugins[hook].refuse_changed()
-    if RunFolder.read(run.path).origin["code"] != source_digest(*RESULT_CODE):
+    if folder.origin["code"] != source_digest(*RESULT_CODE):
         notice(f"{run.path} was made with other code of the method; what it computes here may be different.")
     with stage("Loading the model"), torch_state():
         model = frozen_model(run.config, *_frozen_tensors(run))

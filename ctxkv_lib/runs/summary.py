@@ -44,8 +44,12 @@ def load_run(path: Path | str, *stages: str) -> Run:
     Raises:
         UserError: there is no run, it is unfinished, or a file is damaged.
     """
-    path = expanded(path)
-    folder = RunFolder.read(path)
+    return finished_run(RunFolder.read(expanded(path)), *stages)
+
+
+def finished_run(folder: RunFolder, *stages: str) -> Run:
+    """Return the run in a folder that has been read; arguments and errors as of `load_run`."""
+    path = folder.path
     for name in (RESULTS, *stages):
         if name not in folder.stages:
             raise UserError(f"{path} has not finished; go on with `ctxkv run --out {path}`.")
