@@ -35,7 +35,7 @@ def discounts(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.array([0, *FALLBACK_DISCOUNTS])
 
 
-def unigram_floor(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def smoothed_unigram(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Turn counts int64 `[vocab_size]` into probabilities, discounted towards the uniform distribution."""
     taken, total = discounts(counts)[np.minimum(counts, 3)], counts.sum()
     kept = taken.cumsum()[-1] / total  # summed one by one, as bincount does

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.conversations import load_conversations
-from ..data.cooccurrence import discounts, unigram_floor
+from ..data.cooccurrence import discounts, smoothed_unigram
 from ..data.token_table import corpus_counts, corpus_ids
 from ..data.tokens import validation_stream
 from ..method.config import GPT2_VOCAB_SIZE
@@ -41,11 +41,11 @@ def of_run(opened: OpenRun) -> dict[str, Any]:
         streams["test"], starts["test"] = test.ids, test.starts.numpy()
     ids = {name: stream.numpy().astype(np.int64) for name, stream in streams.items()}
     train, size = ids.pop("train"), GPT2_VOCAB_SIZE
-    floors = {"uniform": np.full(size, 1 / size)}
+    priors = {"uniform": np.full(size, 1 / size)}
     texts = {"": train}
     if data.reads_corpus:
         corpus = load_conversations(data, "corpus")
-        floors["table text"] = unigram_floor(corpus_counts(data, corpus).numpy())
+        priors["table text"] = smoothed_unigram(corpus_counts(data, corpus).numpy())
         if data.table == "cooccurrence":
             apart = train if data.corpus == "own" else train[:0]  # else the text has that in it
             texts["_table"] = np.concatenate([corpus_ids(data, corpus).numpy(), apart])
@@ -54,7 +54,7 @@ def of_run(opened: OpenRun) -> dict[str, Any]:
         if len(counted) > MOST_COUNTED:
             say(f"No n-grams of {len(counted):,} tokens, which are more than {MOST_COUNTED:,}.")
             continue
-        rows = ngram_baselines(counted, ids, floors, opened.run.config.model.context_window, starts)
+        rows = ngram_baselines(counted, ids, priors, opened.run.config.model.context_window, starts)
         results |= {kind.replace("_ney", f"_ney{name}"): row for kind, row in rows.items()}
     results.pop("kneser_ney_table", None)  # only the strongest
     return results
@@ -63,7 +63,7 @@ def of_run(opened: OpenRun) -> dict[str, Any]:
 def ngram_baselines(
     train: Ids,
     streams: Mapping[str, Ids],
-    floors: Mapping[str, Floats],
+    priors: Mapping[str, Floats],
     window: int,
     starts: Mapping[str, Ids],
 ) -> dict[str, dict[str, Any]]:
@@ -71,25 +71,25 @@ def ngram_baselines(
 
     Args:
         train: int64 `[n]`, the counted tokens.
-        streams: `{"val": ids, ...}`, predicted from the second token on. "val" chooses order, floor and the
+        streams: `{"val": ids, ...}`, predicted from the second token on. "val" chooses order, prior and the
             cache's weight, as it does the model's best epoch: the baseline is strong.
-        floors: `{name: float64 [vocab_size]}`, distributions to interpolate the unigrams with.
+        priors: `{name: float64 [vocab_size]}`, distributions to interpolate the unigrams with.
         window: tokens of history that the cache counts.
         starts: of some streams, int64: the conversations' first tokens.
 
     Returns:
-        `kneser_ney` and `kneser_ney_cache`: `order`, `floor`, `cache_weight` and each stream's `{name}_ppl`;
+        `kneser_ney` and `kneser_ney_cache`: `order`, `prior`, `cache_weight` and each stream's `{name}_ppl`;
         `{name}_conversations` with the mean loss in nats of each, where `starts` has them.
     """
-    models = {name: kneser_ney(train, ids, floors) for name, ids in streams.items()}
+    models = {name: kneser_ney(train, ids, priors) for name, ids in streams.items()}
     recent = {name: recent_shares(ids, window) for name, ids in streams.items()}
     rows: dict[str, list[dict[str, Any]]] = {"kneser_ney": [], "kneser_ney_cache": []}
-    for floor, order in models["val"]:
-        fitted = cache_weight(models["val"][floor, order], recent["val"])
+    for prior, order in models["val"]:
+        fitted = cache_weight(models["val"][prior, order], recent["val"])
         for kind, weight in zip(rows, (0.0, fitted), strict=True):
-            row: dict[str, Any] = {"order": order, "floor": floor, "cache_weight": weight}
+            row: dict[str, Any] = {"order": order, "prior": prior, "cache_weight": weight}
             for name, share in recent.items():
-                losses = -np.log((1 - weight) * models[name][floor, order] + weight * share)
+                losses = -np.log((1 - weight) * models[name][prior, order] + weight * share)
                 row[f"{name}_ppl"] = float(np.exp(losses.mean()))
                 if name in starts:
                     parts = np.split(losses, starts[name][1:] - 1)
@@ -116,7 +116,7 @@ def cache_weight(model: Floats, cache: Floats) -> float:
     return weight
 
 
-def kneser_ney(train: Ids, ids: Ids, floors: Mapping[str, Floats]) -> dict[tuple[str, int], Floats]:
+def kneser_ney(train: Ids, ids: Ids, priors: Mapping[str, Floats]) -> dict[tuple[str, int], Floats]:
     """Predict each token of a stream but the first with models that count `train`.
 
     The n-grams of both are numbered together, order by order: the number of a token is its rank among those
@@ -125,14 +125,14 @@ def kneser_ney(train: Ids, ids: Ids, floors: Mapping[str, Floats]) -> dict[tuple
     number of `a b`, then `a b a` is (5, a).
 
     Returns:
-        float64 `[n - 1]` by floor and order.
+        float64 `[n - 1]` by prior and order.
     """
     tokens, count, place = np.concatenate([train, ids]), len(train), np.arange(len(ids))
-    lower = {name: floor[ids] for name, floor in floors.items()}  # probabilities of the order below
+    lower = {name: prior[ids] for name, prior in priors.items()}  # probabilities of the order below
     numbers, probabilities = np.zeros_like(tokens), {}
     for order in range(1, max(ORDERS) + 1):
         histories = np.roll(numbers, 1)  # those of the first tokens of a stream are not used
-        codes = histories * len(next(iter(floors.values()))) + tokens
+        codes = histories * len(next(iter(priors.values()))) + tokens
         numbers = np.unique(codes, return_inverse=True)[1]
         history_of = np.zeros(numbers.max() + 1, np.int64)
         history_of[numbers] = histories

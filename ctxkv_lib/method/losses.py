@@ -137,10 +137,10 @@ def as_product(hidden: Tensor, table: Tensor, read: Tensor, token_bias: float) -
     if not token_bias:
         return hidden, table
     distinct, columns = read.unique(return_inverse=True)
-    marks = F.one_hot(columns, len(distinct)).to(hidden.dtype)
+    indicators = F.one_hot(columns, len(distinct)).to(hidden.dtype)
     biases = table.new_zeros(len(table), len(distinct))
     biases[distinct, torch.arange(len(distinct), device=read.device)] = token_bias
-    return torch.cat([hidden, marks], dim=-1), torch.cat([table, biases], dim=1)
+    return torch.cat([hidden, indicators], dim=-1), torch.cat([table, biases], dim=1)
 
 
 def frozen_head_cross_entropy(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..data.config import DataConfig
 from ..data.conversations import Conversations
-from ..data.cooccurrence import unigram_floor
+from ..data.cooccurrence import smoothed_unigram
 from ..data.token_table import corpus_counts
 from ..files import read_tensors
 from ..method.caches import StreamCache, TokenCache
@@ -43,7 +43,7 @@ def log_frequencies(data: DataConfig, corpus: Conversations | None) -> Tensor | 
     """Compute what is added to the logits of an untrained model, float32 `[vocab_size]`; None: nothing."""
     if data.unigram == "none" or corpus is None:
         return None
-    return torch.from_numpy(unigram_floor(corpus_counts(data, corpus).numpy())).log().float()
+    return torch.from_numpy(smoothed_unigram(corpus_counts(data, corpus).numpy())).log().float()
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:

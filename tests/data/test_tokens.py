@@ -94,9 +94,9 @@ def test_damaged_files_are_refused_and_come_again_when_they_are_deleted(hub, voc
 def test_train_stream_is_the_conversations_one_after_the_other(tokenizer):
     texts = [NASTY, "a", *(f"number {i}\n" for i in range(600))]  # more than two batches
     stream = train_stream(_conversations(*texts), tokenizer)
-    pieces = [tokenizer(text).input_ids for text in texts]
-    assert stream.ids.tolist() == [token for piece in pieces for token in piece]
-    assert stream.starts.tolist() == [sum(map(len, pieces[:i])) for i in range(len(pieces))]
+    encoded = [tokenizer(text).input_ids for text in texts]
+    assert stream.ids.tolist() == [token for ids in encoded for token in ids]
+    assert stream.starts.tolist() == [sum(map(len, encoded[:i])) for i in range(len(encoded))]
     assert (stream.ids.dtype, stream.starts.dtype) == (torch.uint16, torch.int64)
     stream = train_stream(_conversations("one<|endoftext|>two", "three"), tokenizer)
     assert stream.ids.tolist() == [505, 50256, 11545, 15542]  # end of text in a text is an ordinary token

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ctxkv_lib.data.conversations import load_conversations
-from ctxkv_lib.data.cooccurrence import FALLBACK_DISCOUNTS, discounts, unigram_floor
+from ctxkv_lib.data.cooccurrence import FALLBACK_DISCOUNTS, discounts, smoothed_unigram
 from ctxkv_lib.data.tokens import train_stream
 from ctxkv_lib.measure import ngrams
 from ctxkv_lib.measure.ngrams import ORDERS, kneser_ney, ngram_baselines, recent_shares
@@ -32,9 +32,9 @@ def stream(count, seed=1):
 class ByTheFormula:
     """Chen and Goodman's formulas, one probability at a time."""
 
-    def __init__(self, tokens, order, floor):
+    def __init__(self, tokens, order, prior):
         tokens = tuple(tokens.tolist())
-        self.order, self.floor = order, floor
+        self.order, self.prior = order, prior
         self.counts = {order: Counter(tokens[i : i + order] for i in range(len(tokens) - order + 1))}
         for lower in range(1, order):  # N1+(. gram): how many different tokens came before the gram
             longer = {tokens[i : i + lower + 1] for i in range(len(tokens) - lower)}
@@ -55,7 +55,7 @@ class ByTheFormula:
         if len(history) >= self.order:
             history = history[len(history) - self.order + 1 :]
         n = len(history) + 1
-        below = self.probability(history[1:], token) if n > 1 else self.floor[token]
+        below = self.probability(history[1:], token) if n > 1 else self.prior[token]
         counts = self.continuing[n].get(history, {})
         total = sum(counts.values())
         if not total:
@@ -110,22 +110,22 @@ def test_a_cache_counts_the_window_before_each_token():
     np.testing.assert_array_equal(recent_shares(ids, window), expected)
 
 
-def test_the_best_order_and_floor_are_chosen_on_validation_and_losses_kept_by_conversation():
+def test_the_best_order_and_prior_are_chosen_on_validation_and_losses_kept_by_conversation():
     train, val, test = stream(900), stream(200, seed=2), stream(200, seed=3)
-    floors = {
+    priors = {
         "uniform": np.full(VOCABULARY, 1 / VOCABULARY),
-        "text": unigram_floor(np.bincount(train, minlength=VOCABULARY)),
+        "text": smoothed_unigram(np.bincount(train, minlength=VOCABULARY)),
     }
-    assert floors["text"].sum() == pytest.approx(1)
+    assert priors["text"].sum() == pytest.approx(1)
     streams, starts = (
         {"val": val, "test": test},
         {"test": np.array([0, 1, 50, 120])},
     )  # the first has none that is predicted
-    both = ngram_baselines(train, streams, floors, 50, starts)
-    found = [kneser_ney(train, ids, floors) for ids in (val, test)]
+    both = ngram_baselines(train, streams, priors, 50, starts)
+    found = [kneser_ney(train, ids, priors) for ids in (val, test)]
     ppls = {key: [np.exp(-np.log(each[key]).mean()) for each in found] for key in found[0]}
     best = both["kneser_ney"]
-    assert (best["floor"], best["order"]) == min(ppls, key=ppls.get)
+    assert (best["prior"], best["order"]) == min(ppls, key=ppls.get)
     assert [best["val_ppl"], best["test_ppl"]] == pytest.approx(min(ppls.values()))
     assert both["kneser_ney_cache"]["val_ppl"] < best["val_ppl"]
     for row in both.values():
