@@ -13,10 +13,11 @@ The names in `__init__.pyi` are the public API: what a notebook or a script need
 - `ctxkv_lib.method`: the model, Origin-Anchored Centroid Dispersion (OACD), both phases; in `modeling` the
   model for transformers.
 - `ctxkv_lib.data`: where conversations, tokens and token tables come from.
+- `ctxkv_lib.plugins`: parts of a user's own.
 - `ctxkv_lib.runs` and `ctxkv_lib.experiments`: settings, stages and run folders of an experiment.
 - `ctxkv_lib.report`: the written report.
 - `ctxkv_lib.views`: figures, explorers and live curves, made from run folders.
-- `ctxkv_lib.measure`: measurements of a finished run: n-gram baselines, probe.
+- `ctxkv_lib.measure`: measurements of a finished run: n-gram baselines, probe, other text.
 """
 
 import os

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__, ranks
-from .errors import UserError, describe, did_you_mean, is_utf8, one_line
+from .errors import UserError, did_you_mean, in_a_sentence, is_utf8, one_line
 from .files import read_json, write_json
 from .progress import epoch_printer, say, stage
 from .runs.config import ExperimentConfig, Sampling, config_from_dict, setting_names
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except OSError as error:
         _drop_unwritten(sys.stdout)
-        return _fail(describe(error))
+        return _fail(in_a_sentence(error))
 
 
 def _fail(message: str, code: int = 2) -> int:

@@ -91,7 +91,7 @@ def is_disk_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
 
 
-def describe(error: OSError) -> str:
+def in_a_sentence(error: OSError) -> str:
     """Describe an error of the system in a sentence."""
     if is_disk_full(error):
         return f"The disk is full ({error}); free some space and run again: finished stages are kept."

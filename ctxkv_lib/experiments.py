@@ -41,8 +41,7 @@ def run(
         listener: gets every metric in order; those of stages done earlier, too, with `"replayed": True`.
         again: replace a finished result of other code or data.
         plugins: `block`, `loss`, `attention` or `mixer`: a class or function that replaces the method's, or
-            its name `module:Name`. `ctxkv_lib.plugins.hooks` says where it is described what each is given
-            and returns.
+            its name `module:Name`. docs/own-idea.md says what each is given and returns.
 
     Raises:
         UserError: bad input, an unreachable source, or a folder of another experiment.
@@ -94,7 +93,7 @@ def claimed_experiment(
             yield Experiment(folder, texts, device, listener)
         finally:
             for plugin in config.plugins.values():
-                plugin.keep_source()
+                plugin.keep_code()
 
 
 def _finish(experiment: Experiment) -> Run:

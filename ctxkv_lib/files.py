@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parent
 CACHE_VARIABLE, RUNS_VARIABLE = "CTXKV_CACHE", "CTXKV_RUNS"
 CHECKSUM = "checksum"
-KINDS = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.int32": "I32"}  # in the format
+DTYPE_NAMES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.int32": "I32"}  # in safetensors
 # A tensor to write: its dtype, shape, and rows, which may be computed one part at a time.
 TensorParts = tuple["torch.dtype", Sequence[int], Iterable["Tensor"]]
 
@@ -163,7 +163,7 @@ def write_parts(path: Path, tensors: Mapping[str, TensorParts]) -> None:
     header, end = {}, 0
     for name, (dtype, shape, _) in tensors.items():
         begin, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": KINDS[str(dtype)], "shape": [*shape], "data_offsets": [begin, end]}
+        header[name] = {"dtype": DTYPE_NAMES[str(dtype)], "shape": [*shape], "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with replacing(path) as beside, beside.open("wb") as file:

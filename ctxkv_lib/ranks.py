@@ -2,7 +2,7 @@
 
 Every process reads the texts and the run's folder, which all must see. Rank 0 alone holds the folder's lock,
 trains Phase 1, computes the caches, writes, tests, measures and prints. Phase 2 is trained by all: each takes
-its `shard` of every batch, also of validation, losses, scores and gradients are summed (`all_reduce`), and
+its `shard` of every batch, also in validation. Losses, scores and gradients are summed (`all_reduce`), and
 each draws the dropout of the whole batch, so the numbers are those of one process, up to rounding.
 """
 

@@ -26,9 +26,9 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
     Raises:
         UserError: none that applies; missing or damaged files; the user's own conversations have changed.
     """
+    if [*names] == ["probe"]:
+        refuse_without_contexts(run)
     wanted = [name for name in names if name != "probe" or run.config.has_contexts]
-    if names and not wanted:
-        raise UserError(f"{run.path} has a mixer instead of contexts to probe; it has n-grams.")
     with claimed(run.path, run.config, RunFolder.read(run.path).origin) as folder:
         keys = {name: stage_key(name, folder, {}) for name in wanted}
         missing = [name for name in wanted if not folder.finished(name, keys[name])]
@@ -42,6 +42,11 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
         if not missing and folder.finished(RESULTS, results_key(folder)):
             return finished_run(folder)
         return write_results(folder)
+
+
+def refuse_without_contexts(run: Run) -> None:
+    if not run.config.has_contexts:
+        raise UserError(f"{run.path} has a mixer instead of contexts to probe; it has n-grams.")
 
 
 def probe(run: Run | OpenRun) -> dict[str, Any]:
@@ -58,5 +63,6 @@ def probe(run: Run | OpenRun) -> dict[str, Any]:
     """
     if isinstance(run, Run):
         return {**measure(run, ["probe"]).summary["probe"]}
+    refuse_without_contexts(run.run)
     with torch_state():
         return probing.encoded(run.model, run.caches)

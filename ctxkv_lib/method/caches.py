@@ -104,7 +104,7 @@ class TokenCache(_Tensors):
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def batch(self, positions: Tensor, model: Any) -> Any:
-        """Gather what `model` reads at `positions`, int64 `[n]`, on the cache's device."""
+        """Gather what a model without contexts reads at `positions`, int64 `[n]`: `mixer.RowBatch`."""
         return model.gather(self.ids, positions)
 
     def batches(self, order: Tensor, size: int, model: Any, shard: Shard | None = None) -> Iterator[Any]:

@@ -106,5 +106,5 @@ class Phase2Config:
 
     @property
     def least_epochs(self) -> int:
-        """The first one is always the best so far."""
+        """Epochs before training can stop early: the first always improves, then `patience` more."""
         return min(1 + self.patience, self.max_epochs)

@@ -11,7 +11,7 @@ LEAST_LOG_SHARE = -80.0  # exp(-87) is the least float32 that is not denormal
 LARGEST_EXPONENT = 60  # of a sum of exponentials; float32 and bfloat16 go to 88
 # Positions at a time where all their logits are computed: on a CPU 100 MiB of them, on any other device few
 # launches, and 1 GiB.
-CPU_ROWS, BATCH_ROWS = 512, 2048
+CPU_ROWS, GPU_ROWS = 512, 2048
 
 # Losses `[n]`; correctness `[n]`, or `[0]` with an average; and, if asked for, the table's average row under
 # softmax `[n, hidden_size]`.
@@ -101,7 +101,7 @@ def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Out
     """Compute the logits of the whole vocabulary at once, a chunk of positions at a time."""
     table, bias, read, token_bias = head
     on_cpu, parts = hidden.device.type == "cpu", []
-    size = CPU_ROWS if on_cpu else BATCH_ROWS
+    size = CPU_ROWS if on_cpu else GPU_ROWS
     for start in range(0, max(1, len(hidden)), size):
         chunk = slice(start, start + size)
         column = targets[chunk, None]

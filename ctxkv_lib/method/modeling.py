@@ -69,7 +69,7 @@ class ContextKVConfig(PretrainedConfig):
         return ContextKV(self.shapes(), self.vocab_size, self.has_unigram, Parts(**parts))
 
 
-class Memory(NamedTuple):
+class Past(NamedTuple):
     """The last m contexts of each text without gaps, and where the new columns are among them."""
 
     contexts: Tensor  # zero before the text, `[batch, m, context_dim]`
@@ -91,7 +91,7 @@ class ContextCache(Cache):
         self.lengths = torch.zeros_like(self.tokens[:, 0])  # tokens read of each text, padding excluded
         self.columns = 0  # of `input_ids` read, padding included
 
-    def extend(self, contexts: Tensor, tokens: Tensor, is_read: Tensor) -> Memory:
+    def extend(self, contexts: Tensor, tokens: Tensor, is_read: Tensor) -> Past:
         """Append new columns and return all rows, each text's last context in the last row.
 
         A slot is so many rows back, so padding may leave no gap between rows. Rows that hold nothing, of
@@ -110,7 +110,7 @@ class ContextCache(Cache):
         self.lengths, self.columns = self.lengths + is_read.sum(dim=1), self.columns + length
         first = (capacity + length - self.lengths).clamp(min=0)
         row_of_column = order.argsort(dim=1)[:, capacity:]
-        return Memory(contexts, tokens, row_of_column, first)
+        return Past(contexts, tokens, row_of_column, first)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.columns
@@ -280,12 +280,12 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         embeddings = self.model.embed(input_ids)
         if shows_states and torch.is_grad_enabled():
             embeddings.requires_grad_()
-        memory = self._read(embeddings, input_ids, is_read, cache)
+        past = self._read(embeddings, input_ids, is_read, cache)
         last = 0 if targets is not None else logits_to_keep
         kept = last if isinstance(last, Tensor) else slice(-last or None, None)
-        tokens, at_kept = input_ids[:, kept], memory._replace(rows=memory.rows[:, kept])
+        tokens, at_kept = input_ids[:, kept], past._replace(rows=past.rows[:, kept])
         if shows_states or shows_weights:
-            states, weights = self._attend(embeddings, memory)
+            states, weights = self._attend(embeddings, past)
             hidden = states[:, kept]
         else:
             hidden, _ = self._attend(embeddings[:, kept], at_kept)
@@ -323,7 +323,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         require(cache is None or not cache.get_seq_length(), CACHE_NAME, type(cache).__name__, allowed)
         return ContextCache(self.model, batch)
 
-    def _read(self, embeddings: Tensor, input_ids: Tensor, is_read: Tensor, cache: ContextCache) -> Memory:
+    def _read(self, embeddings: Tensor, input_ids: Tensor, is_read: Tensor, cache: ContextCache) -> Past:
         """Compute the context after each column, from the one before, and append them to the cache."""
         contexts, context, block = [], cache.contexts[:, -1], self.model.context_block
         with torch.autocast(embeddings.device.type, enabled=False):  # else roundings of contexts add up
@@ -333,18 +333,18 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
                 contexts.append(context)
         return cache.extend(torch.stack(contexts, dim=1), input_ids, is_read)
 
-    def _attend(self, x: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
+    def _attend(self, x: Tensor, past: Past) -> tuple[Tensor, Tensor | None]:
         """Compute hidden states `[batch, n, hidden_size]` and any weights `[batch, heads, n, slots]`.
 
-        `x` are the embeddings at the rows of `memory`; some at a time bound the memory of their windows.
+        `x` are the embeddings at the rows of `past`; some at a time bound the memory of their windows.
         """
         text, size = torch.arange(len(x), device=x.device)[:, None, None], max(1, ATTENDED_AT_ONCE // len(x))
         states, all_weights = [], []
-        for embeddings, rows in zip(x.split(size, dim=1), memory.rows.split(size, dim=1), strict=True):
+        for embeddings, rows in zip(x.split(size, dim=1), past.rows.split(size, dim=1), strict=True):
             slots = self.model.window.slots(rows)
-            present = slots >= memory.first[:, None, None]
+            present = slots >= past.first[:, None, None]
             present[..., 0] = True  # also of padding: without any slot, attention would be NaN
-            window = memory.contexts[text, slots.clamp(min=0)]
+            window = past.contexts[text, slots.clamp(min=0)]
             hidden, weights = self.model.attend(
                 *(part.flatten(0, 1) for part in (embeddings, window, present))
             )
@@ -353,18 +353,18 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
                 all_weights.append(weights.unflatten(0, rows.shape).transpose(1, 2))
         return torch.cat(states, dim=1), torch.cat(all_weights, dim=2) if all_weights else None
 
-    def _logits(self, hidden: Tensor, tokens: Tensor, memory: Memory) -> Tensor:
-        """Compute the logits of hidden states at the rows of `memory`, `[batch, n, vocab_size]`."""
+    def _logits(self, hidden: Tensor, tokens: Tensor, past: Past) -> Tensor:
+        """Compute the logits of hidden states at the rows of `past`, `[batch, n, vocab_size]`."""
         hidden = hidden.to(self.model.wte.weight.dtype)  # where autocast computed it, and has ended since
         logits, copying = self.model.logits(hidden, tokens), self.model.copying
         if copying is None or self.training:
             return logits
-        reach, rows = self.model.window.offsets[-1], memory.rows
+        reach, rows = self.model.window.offsets[-1], past.rows
         some = rows.split(max(1, ATTENDED_AT_ONCE // len(rows)), dim=1)
-        shares = [copying.shares(memory.contexts, part, memory.first, reach) for part in some]
+        shares = [copying.shares(past.contexts, part, past.first, reach) for part in some]
         text = torch.arange(len(rows), device=rows.device)[:, None, None]
         followed = (rows[..., None] - torch.arange(reach, device=rows.device)).clamp(min=0)
-        return mix(logits, memory.tokens[text, followed], torch.cat(shares, dim=1))
+        return mix(logits, past.tokens[text, followed], torch.cat(shares, dim=1))
 
     @property
     def base_model(self) -> Any:
@@ -377,8 +377,8 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         """Return as `last_hidden_state` what times a table gives the logits of training; keep that table."""
         is_read = columns_read(input_ids, attention_mask, None, **options)
         embeddings = self.model.embed(input_ids)
-        memory = self._read(embeddings, input_ids, is_read, ContextCache(self.model, len(input_ids)))
-        hidden, _ = self._attend(embeddings, memory)
+        past = self._read(embeddings, input_ids, is_read, ContextCache(self.model, len(input_ids)))
+        hidden, _ = self._attend(embeddings, past)
         hidden, table = as_product(hidden, self.model.wte.weight, input_ids, self.model.current_token_bias)
         self._product_head = SimpleNamespace(weight=table, bias=self.model.log_unigram)
         return BaseModelOutput(last_hidden_state=hidden)

@@ -16,7 +16,7 @@ from ..method.model import ContextKV, project_inputs
 from ..method.scoring import token_scores
 from .hooks import PlugIn
 
-ROW = 64  # tokens that a mixer is tried on
+TRIED = 64  # rows or tokens that a part is tried on
 COMPARED_POSITIONS = 256  # at which a model is compared with what was saved of it
 CLOSE = 1e-4  # float32's rounding, with room
 
@@ -65,14 +65,14 @@ def _try_attention(model: ContextKV, plugin: PlugIn) -> None:
 
 
 def _try_mixer(model: Any, plugin: PlugIn) -> None:
-    rows, name = model.embed(torch.arange(2 * ROW, device=model.device).view(2, ROW)), plugin.name
+    rows, name = model.embed(torch.arange(2 * TRIED, device=model.device).view(2, TRIED)), plugin.name
     start = min(2, model.history(training=False))
 
     def read(rows: Tensor) -> Tensor:
         return model.attention(rows, start)
 
     hidden = read(rows)
-    _refuse_wrong(name, hidden, torch.Size((2, ROW - start, rows.shape[-1])))
+    _refuse_wrong(name, hidden, torch.Size((2, TRIED - start, rows.shape[-1])))
     other_end = torch.cat([rows[:, :-1], -rows[:, -1:]], dim=1)
     if not torch.allclose(read(other_end)[:, :-1], hidden[:, :-1], atol=CLOSE):
         raise UserError(f"{name} reads ahead: the hidden state of a column may not depend on later ones.")
@@ -80,7 +80,7 @@ def _try_mixer(model: Any, plugin: PlugIn) -> None:
 
 
 def _try_loss(model: ContextKV, plugin: PlugIn) -> None:
-    contexts = torch.randn(ROW, model.config.context_dim, generator=torch.Generator().manual_seed(0))
+    contexts = torch.randn(TRIED, model.config.context_dim, generator=torch.Generator().manual_seed(0))
     with torch.enable_grad():  # of no leaf, as a loss may work in place
         value = plugin.build()(contexts.requires_grad_().to(model.device, copy=True))
     if not isinstance(value, Tensor) or value.shape != () or not value.isfinite():
@@ -105,7 +105,7 @@ def _refuse_wrong(name: str, output: Any, shape: torch.Size) -> None:
 def _refuse_mixed_rows(name: str, compute: Callable[..., Tensor], *inputs: Tensor) -> None:
     """Refuse a plug-in if a row it returns depends on the other row, or on earlier calls.
 
-    `inputs` have two rows; that both differ, the second of numbers is made another one.
+    `inputs` have two rows. The second of numbers, x, is replaced by 1 - x, so that the two differ.
     """
     inputs = tuple(x if x.dtype == torch.bool else torch.stack([x[0], 1 - x[1]]) for x in inputs)
     outputs = []
@@ -141,8 +141,8 @@ def refuse_unsaved(model: ContextKV, loaded: ContextKV, cache: TokenCache) -> No
         losses = token_scores(model, cache, positions)[0]
         if not model.has_contexts:
             return [losses]
-        embeddings = model.embed(torch.arange(ROW, device=model.device))
-        contexts = torch.zeros(ROW, model.config.context_dim, device=model.device)
+        embeddings = model.embed(torch.arange(TRIED, device=model.device))
+        contexts = torch.zeros(TRIED, model.config.context_dim, device=model.device)
         return [losses, model.context_block(contexts, project_inputs(model.context_block, embeddings))]
 
     for trained_output, loaded_output in zip(outputs(model), outputs(loaded), strict=True):

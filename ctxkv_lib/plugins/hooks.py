@@ -35,11 +35,11 @@ class PlugIn:
     """One plug-in of a configuration."""
 
     name: str  # `module:Name`; that of an object, which only this process has, ends in `(...)`
-    source: str = ""  # the digest of its code, behind Python's version; behind "package" for this package's
+    code: str = ""  # the digest of its code, behind Python's version; behind "package" for this package's
     settings: dict[str, Any] = field(default_factory=dict)  # the fields of its `Settings`, if it has any
 
     def to_dict(self) -> dict[str, Any]:
-        return {"plugin": self.name, "source": self.source, **self.settings}
+        return {"plugin": self.name, "code": self.code, **self.settings}
 
     @classmethod
     def of(cls, part: Any, hook: str = "") -> "PlugIn":
@@ -54,26 +54,26 @@ class PlugIn:
                 "package.module:Name."
             )
         name = name or _name_of(part)
-        plugin = cls(name, _source_of(name, part), settings_of(part, {}))
-        _given[name, plugin.source] = part
+        plugin = cls(name, _code_of(name, part), settings_of(part, {}))
+        _given[name, plugin.code] = part
         return plugin
 
     def load(self) -> Any:
         """Return the class or function; a UserError if it is gone, or is not that of the configuration."""
-        if (self.name, self.source) not in _given:
+        if (self.name, self.code) not in _given:
             self.refuse_changed()
         return self._part()
 
     def _part(self) -> Any:
-        key = (self.name, self.source)
+        key = (self.name, self.code)
         return _given[key] if key in _given else _imported(self.name)
 
     def refuse_changed(self) -> None:
         """Raise a UserError if it, or what it uses, is not what its configuration was made with."""
-        source = _source_of(self.name, self._part())
-        if source == self.source:
+        code = _code_of(self.name, self._part())
+        if code == self.code:
             return
-        version, version_before = (text.partition("-")[0] for text in (source, self.source))
+        version, version_before = (text.partition("-")[0] for text in (code, self.code))
         if version == version_before != "package":
             raise UserError(
                 f"The code of {self.name}, or what it uses, is not what the run was made with; restore it or "
@@ -83,14 +83,14 @@ class PlugIn:
         notice(f"The run was made with other {other}: {self.name} may compute something else here.")
 
     def build(self) -> Any:
-        """Return what makes the part from shapes: the class, with its settings bound if it has any."""
+        """Return the class, or of a loss the function, with its settings bound if it has any."""
         part = self.load()
         kind = getattr(part, "Settings", None)
         return partial(part, settings=kind(**self.settings)) if kind else part
 
-    def keep_source(self) -> None:
+    def keep_code(self) -> None:
         """Let the digest stay what it is, whatever the plug-in itself has changed in a training."""
-        _digest_before[_source_of(self.name, self.load())] = self.source
+        _digest_before[_code_of(self.name, self.load())] = self.code
 
 
 def _is_defined(part: Any) -> bool:
@@ -122,18 +122,18 @@ def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
             f"{kind.__qualname__} holds no settings ({error}); make it a dataclass whose fields have "
             "defaults that JSON can hold."
         ) from None
-    if reserved := settings.keys() & {"plugin", "source"}:
+    if reserved := settings.keys() & {"plugin", "code"}:
         raise UserError(f"{kind.__qualname__} has a setting named {min(reserved)}; give it another name.")
     return settings
 
 
-def _source_of(name: str, part: Any) -> str:
+def _code_of(name: str, part: Any) -> str:
     if name.startswith(OF_PACKAGE) and not name.endswith(BOUND):
         return f"package-{source_digest(name.partition(':')[0].removeprefix(OF_PACKAGE))}"
     from .code_digest import code_digest  # which imports torch
 
-    source = f"{sys.version_info.major}.{sys.version_info.minor}-{code_digest(part)}"
-    return _digest_before.get(source, source)
+    code = f"{sys.version_info.major}.{sys.version_info.minor}-{code_digest(part)}"
+    return _digest_before.get(code, code)
 
 
 def _imported(name: str) -> Any:

@@ -8,8 +8,15 @@ class has `Settings`), all of which Phase 2 trains. It is called as `mixer(embed
 - it returns hidden states for the output head, `[rows, length - start, hidden_size]`; that of a column must
   not depend on later columns.
 
-Where a mixer is, `config.has_contexts` and `model.has_contexts` are False: search for these names to see what
-differs. Weights lie in `attention.safetensors`, since a mixer stands in attention's place.
+What a mixer changes; `config.has_contexts` and `model.has_contexts` are False:
+
+- `runs.config`: no block, loss or attention beside it; `experiments`: one process only;
+- `runs.build`: the model is a `MixerModel`, and caches have ids alone; `method.caches`: so they are
+  `TokenCache`s, which gather `RowBatch`es; an epoch visits chunks of consecutive positions;
+- `runs.stages`: Phase 1 is recorded as untrained, and no contexts are computed;
+- `runs.export`, `runs.opened`: no `model/`, and nothing that needs it (`ctxkv generate`, `evaluate`); its
+  weights lie in `attention.safetensors`, since it stands in attention's place;
+- `measure`: no probe; `report`: no window, and no sizes of caches in `info` (`slot_offsets` is None).
 
 Its attribute `history`, 0 by default, is the largest number of tokens before a position that it reads in
 training; `evaluation_history`, by default the same, is that number in evaluation. Its `init_weights`, if it

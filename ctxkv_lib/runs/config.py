@@ -167,7 +167,7 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     for hook in HOOKS:
         if hook in values:
             settings = dict(values[hook])
-            plugins[hook] = PlugIn(settings.pop("plugin"), settings.pop("source"), settings)
+            plugins[hook] = PlugIn(settings.pop("plugin"), settings.pop("code"), settings)
     return dataclasses.replace(config, plugins=plugins)
 
 
@@ -177,7 +177,7 @@ def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, An
     The digest of a plug-in's code is left out, as nobody can interpret it.
     """
     rows = [config.flat() for config in configs]
-    digests = {f"{hook}.source" for hook in HOOKS}
+    digests = {f"{hook}.code" for hook in HOOKS}
     keys = dict.fromkeys(key for settings in rows for key in settings if key not in digests)
     different = [key for key in keys if any(settings.get(key) != rows[0].get(key) for settings in rows)]
     return [{key: settings.get(key) for key in different} for settings in rows]

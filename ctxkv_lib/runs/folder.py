@@ -53,7 +53,7 @@ RECORD, LOCK, COMPARISON = "checkpoint/stages.json", ".lock", "comparison.json"
 PHASES = ("phase1", "phase2")  # which have metrics
 FORMAT = 3  # of the record; raise it when older ones cannot be read
 RESULTS = "results"  # the last stage: summary and metrics, from all others
-BESIDE = f"[!.]*/{RECORD}"  # records of runs in a folder; hidden folders are half-written copies
+RUNS_BELOW = f"[!.]*/{RECORD}"  # records of runs in a folder; hidden folders are half-written copies
 OF_SYSTEM = {"desktop.ini", "Thumbs.db"}  # files that systems create; hidden files are ignored, too
 OF_PLACE = {"data.path"}  # settings that do not make another experiment: the text counts, not where it lies
 
@@ -134,7 +134,7 @@ class RunFolder:
     def neighbours(self) -> list["RunFolder"]:
         """The readable runs beside this one."""
         folders = []
-        for record in sorted(self.path.parent.glob(BESIDE)):
+        for record in sorted(self.path.parent.glob(RUNS_BELOW)):
             if record.parents[1] != self.path:
                 with suppress(UserError, OSError):  # damaged, or of another version
                     folders.append(RunFolder.read(record.parents[1]))
@@ -200,7 +200,7 @@ def _link(file: Path, to: Path) -> None:
 
 def _no_run(path: Path) -> str:
     """Explain why a folder holds no run, and what to name instead."""
-    if any(path.glob(BESIDE)):
+    if any(path.glob(RUNS_BELOW)):
         return f"{path} holds runs and is none; name one of them (`ctxkv list {path}` shows them)."
     if _has_lost_its_record(path):
         return f"The record of the run in {path} is gone; make it again with `ctxkv run --out {path} --again`"
@@ -298,11 +298,11 @@ def _refuse_other_files(path: Path, again: bool) -> None:
 
 
 def _compare_settings(existing: RunFolder, config: ExperimentConfig) -> list[str]:
-    """Refuse a folder of other settings; return the plug-ins whose code is another, as `block.source`."""
+    """Refuse a folder of other settings; return the plug-ins whose code is another, as `block.code`."""
     theirs, asked = differing_settings([existing.config, config])
     if settings := [key for key in theirs if key not in OF_PLACE]:
         shown = ", ".join(f"{key} {theirs[key]!r} (asked: {asked[key]!r})" for key in settings[:3])
         raise UserError(f"{existing.path} holds another experiment: {shown}; name another folder with --out.")
     return [
-        f"{hook}.source" for hook, plugin in config.plugins.items() if existing.config.plugins[hook] != plugin
+        f"{hook}.code" for hook, plugin in config.plugins.items() if existing.config.plugins[hook] != plugin
     ]

@@ -4,8 +4,9 @@
 all files are intact, `RunFolder.link` that of a folder beside it (Phase 1 and caches only). One exception is
 in `stages.contexts_stages`: caches by parallel passes need Phase 1 to have run in the same process.
 
-What is not in the table changes no stage: where and how it runs (`runtime.device` and `.threads`, folders),
-how many conversations are asked for (the texts themselves count), and code that only reads, checks or writes.
+The record's last stage, `results`, has the key `summary.results_key`. What is not in the table changes no
+stage: where and how it runs (`runtime.device` and `.threads`, folders), how many conversations are asked for
+(the texts themselves count), and code that only reads, checks or writes.
 """
 
 from collections.abc import Mapping
@@ -17,14 +18,15 @@ from ..files import digest, source_digest
 if TYPE_CHECKING:
     from .folder import RunFolder
 
-_BUILD = ("method.model", "plugins.mixer", "runs.build", "runs.experiment", "runs.stages")
+# `tuned`, since a user's part may be built on its parts; those themselves count as plug-ins.
+_BUILD = ("method.model", "method.tuned", "plugins.mixer", "runs.build", "runs.experiment", "runs.stages")
 _CONTEXTS = (*_BUILD, "method.contexts", "method.oacd")
-_LAYER = ("method.caches", "method.copying", "method.losses", "method.windows")
-_SCORES = (*_LAYER, "method.scoring")
+_PHASE2_MODEL = ("method.caches", "method.copying", "method.losses", "method.windows")
+_SCORES = (*_PHASE2_MODEL, "method.scoring")
 _TRAINING = ("method.optimizer", "method.phase2", "runs.saved_epochs", "data.cooccurrence")  # log-frequencies
-# What the folder for transformers has.
+# What the folder for transformers is made of and with.
 _SAVED: tuple[str, ...] = (
-    *_LAYER,
+    *_PHASE2_MODEL,
     "method.arguments",
     "method.config",
     "method.fields",

@@ -42,7 +42,8 @@ class OpenRun:
     Attributes:
         run: of a prepared one, the summary has `tokens`, `parameters`, `phase1`, `memory` and `caches_mib`.
         model: in evaluation mode.
-        caches: a `StreamCache` of "train" and of "val"; those of a finished run are mapped from their files.
+        caches: of "train" and of "val" a `StreamCache`, with a mixer a `TokenCache`; those of a finished run
+            are mapped from their files.
     """
 
     run: Run

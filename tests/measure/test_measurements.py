@@ -65,9 +65,11 @@ def test_results_that_are_half_written_are_not_recorded(copy, monkeypatch):
 
 
 def test_contexts_are_probed_before_attention_is_trained(tiny_config, tmp_path):
-    found = ctxkv_lib.probe(prepare(tiny_config, tmp_path / "run"))
-    assert found["decodability"][0]["distance"] == 0
-    assert "changed" not in found
+    measured = ctxkv_lib.probe(prepare(tiny_config, tmp_path / "run"))
+    assert measured["decodability"][0]["distance"] == 0
+    assert "changed" not in measured
+    with pytest.raises(UserError, match="a mixer instead of contexts to probe"):
+        ctxkv_lib.probe(prepare(tiny_config, tmp_path / "mixer", mixer=PreviousToken))
 
 
 @pytest.mark.parametrize(

@@ -217,8 +217,8 @@ def test_what_an_idea_changes_itself_in_a_training_makes_no_other_one(source, us
     monkeypatch.setitem(sys.modules, "__main__", session)
     before = PlugIn.of(session.idea)
     exec(use, vars(session))
-    before.keep_source()  # as a run does at its end
-    assert PlugIn.of(session.idea).source == before.source
+    before.keep_code()  # as a run does at its end
+    assert PlugIn.of(session.idea).code == before.code
 
 
 def test_a_subclass_is_of_the_base_class_that_it_was_made_with():
@@ -232,8 +232,8 @@ def test_a_wrapper_of_the_packages_own_function_is_an_idea():
     def more(*arguments):
         return 2 * oacd_loss(*arguments)
 
-    assert PlugIn.of(oacd_loss).source.startswith("package-")
-    assert not PlugIn.of(more).source.startswith("package-")
+    assert PlugIn.of(oacd_loss).code.startswith("package-")
+    assert not PlugIn.of(more).code.startswith("package-")
 
 
 def test_what_an_installed_module_holds_makes_no_other_idea(monkeypatch):

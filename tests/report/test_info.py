@@ -45,5 +45,5 @@ def test_a_recipe_is_listed_with_the_settings_of_its_plug_ins(recipe):
     assert rows == {
         key: value
         for key, value in settings.items()
-        if "." in key and not key.endswith((".plugin", "block.source", "attention.source"))
+        if "." in key and not key.endswith((".plugin", "block.code", "attention.code"))
     }

@@ -110,7 +110,7 @@ def test_every_plug_in_counts_by_name_code_and_settings():
     config, inputs = build_config("ci"), dict.fromkeys(INPUTS, "")
     assert PLUGGED.keys() == {*HOOKS}
     plugin = PlugIn("a:B", "code", {"rate": 1})
-    others = [replace(plugin, **change) for change in ({"name": "a:C"}, {"source": ""}, {"settings": {}})]
+    others = [replace(plugin, **change) for change in ({"name": "a:C"}, {"code": ""}, {"settings": {}})]
     for hook, expected in PLUGGED.items():
         before, *after = (
             keys(replace(config, plugins={hook: each} if each else {}), inputs)
@@ -160,6 +160,7 @@ def package(tmp_path, monkeypatch):
 COMPUTE = {
     "method/reference": (),
     "method/memory": (),
+    "method/tuned": (*ALL, *MEASUREMENTS),
     "method/modeling": ("model",),
     "method/optimizer": (*FROM_PHASE2, *MEASUREMENTS),
     "measure/probe": ("probe",),
@@ -197,7 +198,7 @@ def test_a_class_in_a_file_of_the_package_counts_and_is_tried(package, tiny_conf
     for source in (MINE, MINE + "# words\n", MINE.replace("0.5", "0.6")):
         (package / "mine.py").write_text(source)
         source_digest.cache_clear()
-        digests.append(PlugIn.of(name).source)
+        digests.append(PlugIn.of(name).code)
     assert digests[0] == digests[1] != digests[2]
     monkeypatch.setattr("ctxkv_lib.mine.SHARE", 1)
     with pytest.raises(UserError, match=r"What ctxkv_lib\.mine:Mine returns in a row depends on other rows"):
