@@ -116,22 +116,27 @@ def test_a_module_may_hold_a_loss_that_is_an_object(config, own_module):
 
 
 MY_IDEAS = """
+from dataclasses import dataclass
 from ctxkv_lib.method.model import ContextBlock
 FACTOR = 0.9
 class Mine(ContextBlock):
-    sign = 1
+    @dataclass
+    class Settings:
+        sign: int = 1
+    def __init__(self, context_dim, hidden_size, settings):
+        super().__init__(context_dim, hidden_size)
+        self.sign = settings.sign
     def forward(self, contexts, inputs):
         return super().forward(FACTOR * self.sign * contexts, inputs)
 def turned(context_dim, hidden_size):
-    block = Mine(context_dim, hidden_size)
-    block.sign = -1
-    return block
+    return Mine(context_dim, hidden_size, Mine.Settings(-1))
 """
 
 
 @pytest.mark.slow
 def test_a_saved_model_never_loads_as_another_block(config, tmp_path, monkeypatch, own_module):
-    made = run(config, tmp_path / "run", block=f"{own_module('my_ideas', MY_IDEAS)}:Mine")
+    block = f"{own_module('my_ideas', MY_IDEAS)}:Mine"
+    made = run(config.replace({"block": block, "block.sign": -1}), tmp_path / "run")
     trained = open_run(made).model.context_block
     contexts, inputs = torch.randn(3, 16), torch.randn(3, 16)
     expected = trained(contexts, inputs)
@@ -141,9 +146,9 @@ def test_a_saved_model_never_loads_as_another_block(config, tmp_path, monkeypatc
         UserError, match="The code of my_ideas:Mine, or what it uses, is not what the run was"
     ):
         open_run(made)
-    if (made.path / "model").exists():  # which has the code that it was trained with
-        saved = AutoModelForCausalLM.from_pretrained(made.path / "model", trust_remote_code=True)
-        assert torch.equal(saved.model.context_block(contexts, inputs), expected)
+    # The saved one has the code and the settings that it was trained with.
+    saved = AutoModelForCausalLM.from_pretrained(made.path / "model", trust_remote_code=True)
+    assert torch.equal(saved.model.context_block(contexts, inputs), expected)
     own_module("my_ideas", "# The same.\n" + MY_IDEAS)
     assert torch.equal(open_run(made).model.context_block(contexts, inputs), expected)
 
