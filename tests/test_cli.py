@@ -37,12 +37,13 @@ def test_info_prints_the_published_sizes_and_knows_the_tokens_of_the_published_d
     assert text == printed_by("info")
     info = ("info", "--samples", 500, "--json", "--preset")
     known, other = (printed_by(*info, preset) for preset in ("colab", "offline"))
+    fewer = printed_by(*info, "colab", "--set", "data.validation_samples=10")
     assert (known["train_tokens"], known["val_tokens"]) == (587_970, 22_723)
     assert known["context_window"]["theoretical_max"] == 29_399
     sizes = known["caches_dense_fp32_mib"]
     parts = ("train_ctx", "train_emb", "val_ctx", "val_emb", "total")
     assert [round(sizes[part]) for part in parts] == [574, 1723, 22, 67, 2386]
-    assert other["train_tokens"] is None
+    assert other["train_tokens"] is fewer["val_tokens"] is None
 
 
 def test_info_counts_the_tokens_of_your_own_conversations(printed_by, tmp_path):
@@ -219,9 +220,13 @@ def test_a_finished_run_says_so_and_prints_no_epoch_again(finished_run, capsys):
     assert err.splitlines() == ["Phase 1 finished: reused.", "Phase 2 finished: reused."]
 
 
-def test_options_count_for_a_folder_that_holds_a_run(printed_by, finished_run, tiny_settings):
+def test_options_count_for_a_folder_that_holds_a_run(printed_by, finished_run, tiny_settings, monkeypatch):
     asked = tiny_run(finished_run.path, {**tiny_settings, "phase2.patience": 7})
     assert "another experiment: phase2.patience 3 (asked: 7)" in printed_by(*asked, code=2)
+    monkeypatch.setattr(experiments, "run", started := Mock(side_effect=UserError("asked")))
+    for option in ("--preset=colab", "--recipe=exact", "--samples=8", "--block=plugins:GatedBlock"):
+        assert "asked" in printed_by("run", "--out", finished_run.path, option, code=2)
+        assert started.call_args.args[0].preset == "colab", option  # not that of the folder
 
 
 @pytest.mark.slow
