@@ -63,7 +63,10 @@ def test_numbers_follow_the_summary():
     run.summary["phase2"] |= {"val_ppl": 1234.56, "seconds_per_epoch": 77.0}
     run.summary["phase1"] |= {"effective_rank": 0.456, "iterations": 29, "stop_reason": "max_iterations"}
     run.summary["test"] = {"ppl": 201.5, "acc": 0.123, "conversations": [[10, 5.0], [30, 5.4], [20, 5.2]]}
-    run.summary["ngrams"] = {"kneser_ney": {"val_ppl": 300.1, "test_ppl": 301.2}}
+    run.summary["ngrams"] = {
+        "kneser_ney": {"val_ppl": 300.1, "test_ppl": 301.2},
+        "kneser_ney_cache": {"val_ppl": 290.1, "test_ppl": 291.2},
+    }
     run.summary["probe"] = {"memory_span": 6, "coverage": 0.35, "changed": {"zero": {"percent": 12.34}}}
     report = write_report([run])
     for name, shown in {
@@ -74,6 +77,9 @@ def test_numbers_follow_the_summary():
         "Stopped": "max_iterations",
         "Test PPL": "201.5",
         "Val PPL of n-grams": "300.1",
+        "Val PPL of n-grams and cache": "290.1",
+        "Test PPL of n-grams": "301.2",
+        "Test PPL of n-grams and cache": "291.2",
         "Memory span (tokens)": "6",
         "Val PPL if contexts are zeros (%)": "+12.3",
         "Window within some context's memory span": "35.0%",
@@ -87,11 +93,12 @@ def test_numbers_follow_the_summary():
 
 def test_the_original_stands_beside_runs_that_repeat_it_and_no_others():
     repeated, other = write_report([sample_run(500)]), write_report([sample_run(500, recipe="exact")])
+    in_bf16 = write_report([sample_run(500, settings={"runtime.precision": "bf16"})])
     assert row(repeated, "Val PPL") == ["179.2", "175.7"]
     assert row(repeated, "Time (s)") == ["6.4", "30.0"]
     assert row(repeated, "train_ctx") == ["575.0", "574.0"]
     assert row(repeated, "train_ctx in the original's layout (MiB)") == ["574.2", "574.0"]
-    assert "the original, 500 samples" not in other
+    assert "the original, 500 samples" not in other + in_bf16
     assert "other runs cannot be compared with it" in other
 
 
