@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 from conftest import PreviousToken
 
@@ -29,7 +30,10 @@ def test_they_are_made_once_and_kept_in_summary_report_and_folder(copy, monkeypa
     found = measure(copy)
     assert load_run(copy.path).summary == found.summary
     assert {*found.summary} - {*copy.summary} == {*MEASUREMENTS}
-    assert found.summary["ngrams"]["kneser_ney"]["test_ppl"] > 1
+    baseline = found.summary["ngrams"]["kneser_ney"]
+    tokens = [count for count, _ in copy.summary["test"]["conversations"]]  # of the model's losses
+    loss = np.average(baseline["test_conversations"], weights=tokens)
+    assert loss == pytest.approx(np.log(baseline["test_ppl"]))
     assert found.summary["probe"]["changed"]["elsewhere"]["ppl"] > 1
     assert "n-grams" in (copy.path / "report.md").read_text()
     monkeypatch.setattr(module, "MEASURES", {})
