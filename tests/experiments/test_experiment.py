@@ -164,7 +164,8 @@ def test_another_version_of_the_method_is_another_result(finished_run, tmp_path,
     monkeypatch.setattr(opened, "RESULT_CODE", ["method.oacd"])
     open_run(out)
     assert "was made with other code of the method" in capsys.readouterr().err
-    assert run(finished_run.config, out, again=True).summary["phase2"]["val_ppl"] > 1
+    prepare(finished_run.config, out, again=True)
+    assert run(finished_run.config, out).summary["phase2"]["val_ppl"] > 1
 
 
 def test_an_opened_run_is_the_trained_one_and_refuses_damage(trained, finished_run, tmp_path):
