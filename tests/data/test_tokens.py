@@ -1,7 +1,6 @@
 """GPT-2's tokenizer and the streams of token ids that it makes of conversations."""
 
 import re
-import warnings
 from pathlib import Path
 from unittest.mock import Mock, patch
 
@@ -28,7 +27,6 @@ NASTY = (
     "I'm sure they'll say  it's  FINE,\n\n\nisn't  it?\t 3.14159 1234567 café naïve Ünïcödé "
     "你好,世界 こんにちは 👩‍👩‍👧‍👦🏽 🙂\r\n  trailing   spaces   \n\u00a0\u200b½ ﬁ \x00 مرحبا"
 )
-each_stream = pytest.mark.parametrize("make", [train_stream, validation_stream])
 
 
 def _conversations(*texts):
@@ -116,7 +114,7 @@ def test_validation_stream_is_one_text(tokenizer):
     assert stream.starts.tolist() == expected
 
 
-@each_stream
+@pytest.mark.parametrize("make", [train_stream, validation_stream])
 def test_a_stream_is_tokenised_once_and_anew_when_it_is_damaged(tokenizer, make, damage, capsys):
     conversations = _conversations("Hello world", NASTY)
     first = make(conversations, tokenizer)
@@ -132,11 +130,3 @@ def test_a_stream_is_tokenised_once_and_anew_when_it_is_damaged(tokenizer, make,
     assert [anew.ids.tolist(), anew.starts.tolist()] == expected
     assert "damaged" in capsys.readouterr().err
     assert make(_conversations("Hello world"), tokenizer).ids.tolist() == [15496, 995]
-
-
-@each_stream
-def test_long_texts_do_not_warn(tokenizer, caplog, make):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert len(make(_conversations("word " * 3000), tokenizer).ids) > 3000
-    assert caplog.records == []
