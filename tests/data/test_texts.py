@@ -41,6 +41,7 @@ RECORDS = {
     "OpenAI with a score": {"messages": [{**turn, "value": "good"} for turn in CHAT]},
     "ShareGPT": {"id": 1, "conversations": [{"from": "human", "value": m["content"]} for m in CHAT]},
     "Alpaca with input": {"instruction": "Add.", "input": "1 1", "output": "2", "whole": "Add.\n1 1\n2"},
+    "Alpaca": {"instruction": "Hello?", "input": "", "output": "é 你好"},
     "Alpaca without input": {"instruction": "Hello?", "input": None, "output": "é 你好"},
     "Alpaca without the field input": {"instruction": "Hello?", "output": "é 你好"},
     "responses": {"prompt": "Hello?", "response": "é 你好", "n": 1},

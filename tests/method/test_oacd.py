@@ -13,8 +13,6 @@ from ctxkv_lib.method.loop import Diverged, Loop
 from ctxkv_lib.method.model import ContextBlock
 from ctxkv_lib.method.oacd import StoppingRule, oacd_loss, train_context_block, train_iteration
 
-CONFIG = Phase1Config(max_iterations=8, batch_size=150)
-
 
 class Heard(Loop):
     """Keeps the metrics."""
@@ -26,22 +24,17 @@ class Heard(Loop):
         self.lines.append(metric)
 
 
-def train(model, ids, config, loss=None):
+def train(model, ids, config):
     """Train on `ids` without the last one; returns result, metrics and padded contexts."""
     model.set_phase(1)
     loop, generator = Heard(), torch.Generator().manual_seed(7)
     rows = distinct_rows(model, ids[:-1])
-    result, contexts = train_context_block(model.context_block, *rows, config, generator, loss, loop)
+    result, contexts = train_context_block(model.context_block, *rows, config, generator, loop=loop)
     return result, loop.lines, contexts
 
 
 def train_reference(p, ids, config):
     return reference.phase1(p, p["wte.weight"], ids, config, seed=7)
-
-
-def assert_same_weights(model, expected, tolerance):
-    for name, value in expected.items():
-        torch.testing.assert_close(model.state_dict()[name], value, atol=tolerance, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize("batch_size", [100, 333, 5000])  # of 1,000 positions: 333 leaves a batch of one
@@ -57,7 +50,8 @@ def test_every_iteration_equals_the_reference(batch_size):
     torch.testing.assert_close(rates, expected["rates"], atol=0.003, rtol=0)
     torch.testing.assert_close(contexts[1:], expected["contexts"], atol=1e-3, rtol=0)
     assert not contexts[0].any()
-    assert_same_weights(model, p, 1e-4)  # of which all but the block's are untouched
+    for name, value in p.items():  # of which all but the block's are untouched
+        torch.testing.assert_close(model.state_dict()[name], value, atol=1e-4, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -107,16 +101,6 @@ def test_all_parameters_of_any_block_get_the_gradients_of_autograd_clipped(kind,
         assert gradient.any(), name
 
 
-def test_a_loss_of_the_user_is_differentiated():
-    ids, plain, own = tiny_ids(401), tiny_method(), tiny_method()
-    _, expected, contexts = train(plain, ids, CONFIG)
-    loss = lambda x: reference.dispersion_loss(x, CONFIG.centroid_weight)  # noqa: E731
-    _, found, same = train(own, ids, CONFIG, loss)
-    assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in expected], abs=1e-5)
-    torch.testing.assert_close(same, contexts, atol=1e-4, rtol=0)
-    assert_same_weights(own, plain.state_dict(), 1e-5)
-
-
 def test_an_untrained_block_is_initialised_all_the_same():
     model = tiny_method()
     before = model.context_block.linear.weight.clone()
@@ -129,7 +113,6 @@ def test_an_untrained_block_is_initialised_all_the_same():
     ("changes", "cause"),
     [
         ({"initial_std": 1e38}, "iteration 2: "),
-        ({"noise_std": 1e38}, "iteration 2: "),
         ({"learning_rate": 1e12}, r"iteration \d: the loss is nan"),
         ({"learning_rate": 1e16}, r"iteration \d: linear\.weight is not finite"),
     ],

@@ -10,6 +10,7 @@ from conftest import TINY, tiny_method
 
 from ctxkv_lib.method import tuned
 from ctxkv_lib.method.config import ModelConfig, Phase1Config
+from ctxkv_lib.method.contexts import exact_contexts
 from ctxkv_lib.method.model import ContextKV, Parts
 from ctxkv_lib.method.tuned import SlotAttention, StructuredBlock, geometric_offsets
 from ctxkv_lib.runs.build import parameter_counts
@@ -23,36 +24,23 @@ def tiny_model(block=None, shapes=None, **attention):
     return tiny_method(parts, **(shapes or {}))
 
 
-def structured_block(context_dim, hidden_size, **settings):
-    return StructuredBlock(context_dim, hidden_size, StructuredBlock.Settings(**settings))
-
-
-@torch.no_grad()
-def recurrence(block, embeddings, tokens):
-    """Contexts `[streams, n + 1, context_dim]` of tokens `[streams, n]`, with the zero context in front."""
-    contexts = [torch.zeros(len(tokens), block.context_dim)]
-    for inputs in block.project_inputs(embeddings)[tokens].unbind(1):
-        contexts.append(block(contexts[-1], inputs))
-    return torch.stack(contexts, dim=1)
-
-
 def test_a_block_encodes_the_token_and_running_means_of_tokens():
     """Half of the units have the token whole, and a sixth each a mean of the 4, 9 and 20 tokens before."""
     draw = torch.Generator().manual_seed(0)
-    block = structured_block(32, 48, longest_mean=20.0)
+    block = StructuredBlock(32, 48, StructuredBlock.Settings(longest_mean=20.0))
     embeddings = torch.randn(16, 48, generator=draw) + torch.randn(48, generator=draw)
-    tokens = torch.randint(0, 16, (20, 300), generator=draw)
-    block.init_weights(embeddings, tokens.flatten(), Phase1Config())
-    contexts = recurrence(block, embeddings, tokens)[:, 101:].double()
-    rows, now = contexts.flatten(0, 1), embeddings[tokens[:, 100:].flatten()].double()
+    tokens = torch.randint(0, 16, (4100,), generator=draw)
+    block.init_weights(embeddings, tokens, Phase1Config())
+    rows = exact_contexts(block, block.project_inputs(embeddings), tokens, 1e-6)[101:].double()
+    now = embeddings[tokens[100:]].double()
     assert torch.allclose(rows.mean(dim=0), torch.zeros(32).double(), atol=0.1)
     assert rows[:, :16].var(dim=0).mean().item() == pytest.approx(1, rel=0.1)
     whole = torch.linalg.lstsq(rows[:, :16], now - now.mean(dim=0)).solution
     assert (rows[:, :16] @ whole - now + now.mean(dim=0)).var() < 1e-3 * now.var()
     for units, length in zip((slice(16, 21), slice(21, 26), slice(26, 31)), (4, 80**0.5, 20), strict=True):
-        mean = contexts[..., units]
-        assert mean.flatten(0, 1).std(dim=0).mean().item() == pytest.approx(tuned.MEAN_STD, rel=0.2)
-        kept = (mean[:, 1:] * mean[:, :-1]).sum() / mean[:, 1:].square().sum()
+        mean = rows[:, units]
+        assert mean.std(dim=0).mean().item() == pytest.approx(tuned.MEAN_STD, rel=0.2)
+        kept = (mean[1:] * mean[:-1]).sum() / mean[1:].square().sum()
         assert kept.item() == pytest.approx(1 - 1 / length, abs=0.05)
 
 
