@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from conftest import TUNED, tiny_ids, tiny_model
 from transformers import AutoModelForCausalLM
 
-from ctxkv_lib.method.losses import as_product
 from ctxkv_lib.method.modeling import ContextKVForCausalLM
 
 SHAPES = {"published": {}, "tuned": TUNED}
@@ -30,56 +29,24 @@ def model_with_biases(**shape):
     return model
 
 
-class Adapted(torch.nn.Module):
-    """A layer with a low-rank adapter, as peft's: not a Linear, but with the attributes of one."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer, self.weight, self.bias = layer, layer.weight, layer.bias
-        self.in_features = layer.in_features
-        self.down = torch.nn.Linear(layer.in_features, 2, bias=False)
-        self.up = torch.nn.Linear(2, layer.out_features, bias=False)
-
-    def forward(self, inputs):
-        return self.layer(inputs) + self.up(self.down(inputs))
-
-    def merge(self):
-        self.layer.weight.data += self.up.weight.data @ self.down.weight.data
-        return self.layer
-
-
 @each_shape
 def test_an_adapter_of_any_linear_computes_and_trains_as_one_merged_into_the_weights(shape):
-    model, ids = model_with_biases(**shape), tiny_ids(24).view(2, 12)
-    linears = [
-        (layer, name)
-        for layer in model.modules()
-        for name, part in layer.named_children()
-        if type(part) is torch.nn.Linear
-    ]
-    model.requires_grad_(False)
-    for layer, name in linears:
-        setattr(layer, name, Adapted(getattr(layer, name)))
-    model.train()(ids, labels=ids).loss.backward()
-    for layer, name in linears:
-        adapter = getattr(layer, name)
-        for weight in (adapter.up.weight, adapter.down.weight):
-            assert weight.grad is not None, name
-            assert weight.grad.any(), name
-    adapted = model.eval()(ids).logits
-    for layer, name in linears:
-        setattr(layer, name, getattr(layer, name).merge())
-    torch.testing.assert_close(model(ids).logits, adapted, atol=1e-4, rtol=1e-4)
-
-
-def test_a_block_is_in_training_as_far_as_it_is_trained():
-    """An adapter drops out, and layers that pack their weights for inference must not do so."""
-    model = tiny_model()
-    block = model.model.context_block
-    assert not model.train().model.context_block.training
-    block.linear = Adapted(block.linear)
-    assert all(part.training for part in model.train().modules())
-    assert not any(part.training for part in model.eval().modules())
+    """A block is in training as far as it is trained: an adapter drops out."""
+    peft = pytest.importorskip("peft")
+    model, ids = model_with_biases(**shape).train(), tiny_ids(24).view(2, 12)
+    linears = [layer for layer in model.modules() if type(layer) is torch.nn.Linear]
+    assert not model.model.context_block.training
+    options = peft.LoraConfig(target_modules="all-linear", init_lora_weights=False)
+    adapted = peft.get_peft_model(model, options).train()
+    assert all(part.training for part in model.modules())
+    model(ids, labels=ids).loss.backward()
+    gradients = [weight.grad for weight in adapted.parameters() if weight.requires_grad]
+    assert len(gradients) == 2 * len(linears)
+    assert all(gradient.any() for gradient in gradients)
+    logits = adapted.eval()(input_ids=ids).logits
+    assert not any(part.training for part in model.modules())
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(merged(ids).logits, logits, atol=1e-4, rtol=1e-4)
 
 
 @each_shape
@@ -95,10 +62,6 @@ def test_states_and_table_for_code_that_multiplies_give_the_logits_of_training(s
         torch.testing.assert_close(product, model(ids, attention_mask=mask).logits)
         assert model.get_output_embeddings() is None
         ids = ids.flip(1)
-    hidden, table, tokens = torch.randn(4, 6), torch.randn(9, 6), torch.tensor([2, 8, 2, 0])
-    expected = hidden @ table.T + 3.0 * F.one_hot(tokens, 9)
-    wide, wide_table = as_product(hidden, table, tokens, 3.0)
-    torch.testing.assert_close(wide @ wide_table.T, expected)
 
 
 def test_logits_in_training_survive_what_mixed_precision_does_to_outputs():
@@ -129,22 +92,6 @@ def test_a_saved_adapter_loads_onto_a_frozen_base(saved_model, tmp_path):
     assert not {name for name in trainable(loaded) if "lora" not in name}
     ids = tiny_ids(10)[None]
     torch.testing.assert_close(loaded(ids).logits, adapted.eval()(input_ids=ids).logits)
-
-
-def test_quantised_weights_are_loaded_frozen_and_used(tmp_path):
-    pytest.importorskip("bitsandbytes")
-    from transformers import BitsAndBytesConfig
-
-    model = tiny_model(hidden_size=32, context_dim=32, num_heads=2, intermediate_size=32).eval()
-    model.save_pretrained(tmp_path)
-    options = BitsAndBytesConfig(load_in_8bit=True)
-    loaded = ContextKVForCausalLM.from_pretrained(tmp_path, quantization_config=options).eval()
-    kinds = {type(layer).__name__ for layer in loaded.modules()}
-    assert "Linear8bitLt" in kinds
-    assert not any(weight.requires_grad for weight in loaded.parameters() if not weight.is_floating_point())
-    ids = tiny_ids(10)[None]
-    exact = model(ids).logits
-    assert (loaded(ids).logits.float() - exact).abs().mean() < 0.05 * exact.std()
 
 
 SFT_ROWS = [f"The number {i} comes before {i + 1}, as it always does." for i in range(6)]
