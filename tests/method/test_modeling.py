@@ -75,10 +75,12 @@ def test_every_way_of_reading_gives_the_same_logits(data):
             length + padding,
         )
     kept = data.draw(st.integers(1, length + padding), "kept")
-    last = model(batch, attention_mask=mask, logits_to_keep=kept).logits
-    torch.testing.assert_close(
-        last[mask[:, -kept:].bool()], found[:, -kept:][mask[:, -kept:].bool()], atol=1e-4, rtol=0
-    )
+    some = torch.tensor([kept - 1, 0])
+    for count, places in ((kept, slice(-kept, None)), (some, some)):
+        with_states = bool(kept % 2)
+        output = model(batch, attention_mask=mask, logits_to_keep=count, output_hidden_states=with_states)
+        is_text = mask[:, places].bool()
+        torch.testing.assert_close(output.logits[is_text], found[:, places][is_text], atol=1e-4, rtol=0)
     cache.reset()
     again = model(batch, attention_mask=mask, **{CACHE_NAME: cache}).logits
     torch.testing.assert_close(again[1], found[1], atol=1e-4, rtol=0)
@@ -191,55 +193,26 @@ def test_autocast_rounds_what_is_computed_from_contexts_and_not_the_contexts(sha
     torch.testing.assert_close(found.logits.float(), exact.logits, rtol=0.05, atol=0.3)
 
 
-def model_of_nearest_two():
-    return ContextKVForCausalLM.of(tiny_method(Parts(attention=NearestTwo)), {"attention": {}})
-
-
-@torch.no_grad()
-def test_a_trained_model_with_parts_of_the_user_computes_the_same_in_transformers():
-    wrapped, ids = model_of_nearest_two(), tiny_ids(12)
-    torch.testing.assert_close(
-        wrapped(ids[None]).logits[0], phase2_logits(wrapped.model, ids), atol=1e-4, rtol=0
-    )
-
-
-def outputs_of(model, ids, way):
-    """Hidden states and attentions of each step that reads `ids`, asked for in one of three ways."""
-    wanted = {"output_hidden_states": True, "output_attentions": True}
-    if way == "generate":
-        options = {
-            "max_new_tokens": 2,
-            "do_sample": False,
-            "pad_token_id": 0,
-            "return_dict_in_generate": True,
-        }
-        made = model.generate(ids, **options, **wanted)
-        return list(zip(made.hidden_states, made.attentions, strict=True))
-    if way == "configuration":
-        vars(model.config).update(output_hidden_states=True, _output_attentions=True)
-        wanted = {}
-    output = model(ids, **wanted)
-    return [(output.hidden_states, output.attentions)]
-
-
 @torch.no_grad()
 @each_model
-@pytest.mark.parametrize("way", ["argument", "configuration", "generate"])
-def test_hidden_states_and_attentions_are_those_of_each_slot(shape, way, monkeypatch):
+def test_hidden_states_and_attentions_are_those_of_each_slot(shape, monkeypatch):
+    """However they are asked for."""
     monkeypatch.setattr("ctxkv_lib.method.modeling.ATTENDED_AT_ONCE", 6)  # in several parts
     model, ids = tiny_model(**shape).eval(), tiny_ids(18).view(2, 9)
-    (states, attentions), *later = outputs_of(model, ids, way)
-    embeddings, hidden = states
-    torch.testing.assert_close(embeddings, model.model.embed(ids))
-    assert [(weights[0].shape, h[-1].shape) for h, weights in later] == [
-        (torch.Size([2, 3, 1, 4]), torch.Size([2, 1, 24])) for _ in later
-    ]
-    (weights,) = attentions
-    for text, tokens in enumerate(ids):
-        cache = exact_cache(model.model, tokens)
-        expected_hidden, expected_weights = cache.attend(model.model, torch.arange(len(tokens)))
-        torch.testing.assert_close(hidden[text], expected_hidden, atol=1e-4, rtol=0)
-        torch.testing.assert_close(weights[text].transpose(0, 1), expected_weights, atol=1e-4, rtol=0)
+    wanted = {"output_hidden_states": True, "output_attentions": True, "return_dict_in_generate": True}
+    made = model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0, **wanted)
+    assert [made.hidden_states[1][-1].shape, made.attentions[1][0].shape] == [(2, 1, 24), (2, 3, 1, 4)]
+    asked = model(ids, output_hidden_states=True, output_attentions=True)
+    vars(model.config).update(output_hidden_states=True, _output_attentions=True)
+    configured = model(ids)
+    outputs = [(output.hidden_states, output.attentions) for output in (asked, configured)]
+    for (embeddings, hidden), (weights,) in (*outputs, (made.hidden_states[0], made.attentions[0])):
+        torch.testing.assert_close(embeddings, model.model.embed(ids))
+        for text, tokens in enumerate(ids):
+            cache = exact_cache(model.model, tokens)
+            expected_hidden, expected_weights = cache.attend(model.model, torch.arange(len(tokens)))
+            torch.testing.assert_close(hidden[text], expected_hidden, atol=1e-4, rtol=0)
+            torch.testing.assert_close(weights[text].transpose(0, 1), expected_weights, atol=1e-4, rtol=0)
 
 
 @each_model
@@ -274,20 +247,6 @@ def test_a_resized_table_computes_the_same_for_tokens_that_stay(tmp_path, count)
 
 
 @torch.no_grad()
-def test_logits_may_be_kept_of_any_columns():
-    model, ids, columns = (
-        tiny_model(**MODELS["copies"]).eval(),
-        tiny_ids(18).view(2, 9),
-        torch.tensor([4, 0, 8]),
-    )
-    logits = model(ids).logits[:, columns]
-    torch.testing.assert_close(model(ids, logits_to_keep=columns).logits, logits)
-    output = model(ids, logits_to_keep=columns, output_hidden_states=True)
-    torch.testing.assert_close(output.logits, logits)
-    assert output.hidden_states[-1].shape == (2, 9, 24)
-
-
-@torch.no_grad()
 @pytest.mark.slow
 def test_one_graph_a_shape_holds_the_whole_forward_pass():
     model = tiny_model(**MODELS["copies"]).eval()
@@ -310,13 +269,13 @@ REFUSED = {
         r"attention_mask is 'float32 \(1, 6\)'; allowed: .* 1 where",
     ),
     "few_labels": (lambda m: m(ONE, labels=ONE[:, :5]), r"labels\.shape is \(1, 5\); allowed: \(1, 6\)"),
-    "embeddings": (lambda m: m(inputs_embeds=torch.ones(1, 2, 24)), "inputs_embeds"),
     "other_batch": (lambda m: m(ONE.expand(2, 6), **{CACHE_NAME: m(ONE)[CACHE_NAME]}), "is 1; allowed: 2"),
     "no_weights": (
-        lambda _: model_of_nearest_two()(ONE, output_attentions=True),
+        lambda _: ContextKVForCausalLM.of(tiny_method(Parts(attention=NearestTwo)))(
+            ONE, output_attentions=True
+        ),
         "output_attentions is True; allowed: False, as this attention returns none",
     ),
-    "passed_on": (lambda m: m.generate(ONE, output_router_logits=True), "output_router_logits"),
     "on_the_disk": (lambda m: reloaded(m, device_map={"": "disk"}), "device_map"),
     "tuple": (lambda m: m(ONE, **{CACHE_NAME: filled()}), "is 'DynamicCache'; allowed: .*ContextCache"),
 }
