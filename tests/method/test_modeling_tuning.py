@@ -98,29 +98,7 @@ SFT_ROWS = [f"The number {i} comes before {i + 1}, as it always does." for i in 
 
 
 @pytest.mark.slow
-def test_the_sft_trainer_of_trl_has_the_models_own_loss(saved_model, tmp_path):
-    trl = pytest.importorskip("trl")
-    from datasets import Dataset
-    from transformers import AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(saved_model, trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained(saved_model)
-    options = trl.SFTConfig(
-        str(tmp_path), report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False
-    )
-    rows = Dataset.from_dict({"text": SFT_ROWS})
-    trainer = trl.SFTTrainer(
-        model, options, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer
-    )
-    batch = next(iter(trainer.get_train_dataloader()))
-    loss = trainer.compute_loss(model.train(), dict(batch))
-    expected = ContextKVForCausalLM.forward(model, **batch).loss
-    torch.testing.assert_close(loss, expected)
-    assert isinstance(trainer.evaluate()["eval_loss"], float)
-
-
-@pytest.mark.slow
-def test_the_pages_examples_of_adapters_and_fine_tuning_run(saved_model, tmp_path, monkeypatch):
+def test_the_pages_examples_run_and_trl_has_the_models_own_loss(saved_model, tmp_path, monkeypatch):
     pytest.importorskip("peft")
     pytest.importorskip("trl")
     page = (Path(__file__).parents[2] / "docs" / "transformers.md").read_text(encoding="utf-8")
@@ -135,3 +113,11 @@ def test_the_pages_examples_of_adapters_and_fine_tuning_run(saved_model, tmp_pat
     assert not {name for name in trainable(values["adapted"]) if "lora" not in name}
     assert Path("runs/sft/model.safetensors").exists()
     assert not torch.is_autocast_enabled("cpu")  # in which trl trains by default
+    model = AutoModelForCausalLM.from_pretrained(saved_model, trust_remote_code=True).train()
+    options = values["SFTConfig"]("runs/fp32", bf16=False, gradient_checkpointing=False, **values["settings"])
+    datasets = {"train_dataset": values["lines"], "eval_dataset": values["lines"]}
+    trainer = values["SFTTrainer"](model, options, processing_class=values["tokenizer"], **datasets)
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(model, dict(batch))
+    torch.testing.assert_close(loss, ContextKVForCausalLM.forward(model, **batch).loss)
+    assert isinstance(trainer.evaluate()["eval_loss"], float)
