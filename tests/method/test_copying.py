@@ -47,24 +47,11 @@ def test_scores_are_those_of_the_mixture(weight, sharpness, shuffled):
         assert is_correct == (expected.argmax() == target)
 
 
-def test_a_model_in_training_copies_nothing():
-    model, stream = model_that_copies(0.3, 4.0), tiny_stream(20)
-    (batch,) = stream.batches(torch.arange(20), 20, model.train())
-    assert batch.shares is None
-    (batch,) = stream.batches(torch.arange(20), 20, model.eval())
-    assert batch.shares.sum(dim=1).tolist() == pytest.approx([0] + [0.3] * 19)
-
-
-@pytest.mark.parametrize("weight", [0.3, 1 - 1e-9])  # which is 1 in float32
-def test_a_mixture_is_a_distribution_with_finite_gradients(weight):
+def test_a_mixture_is_a_distribution_and_mixed_in_fp32():
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(5, 11, generator=generator, requires_grad=True)
-    shares = weight * torch.randn(5, 4, generator=generator).softmax(dim=-1)
-    shares[0] = 0  # nothing to copy
+    logits = torch.randn(5, 11, generator=generator)
+    shares = 0.3 * torch.randn(5, 4, generator=generator).softmax(dim=-1)
     tokens = torch.randint(11, (5, 4), generator=generator)
-    found = mix(logits, tokens, shares)
-    torch.testing.assert_close(found.exp().sum(dim=-1), torch.ones(5))
-    found.logsumexp(dim=-1).sum().backward()
-    assert logits.grad.isfinite().all()
-    rounded = logits.detach().bfloat16()  # mixed in float32, and rounded again
+    torch.testing.assert_close(mix(logits, tokens, shares).exp().sum(dim=-1), torch.ones(5))
+    rounded = logits.bfloat16()
     assert torch.equal(mix(rounded, tokens, shares), mix(rounded.float(), tokens, shares).bfloat16())
