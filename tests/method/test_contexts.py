@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ctxkv_lib.method import contexts as method
 from ctxkv_lib.method import reference
 from ctxkv_lib.method.config import Phase1Config
-from ctxkv_lib.method.contexts import contexts_by_passes, distinct_rows, exact_contexts, parallel_pass
+from ctxkv_lib.method.contexts import contexts_by_passes, distinct_rows, exact_contexts
 from ctxkv_lib.method.model import project_inputs
 from ctxkv_lib.method.oacd import train_context_block
 from ctxkv_lib.method.tuned import StructuredBlock
@@ -111,10 +111,8 @@ def test_parallel_passes_are_the_originals(monkeypatch, rows):
     contexts = torch.randn(51, WIDTH)
     contexts[0] = 0  # the context before position 0 is always the zero vector
     expected = reference.parallel_pass(*weights, ids, contexts[1:])
-    again = parallel_pass(block, projected, tokens, contexts.clone())
     found = contexts_by_passes(block, projected, tokens, config, torch.Generator(), contexts)
     torch.testing.assert_close(found[1:], expected, atol=1e-6, rtol=0)
-    assert torch.equal(found, again)
 
     generators = [torch.Generator().manual_seed(5) for _ in range(2)]
     found = contexts_by_passes(block, projected, tokens, config, generators[0])
