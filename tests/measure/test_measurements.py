@@ -52,10 +52,7 @@ def test_a_measurement_belongs_to_the_weights_that_it_was_made_of(copy, monkeypa
 
 
 def test_a_measurement_that_stops_keeps_the_results(copy, monkeypatch):
-    def stops(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "MEASURES", {"ngrams": stops})
+    monkeypatch.setattr(module, "MEASURES", {"ngrams": Mock(side_effect=KeyboardInterrupt)})
     with pytest.raises(KeyboardInterrupt):
         measure(copy, ["ngrams"])
     assert load_run(copy.path).summary == copy.summary

@@ -14,7 +14,6 @@ from ctxkv_lib.measure.ngrams import ORDERS, kneser_ney, ngram_baselines, recent
 from ctxkv_lib.method.caches import TokenCache
 
 VOCABULARY = 150
-SPLITS = ("train", "validation")
 
 
 def stream(count, seed=1):
@@ -83,13 +82,10 @@ def test_kneser_ney_is_the_published_formula(order):
 
 
 def test_the_users_own_text_is_counted_once(tiny_config, tokenizer, monkeypatch):
-    table = {"data.table": "cooccurrence", "data.corpus": "chitchat+own"}
-    data = tiny_config.replace(table).data
-    streams = {split: train_stream(load_conversations(data, split), tokenizer).ids for split in SPLITS}
-    caches = {
-        name: TokenCache(ids.int()) for name, ids in zip(("train", "val"), streams.values(), strict=True)
-    }
-    run = SimpleNamespace(config=tiny_config.replace(table), summary={})
+    config = tiny_config.replace({"data.table": "cooccurrence", "data.corpus": "chitchat+own"})
+    ids = train_stream(load_conversations(config.data, "train"), tokenizer).ids.int()
+    caches = {split: TokenCache(ids) for split in ("train", "val")}
+    run = SimpleNamespace(config=config, summary={})
     counted = []
     monkeypatch.setattr(ngrams, "ngram_baselines", lambda text, *_: counted.append(text) or {})
     ngrams.of_run(SimpleNamespace(run=run, caches=caches, tokenizer=tokenizer))
