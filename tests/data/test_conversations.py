@@ -186,11 +186,7 @@ def test_a_fingerprint_is_that_of_the_texts(tmp_path):
 
 
 def test_splits_larger_than_the_data_are_refused_with_the_true_cause(tmp_path):
-    said = (
-        r"chats.jsonl has 10 conversations, but 5 for training \(data.samples\) \+ 2 for validation "
-        r"\(data.validation_samples\) \+ 1 for the test \(data.test_samples\) "
-        r"\+ 3 for the token table \(data.corpus_samples\) are asked for; "
-    )
+    said = r"has 10 conversations, but 5 for training \(data.samples\) \+ 2 for validation .* are asked for; "
     for read in (check_splits, lambda data: load_conversations(data, "train")):
         with pytest.raises(UserError, match=said):
             read(_own(tmp_path, **{**SIZES, "samples": 5}))
@@ -268,7 +264,6 @@ def test_sizes_that_are_asked_for_stay(tmp_path, preset, capsys):
     [
         ({"source": "file"}, "data.source is 'file' without data.path; name your file"),
         ({"path": ""}, "data.path is ''; allowed: a path"),
-        ({"path": "a", "split": ""}, "data.split is ''; allowed: a split"),
         ({"split": "train"}, "data.split is 'train'; allowed: none without data.path"),
         ({"corpus": "chitchat+own"}, "data.corpus is 'chitchat\\+own', which needs data.path; allowed: own"),
     ],
