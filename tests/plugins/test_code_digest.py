@@ -113,10 +113,6 @@ LIMITS = Limits(1)
 def idea(c):
     return LIMITS.clip(c)
 """
-SUBCLASS = """
-class idea(Base):
-    pass
-"""
 
 
 @pytest.mark.parametrize(
@@ -138,7 +134,7 @@ class idea(Base):
         (MODULE, "seed(1)", "seed(2)"),
         (OBJECT, "Limits(1)", "Limits(2)"),
         (OBJECT, "clamp", "clip"),
-        (SUBCLASS, "    return c\n", "    return -c\n"),
+        ("class idea(Base):\n    pass", "    return c\n", "    return -c\n"),
         ("def idea(c):\n    return KIND.B.value * c\nclass KIND(enum.Enum):\n    B = 1", "B = 1", "B = 2"),
         (CELL, "values.tanh()", "values.sin()"),
         (CELL, "'scale': 1.0", "'scale': 0.5"),
