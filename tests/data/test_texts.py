@@ -48,9 +48,6 @@ RECORDS = {
     "completions": {"prompt": "Hello?", "completion": "é 你好"},
     "questions": {"question": "Hello?", "answer": "é 你好", "text": "no"},
     "text": {"text": TEXT, "content": "no"},
-    "OpenAI with parts": {
-        "messages": [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in CHAT]
-    },
     "ChatGPT": chatgpt(*EXPORT),
     "Claude": {"name": "", "chat_messages": [{"sender": "human", "text": m["content"]} for m in CHAT]},
 }
