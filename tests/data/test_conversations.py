@@ -192,9 +192,9 @@ def test_splits_larger_than_the_data_are_refused_with_the_true_cause(tmp_path):
             read(_own(tmp_path, **{**SIZES, "samples": 5}))
 
 
-def _fitted(path: str, settings: dict | None = None, preset: str = "offline", samples: int | None = None):
+def _fitted(path: str, settings: dict | None = None, samples: int | None = None):
     with redirect_stderr(io.StringIO()) as said:
-        config = build_config(preset, None, samples, {"data.path": path, **(settings or {})})
+        config = build_config("offline", None, samples, {"data.path": path, **(settings or {})})
     return config, said.getvalue().splitlines()
 
 
@@ -244,16 +244,14 @@ def test_the_token_table_sees_no_validation_text_and_is_one_for_all_sizes(tmp_pa
     assert load_conversations(config.replace({"data.samples": 3}).data, "corpus").texts == texts
 
 
-@pytest.mark.parametrize("preset", ["offline", "colab"])
-def test_sizes_that_are_asked_for_stay(tmp_path, preset, capsys):
+def test_sizes_that_are_asked_for_stay(tmp_path, capsys):
     path = _jsonl(tmp_path, 40)
-    config, _ = _fitted(path, {"data.validation_samples": "3"}, preset, samples=20)
+    asked = {"data.validation_samples": "3", "data.test_samples": 2, "data.table": "random"}
+    config, said = _fitted(path, asked, samples=20)
     assert (config.data.samples, config.data.validation_samples) == (20, 3)
-    everything = {"data.validation_samples": 3, "data.test_samples": 2, "data.table": "random"}
-    config, said = _fitted(path, everything, preset, samples=20)
     assert said == []
     with pytest.raises(UserError, match="has 40 conversations, but 500 for training"):
-        build_config(preset, None, 500, {"data.path": path})
+        build_config("colab", None, 500, {"data.path": path})
     assert not capsys.readouterr().err  # a split that does not fit is not described as if it did
 
 
