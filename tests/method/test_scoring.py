@@ -1,11 +1,9 @@
-import math
-
 import pytest
 import torch
 from conftest import cloned, tiny_method, tiny_stream
 
 from ctxkv_lib.method import reference, scoring
-from ctxkv_lib.method.scoring import effective_rank, evaluate, perplexity
+from ctxkv_lib.method.scoring import effective_rank, evaluate
 
 
 def test_scores_equal_the_reference_and_leave_out_dropout(monkeypatch):
@@ -16,11 +14,6 @@ def test_scores_equal_the_reference_and_leave_out_dropout(monkeypatch):
     expected = reference.evaluate(p, p["wte.weight"], ids, contexts, 50, model.config)
     assert found == pytest.approx(expected, rel=1e-5)
     assert model.training
-
-
-def test_a_perplexity_beyond_any_number_is_infinite():
-    assert perplexity(2.0) == pytest.approx(math.e**2)
-    assert perplexity(1e4) == math.inf
 
 
 @pytest.mark.parametrize("max_rows", [50, 1000])
