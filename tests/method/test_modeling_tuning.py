@@ -73,6 +73,22 @@ def test_logits_in_training_survive_what_mixed_precision_does_to_outputs():
     torch.testing.assert_close(copied.logits, model(ids).logits, atol=0.3, rtol=0.05)
 
 
+def test_quantised_weights_are_loaded_frozen_and_used(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    model = tiny_model(hidden_size=32, context_dim=32, num_heads=2, intermediate_size=32).eval()
+    model.save_pretrained(tmp_path)
+    options = BitsAndBytesConfig(load_in_8bit=True)
+    loaded = ContextKVForCausalLM.from_pretrained(tmp_path, quantization_config=options).eval()
+    kinds = {type(layer).__name__ for layer in loaded.modules()}
+    assert "Linear8bitLt" in kinds
+    assert not any(weight.requires_grad for weight in loaded.parameters() if not weight.is_floating_point())
+    ids = tiny_ids(10)[None]
+    exact = model(ids).logits
+    assert (loaded(ids).logits.float() - exact).abs().mean() < 0.05 * exact.std()
+
+
 SFT_ROWS = [f"The number {i} comes before {i + 1}, as it always does." for i in range(6)]
 
 
