@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from ctxkv_lib.files import write_json
-from ctxkv_lib.report.info import describe
-from ctxkv_lib.runs.build import unallocated_model
+from ctxkv_lib.runs.build import parameter_counts, unallocated_model
 from ctxkv_lib.runs.config import ExperimentConfig
-from ctxkv_lib.runs.folder import claimed
+from ctxkv_lib.runs.folder import RunFolder, Stage, claimed
 from ctxkv_lib.runs.presets import build_config
-from ctxkv_lib.runs.summary import Run, context_window, dense_fp32_mib
+from ctxkv_lib.runs.summary import Run, summarize
 
 # (train PPL, val PPL, val accuracy) by epoch; near the published runs, equal to none of their numbers
 EPOCHS = {
@@ -30,9 +29,7 @@ EPOCHS = {
         (33.7, 211.3, 0.201),
     ],
 }
-MEMORY = [("data loaded", 1.3, 0.0), ("model built", 1.9, 0.3), ("phase 1 done", 2.7, 0.4)]
 TOKENS = {100: 122_795, 500: 587_970}
-SIZES = ("samples", "train_tokens", "val_tokens", "parameters", "context_window", "caches_dense_fp32_mib")
 
 
 def sample_run(
@@ -51,30 +48,17 @@ def sample_run(
         epochs: (train PPL, val PPL, val accuracy) by epoch; by default six, the third the best.
     """
     config = build_config(preset, recipe, samples, settings)
-    lines = epoch_lines(epochs or EPOCHS.get(samples, EPOCHS[500]))
-    metrics = [*phase1_lines(), *({"stage": "phase2", **line} for line in lines)]
-    return Run(path, config, _summary(config, lines, gpu), metrics)
+    rows = epochs or EPOCHS.get(samples, EPOCHS[500])
+    folder = RunFolder(path, config, {}, _stages(config, epoch_lines(rows), gpu))
+    return Run(path, config, summarize(folder), folder.metrics())
 
 
-def write_run(path: Path, *args: Any, **options: Any) -> Path:
-    """Write a sample run into `path`, with its stage records, and return it; options as of `sample_run`."""
-    run = sample_run(*args, **options, path=path)
-    with claimed(path, run.config, {"code": "", "data": "", "precision": "bf16"}) as folder:
-        write_json(path / "summary.json", run.summary)
-        summary = run.summary
-        tokens = {name: summary[f"{name}_tokens"] for name in ("train", "val")}
-        parts = {
-            "phase1": {"phase1": summary["phase1"], "memory": []},
-            "caches": {"phase1": {}, "tokens": tokens, "caches_mib": summary["caches_mib"]},
-            "phase2": {
-                **{name: summary[name] for name in ("parameters", "provenance", "memory")},
-                "offsets": summary["context_window"]["offsets"],
-                "stop_reason": summary["phase2"]["stop_reason"],
-            },
-        }
-        for stage in ("phase1", "caches", "phase2", "model", "test"):
-            metrics = [{"memory": {}, **line} for line in run.metrics if line["stage"] == stage]
-            folder.finish(stage, "", (), parts.get(stage, {}), metrics)
+def write_run(path: Path, samples: int = 500, settings: dict[str, Any] | None = None) -> Path:
+    """Write a sample run into `path`, with its record, and return it."""
+    config = build_config("colab", "published", samples, settings)
+    with claimed(path, config, {"code": "", "data": "", "precision": "bf16"}) as folder:
+        folder.stages |= _stages(config, epoch_lines(EPOCHS[samples]), gpu=True)
+        write_json(path / "summary.json", summarize(folder))
         folder.finish("results", "", (path / "config.json", path / "summary.json"))
     return path
 
@@ -99,55 +83,48 @@ def epoch_lines(rows: list[tuple[float, float, float]]) -> list[dict[str, Any]]:
         waited = 0 if val_ppl < lowest else waited + 1
         lowest = min(lowest, val_ppl)
         line = {"epoch": number, "train_ppl": train_ppl, "val_ppl": val_ppl, "val_acc": val_acc}
-        lines.append({**line, "improved": waited == 0, "no_improve": waited, "seconds": 12.5})
+        line |= {"improved": waited == 0, "no_improve": waited, "seconds": 12.5}
+        lines.append({"stage": "phase2", **line})
     return lines
 
 
-def _summary(config: ExperimentConfig, epochs: list[dict[str, Any]], gpu: bool) -> dict[str, Any]:
-    samples = config.data.samples
-    train_tokens = TOKENS.get(samples, 1_176 * samples)
-    slots = {"offsets": None if "mixer" in config.plugins else unallocated_model(config).window.offsets}
-    sizes = describe(config, train_tokens, 22_723) | {
-        "context_window": {**context_window(config.model, train_tokens), **slots},
-        "caches_dense_fp32_mib": dense_fp32_mib(train_tokens, 22_723, config.model),
-    }
-    best = min(epochs, key=lambda line: line["val_ppl"])
+def _stages(config: ExperimentConfig, epochs: list[dict[str, Any]], gpu: bool) -> dict[str, Stage]:
+    """What the stages of a run have found, of which the package makes the summary."""
+
+    def memory(stage: str, cpu: float, on_gpu: float) -> dict[str, Any]:
+        values = {"cpu_gib": cpu, "cpu_peak_gib": cpu + 0.3}
+        values |= {"gpu_gib": on_gpu if gpu else None, "gpu_peak_gib": on_gpu + 0.8 if gpu else None}
+        return {"stage": stage, **values}
+
+    model, samples = unallocated_model(config), config.data.samples
+    phase1 = {"iterations": 17, "convergence_rate": 0.93, "stop_reason": "converged", "seconds": 6.4}
     early = epochs[-1]["no_improve"] >= config.phase2.patience
-    return {
-        **{part: sizes[part] for part in SIZES},
+    results = {
         "phase1": {
-            "iterations": 17,
-            "convergence_rate": 0.93,
-            "stop_reason": "converged",
-            "seconds": 6.4,
-            "effective_rank": 0.807,
+            "phase1": {**phase1, "effective_rank": 0.807},
+            "memory": [
+                memory("data loaded", 1.3, 0.0),
+                memory("model built", 1.9, 0.3),
+                memory("phase 1 done", 2.7, 0.4),
+            ],
+        },
+        "caches": {
+            "phase1": {},
+            "tokens": {"train": TOKENS.get(samples, 1_176 * samples), "val": 22_723},
+            "caches_mib": {"train_ctx": 575, "train_emb": 152, "val_ctx": 23, "val_emb": 0.2, "total": 750.2},
         },
         "phase2": {
-            **{key: best[key] for key in ("val_ppl", "val_acc", "train_ppl")},
-            "best_epoch": best["epoch"],
-            "train_val_ratio": best["val_ppl"] / best["train_ppl"],
+            "parameters": parameter_counts(model),
+            "offsets": model.slot_offsets,
             "stop_reason": "early_stopping" if early else "max_epochs",
-            "seconds_per_epoch": 12.5,
-            "epochs": epochs,
+            "memory": [memory("phase 2 prepared", 2.8, 0.5)],
+            "provenance": _provenance(config, gpu),
         },
-        "memory": _memory(len(epochs), gpu),
-        "caches_mib": {"train_ctx": 575, "train_emb": 152, "val_ctx": 23, "val_emb": 0.2, "total": 750.2},
-        "provenance": _provenance(config, gpu),
     }
-
-
-def _memory(epochs: int, gpu: bool) -> list[dict[str, Any]]:
-    rows = [*MEMORY, ("phase 2 prepared", 2.8, 0.5), *((f"epoch {n + 1}", 2.9, 0.6) for n in range(epochs))]
-    return [
-        {
-            "stage": stage,
-            "cpu_gib": cpu,
-            "gpu_gib": on_gpu if gpu else None,
-            "cpu_peak_gib": cpu + 0.3,
-            "gpu_peak_gib": on_gpu + 0.8 if gpu else None,
-        }
-        for stage, cpu, on_gpu in rows
-    ]
+    epochs = [{**line, "memory": memory(f"epoch {line['epoch']}", 2.9, 0.6)} for line in epochs]
+    metrics = {"phase1": phase1_lines(), "phase2": epochs}
+    names = ("phase1", "caches", "phase2", "model", "test")
+    return {name: Stage("", {}, results.get(name, {}), metrics.get(name, [])) for name in names}
 
 
 def _provenance(config: ExperimentConfig, gpu: bool) -> dict[str, Any]:
