@@ -45,17 +45,6 @@ def test_outputs_are_not_older_than_the_code_and_need_no_kernel(path):
     assert path.stat().st_size < 600_000
 
 
-@each_notebook
-def test_it_is_short_enough_to_read(path):
-    cells = [cell for cell in read(path)["cells"] if cell["cell_type"] == "code"]
-    folded = [cell for cell in cells if "hide-input" in cell["metadata"].get("tags", ())]
-    assert len(cells) - len(folded) <= 11
-    for cell in cells:
-        lines = "".join(cell["source"]).splitlines()
-        assert len(lines) <= 25, cell
-        assert max(map(len, lines)) <= 88, cell  # what a page shows without scrolling
-
-
 def test_the_explorer_of_the_site_has_what_a_run_attends_and_guesses(trained):
     data = window_data(trained, 5, 5)  # where some slots lie before the stream
     ids = trained.caches["val"].ids[:11].tolist()
