@@ -1,7 +1,6 @@
 """Shared small things: a tiny model, a tiny stream, a tiny experiment of the user's own. No network."""
 
 import importlib
-import io
 import json
 import os
 import subprocess
@@ -118,11 +117,6 @@ def printed_by(capsys):
         return json.loads(out) if "--json" in words else out
 
     return run_command
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 def stop_at(stage: str, number: int | None = None):

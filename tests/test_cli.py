@@ -1,6 +1,5 @@
 """The command line: what it prints, what it refuses in one sentence, and that it stays calm."""
 
-import errno
 import json
 import re
 import signal
@@ -13,16 +12,15 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import Terminal, settings_of, tiny_run, write_conversations
+from conftest import settings_of, tiny_run, write_conversations
 from sample_runs import EPOCHS, epoch_lines
 
 import ctxkv_lib
-from ctxkv_lib import experiments, files, progress
+from ctxkv_lib import __main__, experiments, progress
 from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.measure import measurements
 from ctxkv_lib.method.config import Phase2Config
-from ctxkv_lib.runs import stages
 from ctxkv_lib.runs.keys import MEASUREMENTS
 
 COMMAND = [sys.executable, "-m", "ctxkv_lib"]
@@ -72,11 +70,8 @@ def test_info_counts_the_tokens_of_your_own_conversations(printed_by, tmp_path):
         ("info --set phse2.patience=3", "Did you mean phase2.patience?"),
         ("info --set learning_rate=3", "Did you mean phase2.learning_rate or phase1.learning_rate?"),
         ("info --set phase2.lr=3", "Did you mean phase2.learning_rate?"),
-        ("info --set lr=3", "Did you mean phase2.learning_rate or phase1.learning_rate?"),
-        ("info --set seed=3", "Did you mean runtime.seed?"),
         ("info --set phase2.seed=3", "Did you mean runtime.seed?"),
         ("info --recipe tuned --set layer_dropout=0", "Did you mean attention.layer_dropout?"),
-        ("info --set phase2.patiense=3", "Did you mean phase2.patience?"),
         ("info --set qqqqqq.x=3", "or one of block, loss, attention, mixer.\n"),  # nothing like it was meant
     ],
 )
@@ -91,10 +86,7 @@ def test_bad_input_is_refused_in_one_sentence_before_anything_is_computed(
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("run --samples many", "argument --samples: invalid int value: 'many'"),
         ("run --out ", "argument --out: a path must be UTF-8, not empty"),
-        ("run --out o\udcffut", "argument --out: a path must be UTF-8"),
-        ("report run --lang xx", "argument --lang/--language: invalid choice: 'xx'"),
         ("rnu", "Did you mean run?"),
         ("run --smaples 3", "Did you mean --samples?"),
         ("run --seed 3", "Did you mean --set runtime.seed?"),
@@ -128,39 +120,6 @@ def test_output_into_a_full_disk_is_one_sentence(finished_run):
         assert subprocess.run([*COMMAND, "list", "nowhere"], stderr=full).returncode == 2
 
 
-FULL = {
-    "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate": "Memory",
-    "CUDA out of memory. Tried to allocate 2.00 GiB.": "The GPU's memory",
-    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED": "The GPU's memory",
-}
-
-
-def test_full_memory_is_one_sentence_and_no_other_error_is_taken_for_it(
-    printed_by, tmp_path, tiny_settings, monkeypatch
-):
-    for number, (error, where) in enumerate(FULL.items()):
-        command = tiny_run(tmp_path / str(number) / "run", tiny_settings)
-        monkeypatch.setattr(stages, "train_attention", Mock(side_effect=RuntimeError(error)))
-        assert f"{where} is full; lower phase2.batch_size" in printed_by(*command, code=2)
-    monkeypatch.setattr(stages, "train_attention", Mock(side_effect=RuntimeError("a fault of ours")))
-    with pytest.raises(RuntimeError, match="a fault of ours"):
-        main(command)
-
-
-def test_a_full_disk_is_one_sentence_and_keeps_what_is_done(printed_by, tmp_path, tiny_settings, monkeypatch):
-    def full(source, target):
-        if str(target).endswith("val_ctx.safetensors"):
-            raise OSError(errno.ENOSPC, "No space left on device", str(target))
-        files.shutil.move(source, target)
-
-    command = tiny_run(tmp_path / "run", tiny_settings)
-    with monkeypatch.context() as patch:
-        patch.setattr(files.os, "replace", full)
-        assert "The disk is full" in printed_by(*command, code=2)
-    assert not list((tmp_path / "run").rglob("*.part"))
-    assert main(command) == 0
-
-
 @pytest.mark.slow
 def test_info_measures_how_long_training_takes(printed_by):
     line = printed_by("info", "--preset", "ci", "--time").splitlines()[-1]
@@ -182,7 +141,7 @@ def test_a_run_says_early_how_long_an_epoch_takes(tmp_path, tiny_settings, monke
 def test_the_line_of_an_epoch_says_when_training_ends(capsys):
     show = progress.epoch_printer(Phase2Config(max_epochs=6, patience=2))
     for line in epoch_lines(EPOCHS[500]):  # 12.5 s each; the third is the best
-        show({"stage": "phase2", **line})
+        show(line)
     ends = [line.rpartition("; ends in ")[2] for line in capsys.readouterr().out.splitlines()]
     assert ends[:4] == [f"{left} at the latest" for left in ("62 s", "50 s", "38 s", "25 s")]
     assert "latest" not in ends[4] + ends[5]
@@ -244,7 +203,6 @@ def test_a_trained_run_generates(printed_by, finished_run):
     assert coldest == f"{ctxkv_lib.generate_text(finished_run, 'the cat', max_new_tokens=5, temperature=0)}\n"
     for options, said in (
         (["--seed", 2**63], "allowed: 0 to 2^63 - 1"),
-        (["--top-k", 0], "allowed: 1 or more"),
         (["--prompt", "caf\udce9"], "The prompt is empty or not UTF-8"),
         (["--prompt", ""], "The prompt is empty"),
     ):
@@ -305,21 +263,12 @@ def test_ctrl_c_stops_with_a_sentence(tmp_path, tiny_settings):
     assert "Finished stages and saved epochs are kept" in err
 
 
-INTERRUPTED = """
-import sys
-class Interrupt:
-    def find_spec(name, *_):
-        if name == "ctxkv_lib.runs.config":
-            raise KeyboardInterrupt
-sys.meta_path.insert(0, Interrupt)
-from ctxkv_lib.__main__ import main
-sys.exit(main())
-"""
-
-
-def test_ctrl_c_while_modules_load_is_one_line():
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (130, "ctxkv: Stopped.\n")
+def test_ctrl_c_while_modules_load_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "ctxkv_lib.cli")
+    monkeypatch.setattr(sys, "meta_path", [Mock(find_spec=Mock(side_effect=KeyboardInterrupt))])
+    assert __main__.main() == 130
+    assert capsys.readouterr().err == "ctxkv: Stopped.\n"
 
 
 def test_bars_show_on_a_terminal_and_nothing_elsewhere(capsys, monkeypatch):
@@ -327,8 +276,9 @@ def test_bars_show_on_a_terminal_and_nothing_elsewhere(capsys, monkeypatch):
         progress.say("a line")
         assert list(progress.progress_bar(range(3), "Steps")) == [0, 1, 2]
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with progress.stage("Making the token table"):
         list(progress.progress_bar(range(3), "Steps"))
-    assert "Making the token table" in terminal.getvalue()
-    assert re.search(r"Steps: .*0/3 \[\d\d:\d\d<", terminal.getvalue())  # passed, and what is left
+    shown = capsys.readouterr().err
+    assert "Making the token table" in shown
+    assert re.search(r"Steps: .*0/3 \[\d\d:\d\d<", shown)  # passed, and what is left

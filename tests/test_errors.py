@@ -21,7 +21,9 @@ def test_a_notebook_shows_one_line_and_no_frames(monkeypatch, error):
     ("error", "said", "is_kept"),
     [
         (RuntimeError("a fault of the user's own"), "a fault of the user's own", True),
-        (RuntimeError("CUDA out of memory"), "memory is full; lower phase2.batch_size", False),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), "^The GPU's memory is full", False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "^The GPU's memory is full", False),
+        (RuntimeError("DefaultCPUAllocator: can't allocate"), "^Memory is full; lower phase2.batch", False),
     ],
 )
 def test_frames_of_full_memory_are_cleared_and_those_of_the_users_own_error_are_not(error, said, is_kept):
