@@ -31,13 +31,11 @@ def test_a_plug_in_has_its_own_settings_and_a_mixer_takes_the_place_of_contexts(
     ("key", "value", "said"),
     [
         ("preset", "moon", "preset is 'moon'; allowed: colab, offline, ci."),
-        ("recipe", "soup", "recipe is 'soup'; allowed: published, exact, tuned."),
         ("data.samples", "many", "data.samples is 'many'; allowed: a value of type int."),
         ("phase3.x", "1", "setting is 'phase3.x'; allowed: group.field, with group one of"),
         ("model.num_heads", "7", "allowed: a divisor of model.hidden_size (768)."),
         ("loss.power", "2", "there is none; give one with loss=module:Name."),
         ("block", "", "'' names no plug-in; write package.module:Name."),
-        ("block.longest_mean", "3", "block.longest_mean is 3.0; allowed: 4.0 or more."),
         ("attention.copy_weight", "1", "attention.copy_weight is 1.0; allowed: 0 or more, less than 1."),
         ("phase2.learning_rate", "NaN", "allowed: finite numbers."),
         ("runtime.seed", 2**63, "allowed: whole numbers up to 9223372036854775807."),
