@@ -9,11 +9,9 @@ import pytest
 import torch
 from conftest import flip, outcome, stop_at
 
-from ctxkv_lib import experiments
 from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import compare, prepare, run
 from ctxkv_lib.files import read_json, read_tensors
-from ctxkv_lib.measure.other_text import evaluate_texts
 from ctxkv_lib.method.scoring import evaluate, perplexity
 from ctxkv_lib.runs import opened, saved_epochs
 from ctxkv_lib.runs.names import run_folder_of
@@ -55,14 +53,13 @@ def test_a_run_leaves_what_the_contract_names(tmp_path, tiny_config, monkeypatch
     ]
 
 
-def test_a_finished_run_is_reused_and_the_users_random_numbers_are_left(finished_run, tmp_path):
-    before, heard = torch.get_rng_state(), []
+def test_a_finished_run_is_reused(finished_run):
+    heard = []
     written = (finished_run.path / "summary.json").stat().st_mtime_ns
     again = run(finished_run.config, finished_run.path, heard.append)
     assert (again.summary, again.metrics) == (finished_run.summary, finished_run.metrics)
     assert heard == [{**line, "replayed": True} for line in again.metrics]
     assert (finished_run.path / "summary.json").stat().st_mtime_ns == written
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def lines_of(folder):
@@ -159,8 +156,6 @@ def test_dense_and_gathered_embeddings_give_the_same_run(finished_run, tmp_path)
 def test_another_version_of_the_method_is_another_result(finished_run, tmp_path, monkeypatch, capsys):
     out = shutil.copytree(finished_run.path, tmp_path / "run")
     monkeypatch.setattr(experiments, "RESULT_CODE", ["method.oacd"])
-    with pytest.raises(UserError, match="holds a finished result of other code"):
-        run(finished_run.config, out)
     monkeypatch.setattr(opened, "RESULT_CODE", ["method.oacd"])
     open_run(out)
     assert "was made with other code of the method" in capsys.readouterr().err
@@ -176,9 +171,8 @@ def test_an_opened_run_is_the_trained_one_and_refuses_damage(trained, finished_r
     assert trained.tokenizer.decode(trained.caches["val"].ids[:40].tolist())
     copy = Path(shutil.copytree(finished_run.path, tmp_path / "run"))
     flip(copy / "checkpoint" / "attention.safetensors")
-    for use in (open_run, lambda path: evaluate_texts(path, finished_run.config.data.path)):
-        with pytest.raises(UserError, match=r"attention\.safetensors is damaged; make it again with"):
-            use(copy)
+    with pytest.raises(UserError, match=r"attention\.safetensors is damaged; make it again with"):
+        open_run(copy)
 
 
 @pytest.mark.slow
@@ -201,5 +195,3 @@ def test_a_comparison_is_of_its_runs_and_keeps_to_its_folder(tiny_config, tmp_pa
         compare([*configs, tiny_config.replace({"data.samples": 5})], tmp_path, out)
     with pytest.raises(UserError, match="is not empty and holds no comparison; name another"):
         compare(configs, tmp_path, runs[0].path)
-    with pytest.raises(UserError, match="at least two different sample counts"):
-        compare(configs[:1], tmp_path, tmp_path / "one")
