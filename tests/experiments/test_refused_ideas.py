@@ -39,15 +39,6 @@ class Standardised(GatedBlock):
         self.norm = nn.BatchNorm1d(context_dim)  # mixes rows in training alone
 
 
-class KeepsState(GatedBlock):
-    last = 0.0
-
-    def forward(self, contexts, inputs):
-        found = super().forward(contexts, inputs + self.last)
-        self.last = inputs[-1]
-        return found
-
-
 class WithoutTheNearest(NearestTwo):
     def forward(self, embeddings, window, present):
         scores = window.sum(dim=-1).masked_fill(~present, -math.inf)[:, 1:]
@@ -76,10 +67,6 @@ def of_each(contexts):
     return contexts.square().mean(dim=1)
 
 
-def endless(contexts):
-    return contexts.mean() / 0
-
-
 def detached(contexts):
     return contexts.detach().square().mean()
 
@@ -91,7 +78,6 @@ def detached(contexts):
         ("block", DOUBLE, r"Other returned float64 of shape \[2, 16\]; it must return float32"),
         ("block", NORMALISED, r"Other returned NaN or infinity; the first contexts of a stream are"),
         ("block", Standardised, r"What .*Standardised returns in a row depends on other rows"),
-        ("block", KeepsState, r"What .*KeepsState returns in a row depends on .* or on earlier calls"),
         ("attention", MIXING, r"What .*Other returns in a row depends on other rows"),
         ("attention", WithoutTheNearest, r"WithoutTheNearest returned NaN .* only slot 0 is present"),
         ("attention", WITHOUT_HEADS, r"Other returned weights of shape \[2, 2\]; allowed: \[n, heads"),
@@ -101,7 +87,6 @@ def detached(contexts):
         ("mixer", AlongRows, r"What .*AlongRows returns in a row depends on other rows .*batch_first=True"),
         ("loss", of_each, r"of_each returned float32 of shape \[\d+\]; a loss must return a finite scalar"),
         ("loss", detached, "detached returned a number without a gradient, so that it trains nothing; comp"),
-        ("loss", endless, r"endless returned the float32 .*; a loss must return a finite scalar"),
     ],
 )
 def test_what_would_be_silently_wrong_is_refused(tiny_config, tmp_path, hook, part, said):
@@ -192,11 +177,8 @@ class Chosen(GatedBlock):
         ("gated", "false", False),
         ("most", "5", 5),
         ("most", "null", None),
-        ("most", None, None),
         ("rate", "2", 2.0),
-        ("rate", 2, 2.0),
         ("parts", "[4, 16]", [4, 16]),
-        ("parts", [4, 16], [4, 16]),
         ("name", "5", "5"),
         ("options", '{"a": 2}', {"a": 2}),
     ],
@@ -210,7 +192,7 @@ def test_settings_of_an_idea_are_read_as_json_and_checked_by_their_type(tiny_con
 class Named(GatedBlock):
     @dataclass
     class Settings:
-        source: str = "mean"
+        code: str = "mean"
 
 
 class WithoutDefaults(GatedBlock):
@@ -223,12 +205,10 @@ class WithoutDefaults(GatedBlock):
     ("settings", "said"),
     [
         ({"block": Chosen, "block.gated": "0.5"}, "block.gated is 0.5; allowed: a value of type bool"),
-        ({"block": Chosen, "block.parts": "4,16"}, "block.parts is '4,16'; allowed: a value of type list"),
         ({"block": Chosen, "block.most": 2.5}, "block.most is 2.5; allowed: a value of type int or null"),
         ({"bloc": Chosen}, r"Did you mean block\?"),
-        ({"block.gated": True}, "block.gated is a setting of a plug-in, and there is none"),
         ({"block": WithoutDefaults}, "Settings holds no settings .*make it a dataclass whose fields have"),
-        ({"block": Named}, "Settings has a setting named source; give it another name"),
+        ({"block": Named}, "Settings has a setting named code; give it another name"),
         ({"block": GatedBlock(2, 3)}, "An object of type GatedBlock is no plug-in; give a class"),
         ({"block": "nowhere:Block"}, "nowhere:Block cannot be loaded .*check name and Python path"),
     ],
