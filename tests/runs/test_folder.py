@@ -3,10 +3,9 @@
 import json
 import os
 import shutil
-from multiprocessing import get_context
 
 import pytest
-from conftest import cut, flip
+from conftest import cut
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import digest, write_json, write_text
@@ -45,17 +44,6 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
-def test_a_stage_counts_if_its_key_and_its_files_are_those_of_the_record(run, damage, capsys):
-    with claimed(run, CONFIG, ORIGIN) as folder:
-        assert folder.finished("phase1", "key").result == {"text": "numbers"}
-        assert folder.finished("phase1", "another") is None
-        damage(run / "checkpoint" / "phase1.txt")
-        assert folder.finished("phase1", "key") is None
-        assert "phase1.txt is damaged: phase1 is made again." in capsys.readouterr().err
-        (run / "checkpoint" / "phase1.txt").unlink()
-        assert folder.finished("phase1", "key") is None
-
-
 def test_a_new_stage_drops_the_results_and_a_measurement_does_not(run):
     with claimed(run, CONFIG, ORIGIN) as folder:
         finish(folder, "ngrams")
@@ -82,9 +70,6 @@ def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(run):
 
 
 def test_folders_of_other_things_are_refused_and_left(run, tmp_path):
-    other = CONFIG.replace({"phase2.patience": 7})
-    with pytest.raises(UserError, match=r"another experiment: phase2\.patience 3 \(asked: 7\); name another"):
-        begun(run, config=other)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="is not empty and has no record of a run"):
@@ -99,8 +84,6 @@ def test_folders_of_other_things_are_refused_and_left(run, tmp_path):
         begun(tmp_path / "full" / "thesis.tex")
     with pytest.raises(UserError, match="holds runs and is none; name one of them"):
         load_run(tmp_path)
-    with pytest.raises(UserError, match=r"holds no run; .*`ctxkv run --out .*nowhere` makes one"):
-        load_run(tmp_path / "nowhere")
 
 
 def test_a_damaged_record_is_refused_and_replaced_only_if_asked(run, damage):
@@ -126,13 +109,10 @@ def test_a_setting_that_is_new_has_its_default_and_one_that_is_not_known_is_of_a
         load_run(run)
 
 
-def test_a_reader_refuses_what_is_unfinished_or_lost(run, tmp_path):
+def test_a_reader_refuses_what_is_unfinished(tmp_path):
     begun(tmp_path / "begun", "phase1")
     with pytest.raises(UserError, match="has not finished; go on with `ctxkv run --out"):
         load_run(tmp_path / "begun")
-    flip(run / "checkpoint" / "phase1.txt")
-    with pytest.raises(UserError, match=r"phase1\.txt is damaged; make it again with `ctxkv run --out"):
-        load_run(run, "phase1")
 
 
 @pytest.mark.parametrize("can_link", [True, False])
@@ -153,21 +133,9 @@ def test_a_stage_of_a_run_beside_is_linked_if_it_is_intact(run, tmp_path, monkey
     assert (run / "checkpoint/phase1.txt").stat().st_mode & 0o777 == 0o444  # as it was
 
 
-def claim(path, refused):
-    try:
-        begun(path)
-    except UserError as error:
-        refused.put(str(error))
-
-
-def test_one_process_at_a_time_works_in_a_folder(run):
-    context = get_context("fork")
-    refused = context.Queue()
-    with claimed(run, CONFIG, ORIGIN):
-        other = context.Process(target=claim, args=(run, refused))
-        other.start()
-        assert "is in use by another process; wait" in refused.get(timeout=60)
-        other.join()
+def test_only_one_at_a_time_works_in_a_folder(run):
+    with claimed(run, CONFIG, ORIGIN), pytest.raises(UserError, match="is in use by another process; wait"):
+        begun(run)
     begun(run)
 
 
