@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import cut, flip, local_experiment, outcome, write_conversations
+from conftest import cut, flip, local_experiment, outcome, settings_of, write_conversations
 
 from ctxkv_lib.cli import main
 from ctxkv_lib.data.tokens import load_tokenizer
@@ -91,8 +91,8 @@ class Laboratory:
         self.data = Path(settings["data.path"])
         write_conversations(self.data, 16)
         settings |= {"data.table": "cooccurrence", "data.corpus_samples": 4, **changes}
-        words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-        self.arguments = ["run", "--preset", "ci", "--recipe", recipe, "--samples", "8", *words]
+        options = ["--preset", "ci", "--recipe", recipe, "--samples", "8"]
+        self.arguments = ["run", *options, *settings_of(settings)]
         self.reference = root / "reference"
         self.renames = self._renames()
         self.expected = outcome(self.reference)
