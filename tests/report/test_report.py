@@ -111,10 +111,10 @@ def test_runs_are_compared_in_ascending_order_and_only_on_one_text():
     assert list(original.loc["Val PPL"]) == ["361.0", "175.7", "-51.3%"]
 
 
-def many_runs(count=4):
+def many_runs():
     """Runs that differ in four settings, the third the best; the first repeats the original's."""
     runs = [sample_run(500)]
-    for number in range(1, count):
+    for number in (1, 2, 3):
         settings = {
             "model.attention_dropout": 0.2,
             "phase2.weight_decay": number / 10,
@@ -151,8 +151,6 @@ def test_a_report_of_many_runs_has_a_row_a_run_and_the_epochs_of_the_best():
 def test_many_runs_that_differ_in_samples_alone_have_a_change():
     runs = [sample_run(count) for count in (100, 200, 300, 500)]
     assert row(write_report(runs).partition("| Val PPL |")[2], "change")[0] == "-51.1%"
-    runs[0].summary["provenance"]["data"]["validation_fingerprint"] = "another"
-    assert "validated on different texts" in write_report(runs)
 
 
 def test_overfitting_and_the_end_of_training_are_derived_from_the_epochs():
