@@ -17,7 +17,6 @@ from ctxkv_lib.runs import opened, saved_epochs
 from ctxkv_lib.runs.names import run_folder_of
 from ctxkv_lib.runs.opened import open_run
 from ctxkv_lib.runs.presets import build_config
-from ctxkv_lib.runs.summary import load_run
 from ctxkv_lib.views import figures
 
 SAVE = figures.save
@@ -96,12 +95,8 @@ def test_a_run_that_is_stopped_within_an_epoch_has_every_line_once(
     with pytest.raises(Stopped):
         run(config, out, stop_within_epoch_3)
     assert lines_of(out)[-1]["step"] == 50
-    assert list(lines_of(out)[-1]) == ["stage", "epoch", "step", "steps", "loss", "learning_rate"]
     run(config, out, heard.append)
     assert outcome(out) == outcome(whole.path)
-    assert [{**line, "memory": 0} for line in lines_of(out)] == [
-        {**line, "memory": 0} for line in load_run(out).metrics
-    ]
     trained = [(line["stage"], line["epoch"], line.get("step")) for line in heard if "replayed" not in line]
     steps = [line["step"] for line in lines_of(out) if line.get("epoch") == 3 and "step" in line]
     assert trained == [("phase2", 3, step) for step in [*steps, None]]
