@@ -146,6 +146,11 @@ def tiny_run(folder, settings) -> list[str]:
     return ["run", "--preset", "ci", "--samples", "8", "--out", str(folder), *settings_of(settings)]
 
 
+def lines_of(folder: Path) -> list[dict]:
+    """The metrics in a run folder."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def outcome(folder: Path) -> dict[str, object]:
     """Names of a run folder's files, and its numbers without those that differ from run to run."""
 
@@ -154,11 +159,10 @@ def outcome(folder: Path) -> dict[str, object]:
             return {key: lasting(each) for key, each in value.items() if key not in CHANGING}
         return [lasting(each) for each in value] if isinstance(value, list) else value
 
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
     return {
         "files": {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()},
         "summary": lasting(json.loads((folder / "summary.json").read_text())),
-        "metrics": [lasting(json.loads(line)) for line in lines],
+        "metrics": lasting(lines_of(folder)),
     }
 
 

@@ -118,24 +118,20 @@ def _stages(config: ExperimentConfig, epochs: list[dict[str, Any]], gpu: bool) -
             "offsets": model.slot_offsets,
             "stop_reason": "early_stopping" if early else "max_epochs",
             "memory": [memory("phase 2 prepared", 2.8, 0.5)],
-            "provenance": _provenance(config, gpu),
+            "provenance": {
+                "seed": config.runtime.seed,
+                "date": "2026-01-31",
+                "versions": {"python": "3.11.9", "torch": "2.11.0"},
+                "device": "NVIDIA H100" if gpu else "cpu (x86_64, 2 threads)",
+                "git_commit": "0123abc",
+                "data": {"source": config.data.source, "validation_fingerprint": "bb"},
+                "embeddings": {"table": config.data.table},
+                "precision": "bf16",
+                "caches": "311 MiB on cuda, 20,000 MiB free",
+            },
         },
     }
     epochs = [{**line, "memory": memory(f"epoch {line['epoch']}", 2.9, 0.6)} for line in epochs]
     metrics = {"phase1": phase1_lines(), "phase2": epochs}
     names = ("phase1", "caches", "phase2", "model", "test")
     return {name: Stage("", {}, results.get(name, {}), metrics.get(name, [])) for name in names}
-
-
-def _provenance(config: ExperimentConfig, gpu: bool) -> dict[str, Any]:
-    return {
-        "seed": config.runtime.seed,
-        "date": "2026-01-31",
-        "versions": {"python": "3.11.9", "torch": "2.11.0"},
-        "device": "NVIDIA H100" if gpu else "cpu (x86_64, 2 threads)",
-        "git_commit": "0123abc",
-        "data": {"source": config.data.source, "train_fingerprint": "aa", "validation_fingerprint": "bb"},
-        "embeddings": {"table": config.data.table, "fingerprint": "cc"},
-        "precision": "bf16",
-        "caches": "311 MiB on cuda, 20,000 MiB free",
-    }

@@ -31,8 +31,6 @@ def test_the_package_gives_what_its_type_hints_promise():
     for home, name in promised:
         assert getattr(ctxkv, name) is getattr(import_module(f"ctxkv_lib.{home}"), name)
     assert dir(ctxkv) == sorted(ctxkv.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'compere'"):
-        _ = ctxkv.compere
 
 
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "numpy"}

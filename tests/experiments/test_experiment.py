@@ -1,13 +1,12 @@
 """A run leaves what the contract names, goes on where it was stopped, and is never shown as another."""
 
-import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import flip, outcome, stop_at
+from conftest import flip, lines_of, outcome, stop_at
 
 from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import compare, prepare, run
@@ -59,10 +58,6 @@ def test_a_finished_run_is_reused(finished_run):
     assert (again.summary, again.metrics) == (finished_run.summary, finished_run.metrics)
     assert heard == [{**line, "replayed": True} for line in again.metrics]
     assert (finished_run.path / "summary.json").stat().st_mtime_ns == written
-
-
-def lines_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
