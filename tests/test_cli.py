@@ -89,9 +89,7 @@ def test_bad_input_is_refused_in_one_sentence_before_anything_is_computed(
         ("run --out ", "argument --out: a path must be UTF-8, not empty"),
         ("rnu", "Did you mean run?"),
         ("run --smaples 3", "Did you mean --samples?"),
-        ("run --seed 3", "Did you mean --set runtime.seed?"),
         ("compare --batch-size=64", "Did you mean --set phase2.batch_size or --set phase1.batch_size?"),
-        ("list --zzz 3", "unrecognized arguments: --zzz\n"),
     ],
 )
 def test_a_wrong_word_is_refused_by_the_parser(line, said, capsys):

@@ -74,7 +74,6 @@ def test_a_record_stands_only_for_the_files_it_was_made_with(laboratory, tmp_pat
         ("checkpoint/context_block.safetensors", cut, "context_block.safetensors is damaged: phase1 is made"),
         ("checkpoint/attention.safetensors", swap, "attention.safetensors is damaged: phase2 is made again"),
         ("summary.json", cut, "summary.json is damaged: results is made again"),
-        ("metrics.jsonl", cut, "metrics.jsonl is damaged: results is made again"),
         ("figures/memory.png", delete, "Best epoch"),
     ],
 )

@@ -293,7 +293,6 @@ def copy(there, tmp_path):
         ("train", []),
         ("validation", ["phase1"]),
         ({"runtime.precision": "fp32"}, ["phase1"]),
-        ({"runtime.embedding_cache": "dense"}, ["phase1"]),
         ("test", ["phase1", "caches"]),
         ("corpus", ["phase1", "caches"]),
         ({"phase2.learning_rate": 0.5, "model.interval": 4}, ["phase1", "caches"]),
