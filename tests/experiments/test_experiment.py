@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import flip, lines_of, outcome, stop_at
 
+from ctxkv_lib import experiments
 from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import compare, prepare, run
 from ctxkv_lib.files import read_json, read_tensors

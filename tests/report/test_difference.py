@@ -1,4 +1,4 @@
-"""Differences of variants: known cases by hand, and what is refused."""
+"""Differences of variants: known cases by hand, how often their intervals hold the truth, what is refused."""
 
 import re
 from dataclasses import replace
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import TOP, GatedBlock
 from sample_runs import sample_run
+from tables import TEST
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.report.difference import difference, interval
@@ -51,6 +52,31 @@ def test_conversations_have_the_interval_of_a_mean():
     nats = np.log1p(np.array(interval(losses, np.zeros((1, 400)), np.ones(400))) / 100)
     error = 1.96 * losses.std() / 400**0.5
     assert nats - losses.mean() == pytest.approx([0, -error, error], rel=0.05, abs=1e-9)
+
+
+LENGTHS = TEST["tokens"]["50"]
+# Standard deviations in nats of a difference, medians of the study's pairs of `fair` and `phase1`: between
+# seeds; between conversations, of a whole one and of one token; and the same by seed, of one token.
+SEED, CONVERSATION, TOKEN, TOKEN_BY_SEED = 0.0025, 0.056, 0.42, 0.48
+
+
+@pytest.mark.slow
+def test_intervals_hold_zero_as_often_as_the_docstring_says():
+    """Of simulated pairs of variants without a difference."""
+    conversations, seeds, pairs = 10, 3, 500
+    generator, contained = np.random.default_rng(0), 0
+    for _ in range(pairs):
+        tokens = generator.permutation(LENGTHS)[:conversations]
+        level = generator.normal(5, 0.5, conversations)
+        spread = np.sqrt(CONVERSATION**2 + TOKEN**2 / tokens)
+        sides = []
+        for _ in range(2):
+            by_seed = generator.normal(0, SEED, (seeds, 1))
+            noise = generator.normal(0, TOKEN_BY_SEED / np.sqrt(tokens), (seeds, conversations))
+            sides.append(level + (generator.normal(0, spread) + by_seed + noise) / 2**0.5)
+        _, low, high = interval(*sides, tokens, draws=2000)
+        contained += low <= 0 <= high
+    assert 0.89 <= contained / pairs <= 0.95
 
 
 TOKENS = [100, 300, 50, 200, 150, 200]
