@@ -17,6 +17,7 @@ def test_config_survives_its_dictionary(preset, recipe):
 
 def test_a_plug_in_has_its_own_settings_and_a_mixer_takes_the_place_of_contexts():
     tuned = build_config("offline", "tuned", settings={"attention.layer_dropout": "0.3"})
+    tuned = tuned.replace({"attention.copy_weight": 0.1})  # keeps the other settings
     assert tuned.plugins["attention"].settings["layer_dropout"] == 0.3
     plain = tuned.replace({"attention": "null", "block": None})
     assert plain.plugins == {}

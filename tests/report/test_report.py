@@ -63,6 +63,7 @@ def test_numbers_follow_the_summary():
         "kneser_ney_cache": {"val_ppl": 290.1, "test_ppl": 291.2},
     }
     run.summary["probe"] = {"memory_span": 6, "coverage": 0.35, "changed": {"zero": {"percent": 12.34}}}
+    run.summary["memory"][-1] |= {"cpu_gib": 3.4, "cpu_peak_gib": 3.6}
     report = write_report([run])
     for name, shown in {
         "Val PPL": "1,234.6",
@@ -79,6 +80,7 @@ def test_numbers_follow_the_summary():
         "Val PPL if contexts are zeros (%)": "+12.3",
         "Window within some context's memory span": "35.0%",
         "phase 2 prepared": "2.8 (3.1)",  # GiB at its end, and the most
+        "last epoch": "3.4 (3.6)",
     }.items():
         assert row(report, name)[0] == shown
     error = standard_error(run.summary["test"]["conversations"])

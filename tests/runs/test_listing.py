@@ -56,6 +56,8 @@ def test_results_are_the_numbers_of_the_summaries(finished_run):
     for name in ("val_ppl", "val_acc", "train_ppl", "best_epoch"):
         assert row[name] == summary["phase2"][name]
     assert row["test_ppl"] == summary["test"]["ppl"]
+    trained = [summary["phase1"], *summary["phase2"]["epochs"]]
+    assert row["seconds"] == pytest.approx(sum(each["seconds"] for each in trained))
     assert row["parameters"] == summary["parameters"]["trainable_phase2"]
 
 

@@ -98,6 +98,7 @@ def test_memory_has_a_bar_to_what_is_held_and_a_line_to_the_peak(gpu):
     held = [bar.get_width() for bar in here.patches]
     assert held == [1.3, 1.9, 2.7, 2.8, 2.9, 2.9] + ([0.0, 0.3, 0.4, 0.5, 0.6, 0.6] if gpu else [])
     assert [*here.get_lines()[0].get_xdata()] == [1.3, 1.6]
+    assert [*here.get_lines()[-1].get_xdata()] == pytest.approx([0.6, 1.4] if gpu else [2.9, 3.2])
     assert [text.get_text() for text in here.get_yticklabels()][-2:] == ["first epoch", "last epoch"]
     assert len(original.get_lines()) == 0  # no peaks were published
 
