@@ -15,6 +15,8 @@ def test_a_file_or_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     with replacing(tmp_path / "new") as beside:
         beside.mkdir()
         (beside / "b.txt").write_text("b")
+        (beside / "b.txt").chmod(0o600)  # as safetensors does
+    assert (tmp_path / "new" / "b.txt").stat().st_mode & 0o777 == 0o644
     assert [path.name for path in tmp_path.rglob("*")] == ["new", "b.txt"]
 
 

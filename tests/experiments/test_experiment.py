@@ -75,6 +75,8 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(tiny_settings, tmp_path, monk
     assert outcome(out) == outcome(whole.path)
     epochs = [metric["epoch"] for metric in heard if metric["stage"] == "phase2"]
     assert epochs == [e["epoch"] for e in whole.summary["phase2"]["epochs"]]
+    run(config, out, lambda metric: heard.append(metric) if "replayed" not in metric else None)
+    assert len(heard) == len(whole.metrics)  # nothing is trained again
 
 
 def test_a_run_that_is_stopped_within_an_epoch_has_every_line_once(
@@ -88,8 +90,11 @@ def test_a_run_that_is_stopped_within_an_epoch_has_every_line_once(
         if metric["stage"] == "phase2" and (metric["epoch"], metric.get("step")) == (3, 50):
             raise KeyboardInterrupt
 
-    with pytest.raises(Stopped):
-        run(config, out, stop_within_epoch_3)
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            run(config, out, stop_within_epoch_3)
+    lines = [str(line) for line in lines_of(out)]
+    assert len({*lines}) == len(lines)
     assert lines_of(out)[-1]["step"] == 50
     run(config, out, heard.append)
     assert outcome(out) == outcome(whole.path)
@@ -97,7 +102,7 @@ def test_a_run_that_is_stopped_within_an_epoch_has_every_line_once(
     steps = [line["step"] for line in lines_of(out) if line.get("epoch") == 3 and "step" in line]
     assert trained == [("phase2", 3, step) for step in [*steps, None]]
     said = [line for line in capsys.readouterr().err.splitlines() if "tokens:" not in line]
-    assert said == ["Phase 1 finished: reused.", "Phase 2 goes on after epoch 2."]
+    assert said == 2 * ["Phase 1 finished: reused.", "Phase 2 goes on after epoch 2."]
 
 
 def test_a_run_that_is_stopped_behind_its_best_epoch_keeps_that(tiny_settings, tmp_path, monkeypatch):
@@ -184,5 +189,8 @@ def test_a_comparison_is_of_its_runs_and_keeps_to_its_folder(tiny_config, tmp_pa
     compare(configs, tmp_path, out)
     with pytest.raises(UserError, match="holds another comparison; name another folder"):
         compare([*configs, tiny_config.replace({"data.samples": 5})], tmp_path, out)
+    with pytest.raises(UserError, match="are asked for; ask for fewer"):
+        compare([tiny_config, tiny_config.replace({"data.samples": 10**6})], tmp_path / "new")
+    assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match="is not empty and holds no comparison; name another"):
         compare(configs, tmp_path, runs[0].path)

@@ -56,6 +56,12 @@ def test_a_measurement_that_stops_keeps_the_results(copy, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         measure(copy, ["ngrams"])
     assert load_run(copy.path).summary == copy.summary
+    monkeypatch.setattr(module, "MEASURES", {"ngrams": lambda _: {"kneser_ney": {"val_ppl": 3.0}}})
+    with monkeypatch.context() as stopped:
+        stopped.setattr(module, "write_results", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            measure(copy, ["ngrams"])
+    assert measure(copy, ["ngrams"]).summary["ngrams"]
 
 
 def test_results_that_are_half_written_are_not_recorded(copy, monkeypatch):

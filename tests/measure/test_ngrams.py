@@ -86,9 +86,15 @@ def test_the_users_own_text_is_counted_once(tiny_config, tokenizer, monkeypatch)
     ids = train_stream(load_conversations(config.data, "train"), tokenizer).ids.int()
     caches = {split: TokenCache(ids) for split in ("train", "val")}
     run = SimpleNamespace(config=config, summary={})
-    counted = []
-    monkeypatch.setattr(ngrams, "ngram_baselines", lambda text, *_: counted.append(text) or {})
+    counted, windows = [], []
+
+    def ngram_baselines(text, _, __, window, ___):
+        windows.append(window)
+        return counted.append(text) or {}
+
+    monkeypatch.setattr(ngrams, "ngram_baselines", ngram_baselines)
     ngrams.of_run(SimpleNamespace(run=run, caches=caches, tokenizer=tokenizer))
+    assert {*windows} == {config.model.context_window}
     train, with_table = (text.tolist() for text in counted)
     found = [at for at in range(len(with_table)) if with_table[at : at + len(train)] == train]
     assert len(found) == 1

@@ -104,6 +104,9 @@ def test_every_input_changes_the_stages_that_are_computed_from_it():
     for name, expected in INPUTS.items():
         after = keys(config, {**inputs, name: "another"})
         assert changed_stages(keys(config, inputs), after) == expected, name
+    counted = config.replace({"data.table": "random", "data.unigram": "corpus"})
+    fewer = counted.replace({"data.corpus_samples": 3})
+    assert inputs_of(counted)["log-frequencies"] != inputs_of(fewer)["log-frequencies"]
 
 
 def test_every_plug_in_counts_by_name_code_and_settings():
@@ -182,6 +185,7 @@ def test_a_class_in_a_file_of_the_package_counts_and_is_tried(package, tiny_conf
         source_digest.cache_clear()
         digests.append(PlugIn.of(name).code)
     assert digests[0] == digests[1] != digests[2]
+    PlugIn(name, digests[0]).refuse_changed()  # of another version of the package, a notice
     monkeypatch.setattr("ctxkv_lib.mine.SHARE", 1)
     with pytest.raises(UserError, match=r"What ctxkv_lib\.mine:Mine returns in a row depends on other rows"):
         prepare(tiny_config, tmp_path / "run", block=name)

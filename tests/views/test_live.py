@@ -1,6 +1,7 @@
 """`LiveCurves`: lines of text, or a drawing that is replaced as often as time allows; a whole notebook."""
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import nbformat
 import pytest
@@ -50,7 +51,7 @@ def test_it_prints_lines_outside_a_notebook(capsys):
     ]
 
 
-def test_a_stage_is_drawn_at_once_and_then_every_few_seconds(live):
+def test_a_stage_is_drawn_at_once_then_every_few_seconds_and_at_the_end(live, monkeypatch):
     for line in phase1_lines():
         live(line)
     assert len(live.shown) == 1
@@ -64,6 +65,10 @@ def test_a_stage_is_drawn_at_once_and_then_every_few_seconds(live):
     live(EPOCH_LINES[2])
     assert len(live.shown) == 3
     assert "epoch 1: train PPL 571.3" in live.shown[1]._suptitle.get_text()
+    live(EPOCH_LINES[3])
+    monkeypatch.setattr("IPython.get_ipython", Mock())
+    live.finish()  # as the cell ends
+    assert "epoch 4: train PPL 60.9" in live.shown[3]._suptitle.get_text()
 
 
 def test_the_training_loss_is_drawn_until_the_first_epoch_has_ended(live):
