@@ -42,7 +42,7 @@ def notebook_config(
     form = {"preset": preset, "samples": samples, "recipe": recipe, "seed": seed}
     values = {}
     for name, given in form.items():
-        text, variable = str(given or "").strip(), f"CTXKV_{name.upper()}"
+        text, variable = str("" if given is None else given).strip(), f"CTXKV_{name.upper()}"
         values[name] = os.environ.get(variable, "").strip() or text
         if text not in ("", values[name]):
             print(f"{name} is {values[name]}, as {variable} says, and not {text}.")

@@ -34,8 +34,8 @@ def test_an_empty_form_takes_the_preset_s_own_values(monkeypatch):
     assert (config.preset, config.recipe, config.data.samples) == ("offline", "exact", 50)
     monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
     assert notebook_config("", "", "", "").preset == "colab"
-    chosen = notebook_config("offline", "20", "published", 7, {"phase2.max_epochs": 2})
-    assert (chosen.data.samples, chosen.recipe, chosen.runtime.seed) == (20, "published", 7)
+    chosen = notebook_config("offline", "20", "published", 0, {"phase2.max_epochs": 2})
+    assert (chosen.data.samples, chosen.recipe, chosen.runtime.seed) == (20, "published", 0)
     assert chosen.phase2.max_epochs == 2
 
 
