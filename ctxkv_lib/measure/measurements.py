@@ -24,10 +24,8 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
     A mixer has no contexts to probe, which is then left out.
 
     Raises:
-        UserError: none that applies; missing or damaged files; the user's own conversations have changed.
+        UserError: missing or damaged files; the user's own conversations have changed.
     """
-    if [*names] == ["probe"]:
-        refuse_without_contexts(run)
     wanted = [name for name in names if name != "probe" or run.config.has_contexts]
     with claimed(run.path, run.config, RunFolder.read(run.path).origin) as folder:
         keys = {name: stage_key(name, folder, {}) for name in wanted}
@@ -44,11 +42,6 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
         return write_results(folder)
 
 
-def refuse_without_contexts(run: Run) -> None:
-    if not run.config.has_contexts:
-        raise UserError(f"{run.path} has a mixer instead of contexts to probe; it has n-grams.")
-
-
 def probe(run: Run | OpenRun) -> dict[str, Any]:
     """Measure what contexts encode, beside untrained blocks; of a finished run also what they are worth.
 
@@ -59,10 +52,12 @@ def probe(run: Run | OpenRun) -> dict[str, Any]:
         `probe` of a summary, without `positions` and `changed` where attention is not trained.
 
     Raises:
-        UserError: as `measure`.
+        UserError: a mixer, which has no contexts; and as `measure`.
     """
+    probed = run if isinstance(run, Run) else run.run
+    if not probed.config.has_contexts:
+        raise UserError(f"{probed.path} has a mixer instead of contexts to probe; it has n-grams.")
     if isinstance(run, Run):
         return {**measure(run, ["probe"]).summary["probe"]}
-    refuse_without_contexts(run.run)
     with torch_state():
         return probing.encoded(run.model, run.caches)

@@ -86,16 +86,11 @@ def test_the_users_own_text_is_counted_once(tiny_config, tokenizer, monkeypatch)
     ids = train_stream(load_conversations(config.data, "train"), tokenizer).ids.int()
     caches = {split: TokenCache(ids) for split in ("train", "val")}
     run = SimpleNamespace(config=config, summary={})
-    counted, windows = [], []
-
-    def ngram_baselines(text, _, __, window, ___):
-        windows.append(window)
-        return counted.append(text) or {}
-
-    monkeypatch.setattr(ngrams, "ngram_baselines", ngram_baselines)
+    counted = []
+    monkeypatch.setattr(ngrams, "ngram_baselines", lambda *given: counted.append(given) or {})
     ngrams.of_run(SimpleNamespace(run=run, caches=caches, tokenizer=tokenizer))
-    assert {*windows} == {config.model.context_window}
-    train, with_table = (text.tolist() for text in counted)
+    assert {window for _, _, _, window, _ in counted} == {config.model.context_window}
+    train, with_table = (text.tolist() for text, *_ in counted)
     found = [at for at in range(len(with_table)) if with_table[at : at + len(train)] == train]
     assert len(found) == 1
 
