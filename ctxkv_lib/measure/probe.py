@@ -49,8 +49,8 @@ def encoded(model: ContextKV, caches: Mapping[str, StreamCache]) -> dict[str, An
         caches: "train", to which regressions are fitted, and "val".
 
     Returns:
-        `decodability`, a list of `{distance, r2, top1}`; `memory_span` in tokens; `coverage`, the share of
-        the window within some slot's memory span; `untrained`, these by standard deviation of the weights
+        `decodability`, a list of `{distance, r2, top1}`; `memory_span` in tokens; `window_share`, the share
+        of the window within some slot's memory span; `untrained`, these by standard deviation of the weights
         of untrained blocks; `offsets` of the slots.
     """
     ids = [caches[split].ids[:-1][:rows].cpu() for split, rows in ROWS.items()]
@@ -63,8 +63,8 @@ def encoded(model: ContextKV, caches: Mapping[str, StreamCache]) -> dict[str, An
         train, validation = map(Stream, contexts, tokens)
         by_distance = decodability(train, validation, embeddings, distances(shape.interval, window))
         span = memory_span(by_distance)
-        covered = coverage(model.window.offsets, shape.context_window, span)
-        return {"decodability": by_distance, "memory_span": span, "coverage": covered}
+        covered = window_share(model.window.offsets, shape.context_window, span)
+        return {"decodability": by_distance, "memory_span": span, "window_share": covered}
 
     cached = [caches[split].contexts[1 : n + 1] for split, n in zip(ROWS, lengths, strict=True)]
     untrained = {}
@@ -141,7 +141,7 @@ def memory_span(by_distance: Sequence[dict[str, float]]) -> int | None:
     return max((int(row["distance"]) for row in remembered), default=None)
 
 
-def coverage(offsets: Sequence[int], window: int, span: int | None) -> float:
+def window_share(offsets: Sequence[int], window: int, span: int | None) -> float:
     """Compute the share of the `window` tokens before a position that lie within some slot's memory span."""
     read = {offset + behind for offset in offsets for behind in range(0 if span is None else span + 1)}
     return len(read & {*range(window)}) / window

@@ -49,7 +49,7 @@ PHASE1: Rows = {
     "Stopped": ("phase1.stop_reason", ""),
     "Effective rank": ("phase1.effective_rank", SHARE),
     "Memory span (tokens)": ("probe.memory_span", COUNT),
-    "Window within some context's memory span": ("probe.coverage", SHARE),
+    "Window within some context's memory span": ("probe.window_share", SHARE),
 }
 RESULTS: Rows = {
     "Val PPL": ("phase2.val_ppl", PPL),

@@ -11,12 +11,12 @@ from ctxkv_lib.measure import probe
 from ctxkv_lib.measure.probe import (
     STRENGTHS,
     Stream,
-    coverage,
     decodability,
     distances,
     encoded,
     memory_span,
     other_contexts,
+    window_share,
 )
 from ctxkv_lib.method.caches import StreamCache
 
@@ -73,12 +73,12 @@ def test_the_memory_span_ends_at_the_first_forgotten_distance():
 
 
 @pytest.mark.parametrize("reach", [None, 0, 3, 6, 7, 50])
-def test_coverage_counts_the_tokens_within_some_slots_span(reach):
+def test_the_share_counts_the_tokens_within_some_slots_span(reach):
     offsets = [0, 7, 14, 21, 28]
     held = sum(
         reach is not None and any(slot <= back <= slot + reach for slot in offsets) for back in range(35)
     )
-    assert coverage(offsets, 35, reach) == pytest.approx(held / 35)
+    assert window_share(offsets, 35, reach) == pytest.approx(held / 35)
 
 
 def test_a_run_is_probed_beside_untrained_blocks_and_halfway_through_what_is_read(trained, monkeypatch):
@@ -90,7 +90,7 @@ def test_a_run_is_probed_beside_untrained_blocks_and_halfway_through_what_is_rea
     assert list(found["untrained"]) == ["0.1", "0.01"]
     for block in (found, *found["untrained"].values()):
         assert [row["distance"] for row in block["decodability"]] == distances(3, 12)
-        assert 0 <= block["coverage"] <= 1
+        assert 0 <= block["window_share"] <= 1
     monkeypatch.setattr(probe, "ROWS", {"train": 40, "val": 12})  # distances end halfway through these
     found = encoded(trained.model, trained.caches)
     assert [row["distance"] for row in found["decodability"]] == distances(3, 7)

@@ -62,7 +62,7 @@ def test_numbers_follow_the_summary():
         "kneser_ney": {"val_ppl": 300.1, "test_ppl": 301.2},
         "kneser_ney_cache": {"val_ppl": 290.1, "test_ppl": 291.2},
     }
-    run.summary["probe"] = {"memory_span": 6, "coverage": 0.35, "changed": {"zero": {"percent": 12.34}}}
+    run.summary["probe"] = {"memory_span": 6, "window_share": 0.35, "changed": {"zero": {"percent": 12.34}}}
     run.summary["memory"][-1] |= {"cpu_gib": 3.4, "cpu_peak_gib": 3.6}
     report = write_report([run])
     for name, shown in {
