@@ -8,6 +8,7 @@ from .errors import UserError as UserError
 from .experiments import compare as compare
 from .experiments import prepare as prepare
 from .experiments import run as run
+from .files import runs_root as runs_root
 from .measure.measurements import probe as probe
 from .measure.other_text import evaluate_texts as evaluate_texts
 from .method.config import ModelConfig as ModelConfig
@@ -18,6 +19,7 @@ from .report.difference import difference as difference
 from .report.document import write_report as write_report
 from .report.info import describe as describe
 from .report.tables import comparison_table as comparison_table
+from .runs.drive import kept_on_drive as kept_on_drive
 from .runs.listing import results as results
 from .runs.names import comparison_folder as comparison_folder
 from .runs.names import run_folder_of as run_folder_of
@@ -35,8 +37,6 @@ from .views.figures import memory_by_stage as memory_by_stage
 from .views.figures import phase1_curves as phase1_curves
 from .views.figures import ppl_curves as ppl_curves
 from .views.live import LiveCurves as LiveCurves
-from .views.notebook import kept_on_drive as kept_on_drive
 from .views.notebook import notebook_config as notebook_config
-from .views.notebook import runs_root as runs_root
 
 __version__: str

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PACKAGE = Path(__file__).parent
-CACHE_VARIABLE, RUNS_VARIABLE = "CTXKV_CACHE", "CTXKV_RUNS"
 CHECKSUM = "checksum"
 DTYPE_NAMES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.int32": "I32"}  # in safetensors
 # A tensor to write: its dtype, shape, and rows, which may be computed one part at a time.
@@ -41,12 +40,14 @@ def expanded(path: Path | str) -> Path:
 
 def cache_dir() -> Path:
     """Return the folder of tokens and tables that runs share: `$CTXKV_CACHE`, or `~/.cache/ctxkv`."""
-    return expanded(os.environ.get(CACHE_VARIABLE) or "~/.cache/ctxkv")
+    return expanded(os.environ.get("CTXKV_CACHE") or "~/.cache/ctxkv")
 
 
-def default_root() -> Path:
-    """Return the folder of all runs: `$CTXKV_RUNS`, or `runs` in the current folder."""
-    return expanded(os.environ.get(RUNS_VARIABLE) or "runs")
+def runs_root() -> Path:
+    """Return the folder of all runs: `$CTXKV_RUNS`, or `runs` here, or beside the notebooks of a clone."""
+    top = Path.cwd().parent
+    is_in_clone = (top / "ctxkv_lib" / "__init__.py").is_file()
+    return expanded(os.environ.get("CTXKV_RUNS") or (top / "runs" if is_in_clone else "runs"))
 
 
 @contextmanager

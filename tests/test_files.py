@@ -1,10 +1,30 @@
 """Files are complete and intact, or absent."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from ctxkv_lib.errors import DamagedFile
-from ctxkv_lib.files import read_tensors, read_with_metadata, replacing, write_tensors, write_text
+from ctxkv_lib.files import (
+    read_tensors,
+    read_with_metadata,
+    replacing,
+    runs_root,
+    write_tensors,
+    write_text,
+)
+
+
+def test_runs_lie_here_or_beside_notebooks_of_a_clone_or_where_the_environment_says(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert runs_root() == Path("runs")
+    (tmp_path / "ctxkv_lib").mkdir()
+    (tmp_path / "ctxkv_lib" / "__init__.py").touch()
+    assert runs_root() == tmp_path / "runs"
+    monkeypatch.setenv("CTXKV_RUNS", str(tmp_path / "elsewhere"))
+    assert runs_root() == tmp_path / "elsewhere"
 
 
 def test_a_file_or_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):

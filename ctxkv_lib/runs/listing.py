@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ..errors import DamagedFile, UserError
-from ..files import default_root, expanded
+from ..files import expanded, runs_root
 from ..method.loop import epochs_of
 from ..method.memory import MIB
 from .config import differing_settings
@@ -38,7 +38,7 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
         UserError: there is no such folder.
     """
     if runs is None or isinstance(runs, Path | str):
-        paths = _run_folders(default_root() if runs is None else expanded(runs))
+        paths = _run_folders(runs_root() if runs is None else expanded(runs))
     else:
         paths = [run.path if isinstance(run, Run) else expanded(run) for run in runs]
     rows, folders = {}, {}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import checksum, default_root, digest, expanded
+from ..files import checksum, digest, expanded, runs_root
 from ..plugins.hooks import HOOKS
 from ..progress import counted
 from .config import ExperimentConfig, differing_settings
@@ -31,7 +31,7 @@ def run_folder_of(config: ExperimentConfig, root: Path | str | None = None) -> P
     plugins = [plugin.name for hook, plugin in config.plugins.items() if f"{hook}.plugin" in changed]
     words = [config.preset, config.recipe, str(config.data.samples)]
     name = "-".join(words + [re.findall(r"\w+", plugin)[-1] for plugin in plugins])
-    folder = default_root() if root is None else expanded(root)
+    folder = runs_root() if root is None else expanded(root)
     return folder / (f"{name}-{digest(changed)[:6]}" if changed else name)
 
 
