@@ -52,7 +52,7 @@ class ContextKVConfig(PretrainedConfig):
         **options: Any,
     ) -> None:
         self.vocab_size, self.has_unigram, self.parts = vocab_size, has_unigram, dict(parts or {})
-        vars(self).update({name: options.pop(name, getattr(ModelConfig, name)) for name in SHAPES})
+        self.__dict__.update({name: options.pop(name, getattr(ModelConfig, name)) for name in SHAPES})
         self.num_hidden_layers, self.use_cache = 1, options.pop("use_cache", True)
         self.shapes()  # which refuses a wrong one
         super().__init__(**options)
@@ -385,7 +385,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self) -> Any:
         """Return, once, the table of the last states of `base_model`; else None."""
-        return vars(self).pop("_product_head", None)
+        return self.__dict__.pop("_product_head", None)
 
     def prepare_inputs_for_generation(
         self,

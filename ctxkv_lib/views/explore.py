@@ -31,16 +31,18 @@ class WindowExplorer(widgets.VBox):
     """
 
     def __init__(self, opened: OpenRun, position: int) -> None:
-        count, last = len(attended(opened, position)[1]), len(opened.caches["val"]) - 1
-        self._trained, self._page = opened, widgets.HTML()
-        heads = ["mean of all heads", *(f"head {n + 1}" for n in range(count))]
+        last = len(opened.caches["val"]) - 1
+        if position not in range(last + 1):
+            raise UserError(f"position is {position!r}; allowed in this validation stream: 0 to {last}.")
+        self._opened, self._page = opened, widgets.HTML()
+        heads = [f"head {n + 1}" for n in range(len(attended(opened, position)[1]))]
         slider: dict[str, Any] = {
             "continuous_update": False,
             "layout": {"width": "480px", "max_width": "98%"},
         }
         self.controls: dict[str, Any] = {
             "position": widgets.IntSlider(position, 0, last, description="position", **slider),
-            "head": widgets.Dropdown(options=heads, description="attention"),
+            "head": widgets.Dropdown(options=["mean of all heads", *heads], description="attention"),
         }
         for control in self.controls.values():
             control.observe(self._draw, names="value")
@@ -49,15 +51,15 @@ class WindowExplorer(widgets.VBox):
 
     def _draw(self, _: Any = None) -> None:
         position, head = (control.value for control in self.controls.values())
-        slots, weights, logits = attended(self._trained, position)
+        slots, weights, logits = attended(self._opened, position)
         number = self.controls["head"].index
         chosen = weights[number - 1] if number else weights.mean(dim=0)
         title = f"What position {position:,} attends: {head}"
         self.figure = window_attention(slots.tolist(), chosen.tolist(), position, title)
         self._png = b64encode(self.figure.png()).decode()
         picture = f'<img style="width:730px;max-width:100%" src="data:image/png;base64,{self._png}">'
-        text = attended_text(self._trained, position, slots, chosen)
-        self._page.value = picture + text + guesses(self._trained, position, logits)
+        text = attended_text(self._opened, position, slots, chosen)
+        self._page.value = picture + text + guesses(self._opened, position, logits)
 
     def _ipython_display_(self, **_: Any) -> None:
         """Show the widget and, for readers of the saved notebook where it is not alive, what it shows now."""
@@ -78,11 +80,7 @@ def explore_window(run: OpenRun | Run | Path | str, position: int) -> WindowExpl
     Raises:
         UserError: no such position, or the model of the run returns no attention weights.
     """
-    opened = run if isinstance(run, OpenRun) else open_run(run)
-    last = len(opened.caches["val"]) - 1
-    if position not in range(last + 1):
-        raise UserError(f"position is {position!r}; allowed in this validation stream: 0 to {last}.")
-    return WindowExplorer(opened, position)
+    return WindowExplorer(run if isinstance(run, OpenRun) else open_run(run), position)
 
 
 def attended(opened: OpenRun, position: int) -> tuple[Tensor, Tensor, Tensor]:
