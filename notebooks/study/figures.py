@@ -77,7 +77,7 @@ def size_axis(ax: Any) -> None:
     """Write training tokens and, below, conversations on the x axis, in a log scale."""
     tokens = tokens_by_size()
     texts = [
-        f"{count / 1e6:.1f} M\n{size:,}" if count > 1e6 else f"{count / 1e3:.0f} k\n{size:,}"
+        f"{count / 1e6:.1f}M\n{size:,}" if count > 1e6 else f"{count / 1e3:.0f}k\n{size:,}"
         for size, count in tokens.items()
     ]
     log_axis(ax, "x", [*tokens.values()], texts)
@@ -115,7 +115,7 @@ def draw_levels(ax: Any, names: Sequence[str], shifts: dict[str, float]) -> None
         draw_line(ax, name, levels_of(name), shifts.get(name, 0))
     log_axis(ax, "y", (150, 200, 300, 500, 700, 1_000))
     size_axis(ax)
-    ax.set(title="Test perplexity per token (lower is better)")
+    ax.set(ylim=(125, None), title="Test perplexity per token (lower is better)")
 
 
 def draw_ngrams() -> Any:
@@ -158,11 +158,11 @@ def draw_models() -> Any:
     for place, (name, (color, marker)) in enumerate(looks.items()):
         points = {size: shown[0] for size in FIFTY if (shown := change(50, f"{name} / contexts", size))}
         end = draw_intervals(ax, points, 1.03 ** (place - 2), color=color, marker=marker, ms=5)
-        shift = {"tokens at the same slots": 7, "gated, end to end": -9}.get(name, 0)
+        shift = {"tokens at the same slots": 12, "gated, end to end": -9}.get(name, 0)
         text = {"gated, end to end": "gated contexts"}.get(name, name)
         label_end(ax, *end, text, color, shift)
     ax.axhline(0, color=BLUE, lw=2)
-    label_end(ax, 10, 0, "contexts", BLUE, 7)
+    label_end(ax, 250, 0, "contexts", BLUE, -8)
     log_axis(ax, "x", FIFTY)
     ax.set(xlabel="Training conversations")
     ax.set_title("Test perplexity compared with that of contexts (%), 95% intervals")
@@ -253,6 +253,7 @@ def draw_card() -> Any:
     figure = draw_result()
     (ax,) = figure.axes
     figure.set(size_inches=(12, 6.3))
+    figure.get_layout_engine().set(w_pad=0.25, h_pad=0.25)  # inches around it
     figure.suptitle("Context-KV attention", x=0.03, ha="left", fontsize=34, fontweight="bold")
     sentence = "attention reads 32 compressed contexts, one every 20 tokens back\n\n"
     ax.set_title(sentence + ax.get_title(loc="left"), fontsize=18)
