@@ -137,9 +137,7 @@ def keep_window() -> None:
     """Write the data of the site's explorer, from the run that notebook 3 finished."""
     import ctxkv_lib as ctxkv
 
-    opened = ctxkv.open_run(
-        ctxkv.run_folder_of(ctxkv.notebook_config(), ctxkv.runs_root())
-    )
+    opened = ctxkv.open_run(ctxkv.run_folder_of(ctxkv.notebook_config()))
     data = window_data(opened, len(opened.caches["val"]) // 2)
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     WINDOW.write_text(f"window.attention={text};\n", encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Figures of runs, live curves, explorers, and what notebooks share."""
+"""Figures of runs, live curves, explorers, and the form of notebooks."""
