@@ -18,7 +18,7 @@ from .hooks import PlugIn
 
 TRIED = 64  # rows or tokens that a part is tried on
 COMPARED_POSITIONS = 256  # at which a model is compared with what was saved of it
-CLOSE = 1e-4  # float32's rounding, with room
+CLOSE = 1e-4  # float32's rounding, with a margin
 
 
 @torch.no_grad()

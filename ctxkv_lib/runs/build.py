@@ -83,14 +83,14 @@ def load_caches(folder: Path) -> dict[str, TokenCache]:
 
 
 def place_caches(caches: dict[str, TokenCache], device: torch.device) -> tuple[dict[str, TokenCache], str]:
-    """Move caches to a GPU where there is room, the smallest first; also say in words where each is."""
+    """Move caches to a GPU with enough free memory, the smallest first; also say in words where each is."""
     placed, words = dict[str, TokenCache](), []
     for split, cache in sorted(caches.items(), key=lambda item: item[1].nbytes):
         placed[split], place = cache, "mapped from its files"
         if device.type != "cpu":
             on_gpu = device.type == "cuda"  # mps has the system's memory
-            room = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
-            if cache.nbytes + HEADROOM_BYTES <= room:
+            free_bytes = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
+            if cache.nbytes + HEADROOM_BYTES <= free_bytes:
                 placed[split], place = cache.map(lambda tensor: tensor.to(device)), f"on {device.type}"
         words.append(f"{split} {mib(cache.nbytes):,.0f} MiB {place}")
     return placed, ", ".join(words)

@@ -13,7 +13,7 @@ from .presets import changed_settings
 from .summary import Run
 
 MOST_NAMED = 3  # settings in a name; a few runs that differ in more go by their folders
-FEW_RUNS = 3  # which are compared column by column; of more, each has a row, with room for its name
+FEW_RUNS = 3  # which are compared column by column; of more, each has a row, where long names fit
 
 
 def run_folder_of(config: ExperimentConfig, root: Path | str | None = None) -> Path:
