@@ -3,27 +3,46 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from . import ranks
 from .data.conversations import load_conversations
 from .errors import DamagedFile, UserError, told_in_a_sentence
-from .files import digest, expanded, read_json, remove, source_digest, write_json, write_text
+from .files import expanded, read_json, remove, write_json, write_text
 from .method.memory import begin_peaks
-from .progress import Listener, progress_bar, stage
+from .progress import Listener, notice, progress_bar, stage
 from .report.document import LANGUAGES, write_report
 from .report.model_card import model_card
 from .report.tables import gains, named
 from .runs.config import ExperimentConfig, require_config
 from .runs.device import choose_device, choose_precision, torch_state
-from .runs.experiment import Experiment, read_splits
-from .runs.folder import COMPARISON, OF_SYSTEM, RESULTS, RunFolder, claimed, only_process
-from .runs.keys import RESULT_CODE
+from .runs.driver import (
+    EVERY_STAGE,
+    Stage,
+    Work,
+    is_finished,
+    prepare_folder,
+    replay,
+    require_same_settings,
+    run_stages,
+)
+from .runs.folder import COMPARISON, OF_SYSTEM, RESULTS, RunFolder, claimed, locked
+from .runs.inputs import Inputs, read_splits
 from .runs.names import comparison_folder, run_folder_of
 from .runs.opened import OpenRun, open_prepared
-from .runs.stages import contexts_stages, model_stage, phase2_stage, test_stage
-from .runs.summary import Run, finished_run, results_key, summarize
+from .runs.stages import experiment_stages, settings_stage
+from .runs.summary import TRAININGS, Run, finished_run, summarize
 from .views import figures
+
+
+class Claimed(NamedTuple):
+    """An experiment whose folder belongs to this process."""
+
+    folder: RunFolder
+    inputs: Inputs
+    stages: list[Stage]
 
 
 @told_in_a_sentence()
@@ -38,18 +57,22 @@ def run(
 
     Args:
         out: run folder; None takes `run_folder_of(config)`.
-        listener: gets every metric in order; those of stages done earlier, too, with `"replayed": True`.
-        again: replace a finished result of other code or data.
+        listener: gets every metric in order; the metrics of reused stages with `"replayed": True`.
+        again: replace a finished result with different code or data, and check all files of a finished run.
         plugins: `block`, `loss`, `attention` or `mixer`: a class or function that replaces the method's, or
             its name `module:Name`. docs/own-idea.md says what each is given and returns.
 
     Raises:
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
-    with claimed_experiment(config, out, listener, again, plugins) as experiment:
-        contexts_stages(experiment)
-        phase2_stage(experiment)
-        return ranks.on_rank_0(lambda: _finish(experiment))
+    with claimed_experiment(config, out, again, plugins) as (folder, inputs, stages):
+        if not again and ranks.on_rank_0(lambda: is_finished(folder, stages)):
+            notice(f"{folder.path} is finished: reused.")
+            for stage_record in folder.records.values():
+                replay(stage_record, listener)
+        else:
+            run_stages(folder, stages, inputs.device, listener, again)
+        return ranks.on_rank_0(lambda: finished_run(folder))
 
 
 @told_in_a_sentence()
@@ -61,16 +84,17 @@ def prepare(
     **plugins: Any,
 ) -> OpenRun:
     """Run Phase 1 and compute the caches; `run` continues from there. Arguments as of `run`."""
-    with claimed_experiment(config, out, listener, again, plugins) as experiment:
-        contexts_stages(experiment)
-        return open_prepared(experiment)
+    with claimed_experiment(config, out, again, plugins) as (folder, inputs, stages):
+        contexts = [stage.name for stage in stages].index("contexts")
+        run_stages(folder, stages[: contexts + 1], inputs.device, listener, again)
+        return open_prepared(folder, inputs)
 
 
 @contextmanager
 def claimed_experiment(
-    config: ExperimentConfig, out: Path | str | None, listener: Listener, again: bool, plugins: dict[str, Any]
-) -> Iterator[Experiment]:
-    """Keep an experiment's folder for this process, and those it works with, while the block runs."""
+    config: ExperimentConfig, out: Path | str | None, again: bool, plugins: dict[str, Any]
+) -> Iterator[Claimed]:
+    """Keep an experiment's folder for this process while the block runs."""
     require_config(config)
     config = config.replace(plugins)
     for plugin in config.plugins.values():
@@ -78,53 +102,50 @@ def claimed_experiment(
     if ranks.world_size() > 1 and not config.has_contexts:
         raise UserError("A mixer is trained in one process; start one.")
     device = choose_device(config.runtime.device)
-    texts = read_splits(config)
-    origin = {
-        "code": source_digest(*RESULT_CODE),
-        "data": digest([texts[split].fingerprint for split in sorted(texts)]),
-        "precision": choose_precision(config.runtime.precision, device),
-    }
     ranks.join(device)
     path = expanded(out or run_folder_of(config))
     with torch_state(config.runtime.threads), ExitStack() as lock:
-        folder = ranks.on_rank_0(lambda: lock.enter_context(claimed(path, config, origin, again)))
+        folder = ranks.on_rank_0(lambda: lock.enter_context(claimed(path, again)))
+        require_same_settings(folder, [settings_stage(config)])
+        inputs = Inputs(config, read_splits(config), device, _precision(folder, config, device))
+        stages = [*experiment_stages(inputs), results_stage()]
+        ranks.on_rank_0(lambda: prepare_folder(folder, stages, again))
         begin_peaks(device)
         try:
-            yield Experiment(folder, texts, device, listener)
+            yield Claimed(folder, inputs, stages)
         finally:
             for plugin in config.plugins.values():
                 plugin.keep_code()
 
 
-def _finish(experiment: Experiment) -> Run:
-    """Save and test a trained model, and write summary, report and figures."""
-    folder = experiment.folder
-    model_stage(experiment)
-    test_stage(experiment)
-    results = folder.finished(RESULTS, results_key(folder))
-    if results and all((folder.path / name).is_file() for name in results.result["written"]):
-        return finished_run(folder)
-    return write_results(folder)
+def _precision(folder: RunFolder, config: ExperimentConfig, device: torch.device) -> str:
+    """Return the precision of an experiment; with `auto`, a run that was begun continues as it was."""
+    recorded = (record.made_from.get("precision") for record in folder.records.values())
+    begun_in: str | None = next(filter(None, recorded), None)
+    if begun_in and config.runtime.precision == "auto":
+        return begun_in
+    return choose_precision(config.runtime.precision, device)
 
 
-def write_results(folder: RunFolder) -> Run:
-    """Write summary, metrics, model card, report and figures of a run whose folder is claimed."""
-    if folder.stages.pop(RESULTS, None):
-        folder.write()  # so that a kill leaves no record of results that are half written
-    path = folder.path
-    finished = Run(path, folder.config, summarize(folder), folder.metrics())
-    write_json(path / "config.json", folder.config.to_dict())
+def results_stage() -> Stage:
+    """Return the last stage of every run: its summary, report and figures, from the numbers of the others."""
+    texts = ("report.md", "report.ja.md", "figures", "model/README.md")
+    numbers = ("summary.json", "metrics.jsonl")
+    return Stage(RESULTS, write_results, {}, after=EVERY_STAGE, files=(*numbers, *texts), editable=texts)
+
+
+def write_results(work: Work) -> dict[str, Any]:
+    """Write summary and metrics; and report, figures and model card where they are not there yet."""
+    folder, path = work.folder, work.folder.path
+    finished = Run(path, folder.config, summarize(folder), folder.metrics(TRAININGS))
     write_json(path / "summary.json", finished.summary)
-    folder.write_metrics()
-    numbers, texts = [path / name for name in ("config.json", "summary.json", "metrics.jsonl")], []
-    if (path / "model").is_dir():
-        texts.append(path / "model" / "README.md")
-        write_text(texts[0], model_card(finished))
+    folder.write_metrics(TRAININGS)
+    card = path / "model" / "README.md"
+    if card.parent.is_dir() and not card.is_file():
+        write_text(card, model_card(finished))
     with stage("Writing report and figures"):
-        texts += _publish([finished], path)
-    names = [file.relative_to(path).as_posix() for file in texts]  # made again if lost; yours to edit
-    folder.finish(RESULTS, results_key(folder), numbers, {"written": names})
-    return finished
+        _publish([finished], path, only_missing=True)
+    return {}
 
 
 @told_in_a_sentence()
@@ -192,26 +213,33 @@ def write_comparison(runs: Sequence[Run], out: Path) -> None:
         "runs": [finished.summary for finished in runs],
         "improvement": gains(runs[0].summary, runs[-1].summary),
     }
-    with only_process(out), stage("Writing report and figures"):
+    with locked(out), stage("Writing report and figures"):
         for leftover in [*out.glob(".*.part"), *out.glob("figures/.*.part")]:  # of a killed process
             remove(leftover)
         write_json(out / COMPARISON, values)
         _publish(runs, out)
 
 
-def _publish(runs: Sequence[Run], folder: Path) -> list[Path]:
-    """Write the report in every language, and its figures; return the files."""
+def _publish(runs: Sequence[Run], folder: Path, only_missing: bool = False) -> None:
+    """Write the report in every language, and its figures.
+
+    Args:
+        only_missing: leave the files that are there, which users may have edited.
+    """
     by_name = named(runs)
     summaries = {name: run.summary for name, run in by_name.items()}
-    pictures = {
-        "ppl_curves": figures.ppl_curves(summaries),
-        "memory": figures.memory_by_stage({name: s["memory"] for name, s in summaries.items()}),
-    }
     phase1 = {name: run.phase1 for name, run in by_name.items()}
+    pictures = {
+        "ppl_curves": lambda: figures.ppl_curves(summaries),
+        "memory": lambda: figures.memory_by_stage({name: s["memory"] for name, s in summaries.items()}),
+    }
     if any(phase1.values()):
-        pictures["phase1"] = figures.phase1_curves(phase1, runs[0].config.phase1.stop_rate)
-    files = [figures.save(figure, folder / "figures" / f"{name}.png") for name, figure in pictures.items()]
+        pictures["phase1"] = lambda: figures.phase1_curves(phase1, runs[0].config.phase1.stop_rate)
+    for name, draw in pictures.items():
+        file = folder / "figures" / f"{name}.png"
+        if not (only_missing and file.is_file()):
+            figures.save(draw(), file)
     for language in LANGUAGES:
-        files.append(folder / ("report.md" if language == "en" else f"report.{language}.md"))
-        write_text(files[-1], write_report(runs, language, has_figures=True))
-    return files
+        file = folder / ("report.md" if language == "en" else f"report.{language}.md")
+        if not (only_missing and file.is_file()):
+            write_text(file, write_report(runs, language, has_figures=True))

@@ -153,7 +153,7 @@ class Laboratory:
             assert "--again" in done.text or "another folder" in done.text, done
             return "refused"
         self.check_run(out)
-        return "repaired" if "made again" in done.text else "harmless"
+        return "repaired" if "recomputed" in done.text else "harmless"
 
 
 def generate(folder: Path) -> int:

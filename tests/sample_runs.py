@@ -1,14 +1,17 @@
 """Plausible finished runs for tests of figures and reports: nothing is trained."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ctxkv_lib.files import write_json
+from ctxkv_lib.files import checksums, write_json
 from ctxkv_lib.runs.build import parameter_counts, unallocated_model
 from ctxkv_lib.runs.config import ExperimentConfig
-from ctxkv_lib.runs.folder import RunFolder, Stage, claimed
+from ctxkv_lib.runs.folder import RunFolder
 from ctxkv_lib.runs.presets import build_config
-from ctxkv_lib.runs.summary import Run, summarize
+from ctxkv_lib.runs.records import Record
+from ctxkv_lib.runs.stages import settings_stage
+from ctxkv_lib.runs.summary import TRAININGS, Run, summarize
 
 # (train PPL, val PPL, val accuracy) by epoch; near the published runs, equal to none of their numbers
 EPOCHS = {
@@ -49,17 +52,23 @@ def sample_run(
     """
     config = build_config(preset, recipe, samples, settings)
     rows = epochs or EPOCHS.get(samples, EPOCHS[500])
-    folder = RunFolder(path, config, {}, _stages(config, epoch_lines(rows), gpu))
-    return Run(path, config, summarize(folder), folder.metrics())
+    folder = RunFolder(path, _records(config, epoch_lines(rows), gpu))
+    return Run(path, config, summarize(folder), folder.metrics(TRAININGS))
 
 
 def write_run(path: Path, samples: int = 500, settings: dict[str, Any] | None = None) -> Path:
-    """Write a sample run into `path`, with its record, and return it."""
+    """Write a sample run into `path`, with its records, and return it."""
     config = build_config("colab", "published", samples, settings)
-    with claimed(path, config, {"code": "", "data": "", "precision": "bf16"}) as folder:
-        folder.stages |= _stages(config, epoch_lines(EPOCHS[samples]), gpu=True)
-        write_json(path / "summary.json", summarize(folder))
-        folder.finish("results", "", (path / "config.json", path / "summary.json"))
+    folder = RunFolder(path)
+    for name, record in _records(config, epoch_lines(EPOCHS[samples]), gpu=True).items():
+        folder.write(name, record)
+    write_json(path / "config.json", config.to_dict())
+    write_json(path / "summary.json", summarize(folder))
+    files = checksums(path, [path / "summary.json"])
+    folder.write("results", Record({}, files))
+    folder.write(
+        "settings", replace(folder.records["settings"], files=checksums(path, [path / "config.json"]))
+    )
     return path
 
 
@@ -88,8 +97,8 @@ def epoch_lines(rows: list[tuple[float, float, float]]) -> list[dict[str, Any]]:
     return lines
 
 
-def _stages(config: ExperimentConfig, epochs: list[dict[str, Any]], gpu: bool) -> dict[str, Stage]:
-    """What the stages of a run have found, of which the package makes the summary."""
+def _records(config: ExperimentConfig, epochs: list[dict[str, Any]], gpu: bool) -> dict[str, Record]:
+    """The records of a run's stages, of which the package makes the summary."""
 
     def memory(stage: str, cpu: float, on_gpu: float) -> dict[str, Any]:
         values = {"cpu_gib": cpu, "cpu_peak_gib": cpu + 0.3}
@@ -100,16 +109,9 @@ def _stages(config: ExperimentConfig, epochs: list[dict[str, Any]], gpu: bool) -
     phase1 = {"iterations": 17, "convergence_rate": 0.93, "stop_reason": "converged", "seconds": 6.4}
     early = epochs[-1]["no_improve"] >= config.phase2.patience
     results = {
-        "phase1": {
+        "settings": config.to_dict(),
+        "contexts": {
             "phase1": {**phase1, "effective_rank": 0.807},
-            "memory": [
-                memory("data loaded", 1.3, 0.0),
-                memory("model built", 1.9, 0.3),
-                memory("phase 1 done", 2.7, 0.4),
-            ],
-        },
-        "caches": {
-            "phase1": {},
             "tokens": {"train": TOKENS.get(samples, 1_176 * samples), "val": 22_723},
             "caches_mib": {"train_ctx": 575, "train_emb": 152, "val_ctx": 23, "val_emb": 0.2, "total": 750.2},
         },
@@ -117,7 +119,6 @@ def _stages(config: ExperimentConfig, epochs: list[dict[str, Any]], gpu: bool) -
             "parameters": parameter_counts(model),
             "offsets": model.slot_offsets,
             "stop_reason": "early_stopping" if early else "max_epochs",
-            "memory": [memory("phase 2 prepared", 2.8, 0.5)],
             "provenance": {
                 "seed": config.runtime.seed,
                 "date": "2026-01-31",
@@ -132,6 +133,24 @@ def _stages(config: ExperimentConfig, epochs: list[dict[str, Any]], gpu: bool) -
         },
     }
     epochs = [{**line, "memory": memory(f"epoch {line['epoch']}", 2.9, 0.6)} for line in epochs]
-    metrics = {"phase1": phase1_lines(), "phase2": epochs}
-    names = ("phase1", "caches", "phase2", "model", "test")
-    return {name: Stage("", {}, results.get(name, {}), metrics.get(name, [])) for name in names}
+    metrics = {"contexts": phase1_lines(), "phase2": epochs}
+    snapshots = {
+        "contexts": [
+            memory("data loaded", 1.3, 0.0),
+            memory("model built", 1.9, 0.3),
+            memory("phase 1 done", 2.7, 0.4),
+        ],
+        "phase2": [memory("phase 2 prepared", 2.8, 0.5)],
+    }
+    tables = {
+        "settings": settings_stage(config).made_from,
+        "contexts": {},
+        "phase2": {},
+        "model": {},
+        "test": {},
+    }
+    tables["phase2"] = {"output of contexts": Record(tables["contexts"]).output}
+    return {
+        name: Record(table, {}, results.get(name, {}), metrics.get(name, []), snapshots.get(name, []))
+        for name, table in tables.items()
+    }

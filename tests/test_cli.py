@@ -21,7 +21,8 @@ from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.measure import measurements
 from ctxkv_lib.method.config import Phase2Config
-from ctxkv_lib.runs.keys import MEASUREMENTS
+from ctxkv_lib.runs import inputs
+from ctxkv_lib.runs.summary import MEASUREMENTS
 
 COMMAND = [sys.executable, "-m", "ctxkv_lib"]
 NGRAMS = {"kneser_ney": {"val_ppl": 3.0, "test_ppl": 3.0}}
@@ -174,12 +175,12 @@ def test_a_finished_run_says_so_and_prints_no_epoch_again(finished_run, capsys):
     assert main(["run", "--out", str(finished_run.path)]) == 0
     out, err = capsys.readouterr()
     assert [line.partition(":")[0] for line in out.splitlines()] == [out[:12], "Report"]
-    assert err.splitlines() == ["Phase 1 finished: reused.", "Phase 2 finished: reused."]
+    assert err.splitlines() == [f"{finished_run.path} is finished: reused."]
 
 
 def test_options_count_for_a_folder_that_holds_a_run(printed_by, finished_run, tiny_settings, monkeypatch):
     asked = tiny_run(finished_run.path, {**tiny_settings, "phase2.patience": 7})
-    assert "another experiment: phase2.patience 3 (asked: 7)" in printed_by(*asked, code=2)
+    assert "another experiment: phase2.patience 3, asked 7;" in printed_by(*asked, code=2)
     monkeypatch.setattr(experiments, "run", started := Mock(side_effect=UserError("asked")))
     for option in ("--preset=colab", "--recipe=exact", "--samples=8", "--block=plugins:GatedBlock"):
         assert "asked" in printed_by("run", "--out", finished_run.path, option, code=2)
@@ -231,15 +232,15 @@ def test_compare_prints_the_table(printed_by, tmp_path, tiny_settings, monkeypat
     for row in ("Val PPL", "Val Acc", "Best epoch", "Val/Train Ratio", "8 samples", "Val PPL of n-grams"):
         assert row.lower() in printed.lower(), row
     assert "Val PPL of n-grams" in (tmp_path / "c" / "report.md").read_text()
-    monkeypatch.setattr(experiments, "RESULT_CODE", ["method.oacd"])
-    assert "holds a finished result of other code; replace it with --again" in printed_by(*arguments, code=2)
+    monkeypatch.setattr(inputs, "result_code", lambda: "different")
+    assert "holds a trained model, but the code differs; replace it with --again" in printed_by(
+        *arguments, code=2
+    )
     (folder,) = (tmp_path / "c").glob("ci-exact-8-*")
     single = ["run", "--preset", "ci", "--samples", 8, "--out", folder, *settings]
-    assert "holds a finished result of other code" in printed_by(*single, code=2)
+    assert "but the code differs" in printed_by(*single, code=2)
     assert "Best epoch 1: " in printed_by(*single, "--again")
-    again = printed_by(*arguments, "--again")
-    assert printed.endswith(again)  # before it, an epoch of each run
-    assert "epoch 1 of" not in again
+    assert "Val PPL" in printed_by(*arguments, "--again")
 
 
 @pytest.mark.slow

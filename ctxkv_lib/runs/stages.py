@@ -1,11 +1,13 @@
-"""The stages of an experiment in order: Phase 1, caches, Phase 2, model, test. What counts is reused.
+"""The stages of an experiment, in order: settings, contexts (Phase 1 and the caches), Phase 2, model, test.
 
-Rank 0 computes everything but Phase 2, whose batches all processes share (see `ranks`). `keys` says when a
-stage counts, `saved_epochs` what a kill leaves of Phase 2, `folder` which files there are.
+Each function computes one stage; `driver` decides whether it has to, and records what it was made from.
+Rank 0 computes everything except Phase 2, whose batches all processes share (see `ranks`).
 """
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,93 +16,140 @@ from torch import Tensor
 from .. import ranks
 from ..data.tokens import validation_stream
 from ..errors import UserError
-from ..files import remove, write_parts, write_tensors
+from ..files import write_json, write_parts, write_tensors
 from ..method.caches import DTYPES, StreamCache, TokenCache
 from ..method.contexts import contexts_by_passes, distinct_rows, exact_contexts
 from ..method.loop import Diverged
-from ..method.memory import mib, snapshot
+from ..method.memory import mib
 from ..method.model import project_inputs
-from ..method.oacd import UNTRAINED, train_context_block
+from ..method.oacd import UNTRAINED, Phase1Result, train_context_block
 from ..method.phase2 import train_attention
 from ..method.scoring import effective_rank, perplexity, token_scores
 from ..plugins.checks import refuse_unsaved
+from ..plugins.hooks import HOOKS
 from ..progress import epochs_ahead, notice, say, stage
 from .build import load_block, load_caches, load_weights, parameter_counts, place_caches
-from .experiment import Experiment
+from .config import GROUPS, ExperimentConfig
+from .driver import Stage, Work
 from .export import save_for_transformers
-from .folder import Stage
+from .folder import SETTINGS
+from .inputs import Inputs, settings_table
 from .provenance import provenance
 from .saved_epochs import RunLoop
 
-SCAN_TOKENS = 2**18  # of which contexts are computed at a time: 256 MiB
-EMBEDDED_TOKENS = 2**13  # whose embeddings are written at a time
+SCAN_TOKENS = 2**18  # tokens per chunk when contexts are computed: 256 MiB
+EMBEDDED_TOKENS = 2**13  # tokens per chunk when embeddings are written
+# What the stage `contexts` is made from; `model.interval` and the like only matter to Phase 2.
+CONTEXT_SETTINGS = ("phase1", "block", "loss", "mixer", "model.context_dim", "model.hidden_size")
+CONTEXT_SETTINGS += ("runtime.seed", "runtime.embedding_cache")
+CONTEXT_DIGESTS = ("code", "training text", "validation text", "tokenizer", "token table", "precision")
 
 
-def contexts_stages(experiment: Experiment) -> None:
-    """Finish Phase 1 and the caches on rank 0; all processes then know the stages."""
-    experiment.folder.stages = ranks.on_rank_0(lambda: _contexts_stages(experiment))
+def settings_stage(config: ExperimentConfig) -> Stage:
+    """Return the first stage of every run, which holds all settings and writes config.json."""
+
+    def compute(work: Work) -> dict[str, Any]:
+        values: dict[str, Any] = config.to_dict()
+        write_json(work.folder.path / "config.json", values)
+        return values
+
+    table = settings_table(config, "preset", "recipe", *GROUPS, *HOOKS)
+    return Stage(SETTINGS, compute, table, files=("config.json",))
 
 
-def _contexts_stages(experiment: Experiment) -> dict[str, Stage]:
-    recorded = experiment.folder.stages.get("phase1")
-    phase1 = experiment.finished("phase1", linked=True)
-    caches = phase1 and experiment.finished("caches", linked=True)
-    generator = torch.Generator(experiment.device).manual_seed(experiment.config.runtime.seed)
-    by_passes = experiment.config.phase1.context_method == "passes"
-    # Parallel passes begin with the contexts of Phase 1's last iteration, which no file has.
-    needs_last = by_passes and phase1 and phase1.metrics and not caches
-    last = None
-    if phase1 and not needs_last:
-        if phase1 is recorded and phase1.metrics:  # else it was taken from another run, or trains nothing
-            notice("Phase 1 finished: reused.")
-        experiment.replay(phase1)
-    else:
-        if phase1:
-            notice("phase1: trained again, since parallel passes begin with its last contexts.")
-        last = _train_block(experiment, generator)
-    if not caches:
-        load_block(experiment.model, experiment.folder.path)
-        with stage("Computing the contexts of all positions"):
-            _make_caches(experiment, last if by_passes else None, generator)
-    return experiment.folder.stages
+def experiment_stages(inputs: Inputs) -> list[Stage]:
+    """Return the stages of an experiment in order, from its settings to the test."""
+
+    def made_from(settings: tuple[str, ...], digests: tuple[str, ...]) -> dict[str, Any]:
+        return settings_table(inputs.config, *settings) | {name: inputs.digests[name] for name in digests}
+
+    return [
+        settings_stage(inputs.config),
+        Stage(
+            "contexts",
+            partial(compute_contexts, inputs),
+            made_from(CONTEXT_SETTINGS, CONTEXT_DIGESTS) | {"reads": inputs.config.has_contexts},
+            files=("checkpoint/context_block.safetensors", "caches"),
+            is_linked=True,
+        ),
+        Stage(
+            "phase2",
+            partial(train_phase2, inputs),
+            made_from(("model", "phase2", "attention", "mixer"), (*CONTEXT_DIGESTS, "token frequencies")),
+            after=("contexts",),
+            files=("checkpoint/attention.safetensors",),
+            state="checkpoint/phase2.pt",
+            by_all=True,
+        ),
+        Stage(
+            "model",
+            partial(save_model, inputs),
+            made_from((), ("code of saved models",)),
+            after=("phase2",),
+            files=("model",),
+            is_result=False,
+        ),
+        Stage(
+            "test",
+            partial(score_test, inputs),
+            made_from((), ("code", "test text")),
+            after=("contexts", "phase2"),
+        ),
+    ]
 
 
-def _train_block(experiment: Experiment, generator: torch.Generator) -> Tensor | None:
-    """Run Phase 1, which a model without contexts does not have; return the last iteration's contexts."""
-    folder, config = experiment.folder, experiment.config
-    ids, model = _phase1_ids(experiment), experiment.model
-    folder.write_metrics([])
-    result, last, files, loop = UNTRAINED, None, [], RunLoop(experiment.record)
+def compute_contexts(inputs: Inputs, work: Work) -> dict[str, Any]:
+    """Train the ContextBlock (Phase 1) and write it and the caches of both streams.
+
+    A model without contexts has no Phase 1, and caches of tokens alone.
+    """
+    config, ids = inputs.config, inputs.ids
+    work.snapshot("data loaded")
+    model = inputs.model
+    work.snapshot("model built")
+    generator = torch.Generator(inputs.device).manual_seed(config.runtime.seed)
+    result, last = UNTRAINED, None
     if model.has_contexts:
-        loss = config.plugins.get("loss")
-        model.set_phase(1)
-        model.train()
-        torch.manual_seed(config.runtime.seed)  # a block's own dropout, whatever was drawn before
-        result, last = train_context_block(
-            model.context_block,
-            *distinct_rows(model, ids),
-            config.phase1,
-            generator,
-            loss.build() if loss else None,
-            loop,
-        )
-        if loss and result.stop_reason == "untrained":
-            raise UserError(f"Phase 1 trains nothing here, so {loss.name} has no effect; leave loss out.")
-        model.set_phase(2)
-        model.eval()
-        files = [folder.path / "checkpoint" / "context_block.safetensors"]
-        write_tensors(files[0], model.context_block.state_dict())
-    summary = {
-        "phase1": {**asdict(result), "seconds": round(result.seconds, 3)},
-        "memory": [*experiment.memory, snapshot("phase 1 done", experiment.device)],
+        result, last = _train_block(inputs, work, generator)
+        block = work.folder.path / "checkpoint" / "context_block.safetensors"
+        write_tensors(block, model.context_block.state_dict())
+    work.snapshot("phase 1 done")
+    with stage("Computing the contexts of all positions"):
+        rank = _write_caches(inputs, work, last, generator)
+    phase1 = {**asdict(result), "seconds": round(result.seconds, 3), "effective_rank": rank}
+    return {
+        "phase1": {**phase1, "context_method": config.phase1.context_method},
+        "tokens": {split: len(stream) for split, stream in ids.items()},
+        "caches_mib": _sizes_mib(load_caches(work.folder.path / "caches")),
     }
-    folder.finish("phase1", experiment.key("phase1"), files, summary, loop.metrics)
-    return last
 
 
-def _phase1_ids(experiment: Experiment) -> Tensor:
+def _train_block(
+    inputs: Inputs, work: Work, generator: torch.Generator
+) -> tuple[Phase1Result, Tensor | None]:
+    """Run Phase 1; also return the contexts of its last iteration, with which parallel passes begin."""
+    model, config, loss = inputs.model, inputs.config, inputs.config.plugins.get("loss")
+    model.set_phase(1)
+    model.train()
+    torch.manual_seed(config.runtime.seed)  # a block's own dropout, whatever was drawn before
+    result, last = train_context_block(
+        model.context_block,
+        *distinct_rows(model, phase1_ids(inputs)),
+        config.phase1,
+        generator,
+        loss.build() if loss else None,
+        RunLoop(work),
+    )
+    if loss and result.stop_reason == "untrained":
+        raise UserError(f"Phase 1 trains nothing here, so {loss.name} has no effect; leave loss out.")
+    model.set_phase(2)
+    model.eval()
+    return result, last
+
+
+def phase1_ids(inputs: Inputs) -> Tensor:
     """Return the tokens that Phase 1 trains on: all `[n]`, or even samples of `phase1.max_tokens`."""
-    ids, config = experiment.ids["train"][:-1], experiment.config.phase1
+    ids, config = inputs.ids["train"][:-1], inputs.config.phase1
     most, size = config.max_tokens, config.batch_size
     if len(ids) <= most or config.context_method == "passes":
         return ids
@@ -109,44 +158,49 @@ def _phase1_ids(experiment: Experiment) -> Tensor:
     return torch.cat([ids[int(number * gap) :][: min(size, most)] for number in range(count)])
 
 
-def _make_caches(experiment: Experiment, last: Tensor | None, generator: torch.Generator) -> None:
-    """Write the caches of both streams; `last` are Phase 1's last contexts, with which passes begin."""
-    folder, model = experiment.folder, experiment.model
-    path = folder.path / "caches"
-    for split, ids in experiment.ids.items():
+def _write_caches(
+    inputs: Inputs, work: Work, last: Tensor | None, generator: torch.Generator
+) -> float | None:
+    """Write the caches of both streams; return the effective rank of the validation contexts, if any.
+
+    Args:
+        last: the contexts of Phase 1's last iteration, with which parallel passes over its text begin.
+    """
+    path, model, by_passes = (
+        work.folder.path / "caches",
+        inputs.model,
+        inputs.config.phase1.context_method == "passes",
+    )
+    rank = None
+    for split, ids in inputs.ids.items():
         if model.has_contexts:
-            dtype = torch.float32 if split == "val" else DTYPES[experiment.precision]
-            contexts = _stream_contexts(experiment, ids, last if split == "train" else None, generator)
-            shape = (len(ids), experiment.config.model.context_dim)
+            dtype = torch.float32 if split == "val" else DTYPES[inputs.precision]
+            first = last if split == "train" and by_passes else None
+            contexts = _stream_contexts(inputs, ids, first, generator)
+            shape = (len(ids), inputs.config.model.context_dim)
             write_parts(path / f"{split}_ctx.safetensors", {"contexts": (dtype, shape, contexts)})
-        write_parts(path / f"{split}_emb.safetensors", _token_tensors(experiment, ids))
-    caches, rank = load_caches(path), None
-    if isinstance(validation := caches["val"], StreamCache):
-        draw = torch.Generator().manual_seed(experiment.config.runtime.seed)
+        write_parts(path / f"{split}_emb.safetensors", _token_tensors(inputs, ids))
+    if isinstance(validation := load_caches(path)["val"], StreamCache):
+        draw = torch.Generator().manual_seed(inputs.config.runtime.seed)
         rank = effective_rank(validation.contexts[1:], draw)
-    summary = {
-        "phase1": {"effective_rank": rank, "context_method": experiment.config.phase1.context_method},
-        "tokens": {split: len(ids) for split, ids in experiment.ids.items()},
-        "caches_mib": _sizes_mib(caches),
-    }
-    folder.finish("caches", experiment.key("caches"), [path], summary)
+    return rank
 
 
 @torch.no_grad()
 def _stream_contexts(
-    experiment: Experiment, ids: Tensor, last: Tensor | None, generator: torch.Generator
+    inputs: Inputs, ids: Tensor, last: Tensor | None, generator: torch.Generator
 ) -> Iterator[Tensor]:
     """Compute the padded contexts of a stream, `[n + 1, context_dim]` in all, part by part."""
-    model, config = experiment.model, experiment.config.phase1
-    embeddings, tokens = distinct_rows(model, ids[:-1])
-    inputs = project_inputs(model.context_block, embeddings)
+    block, config = inputs.model.context_block, inputs.config.phase1
+    embeddings, tokens = distinct_rows(inputs.model, ids[:-1])
+    projected = project_inputs(block, embeddings)
     if config.context_method == "passes":
-        yield _finite(contexts_by_passes(model.context_block, inputs, tokens, config, generator, last))
+        yield _finite(contexts_by_passes(block, projected, tokens, config, generator, last))
         return
-    before = inputs.new_zeros(experiment.config.model.context_dim)
+    before = projected.new_zeros(inputs.config.model.context_dim)
     yield before[None]
     for part in tokens.split(SCAN_TOKENS):
-        contexts = exact_contexts(model.context_block, inputs, part, config.tolerance, before)
+        contexts = exact_contexts(block, projected, part, config.tolerance, before)
         before = contexts[-1].clone()
         yield _finite(contexts[1:])
 
@@ -160,13 +214,13 @@ def _finite(contexts: Tensor) -> Tensor:
     return contexts
 
 
-def _token_tensors(experiment: Experiment, ids: Tensor) -> dict[str, Any]:
+def _token_tensors(inputs: Inputs, ids: Tensor) -> dict[str, Any]:
     """Return what a stream's `emb` file holds: token ids and, with the dense layout, their embeddings."""
     tensors: dict[str, Any] = {"ids": (torch.int32, (len(ids),), [ids])}
-    if experiment.config.runtime.embedding_cache == "dense" and experiment.model.has_contexts:
+    if inputs.config.runtime.embedding_cache == "dense" and inputs.model.has_contexts:
         parts = ids[:-1].split(EMBEDDED_TOKENS)
-        rows = (experiment.model.embed(part.to(experiment.device).int()) for part in parts)
-        shape = (len(ids) - 1, experiment.config.model.hidden_size)
+        rows = (inputs.model.embed(part.to(inputs.device).int()) for part in parts)
+        shape = (len(ids) - 1, inputs.config.model.hidden_size)
         tensors["embeddings"] = (torch.float32, shape, rows)
     return tensors
 
@@ -180,104 +234,77 @@ def _sizes_mib(caches: dict[str, TokenCache]) -> dict[str, float]:
     return {name: mib(size) for name, size in {**sizes, "total": sum(sizes.values())}.items()}
 
 
-def load_streams(experiment: Experiment) -> tuple[dict[str, TokenCache], str]:
-    """Load the ContextBlock; return both streams as Phase 2 reads them, and where they are, in words."""
-    load_block(experiment.model, experiment.folder.path)
-    caches, placement = place_caches(load_caches(experiment.folder.path / "caches"), experiment.device)
+def load_streams(inputs: Inputs, path: Path) -> tuple[dict[str, TokenCache], str]:
+    """Load the ContextBlock; return both streams as Phase 2 reads them, and where they lie, in words."""
+    load_block(inputs.model, path)
+    caches, placement = place_caches(load_caches(path / "caches"), inputs.device)
     say(f"Caches: {placement}")
     return caches, placement
 
 
-def phase2_stage(experiment: Experiment) -> None:
-    """Train Phase 2, and write the best epoch's weights to the folder."""
-    saved = experiment.folder.path / "checkpoint" / "phase2.safetensors"
-    if finished := ranks.on_rank_0(lambda: experiment.finished("phase2")):
-        notice("Phase 2 finished: reused.")
-        experiment.replay(finished)
-    else:
-        _train_attention(experiment, RunLoop(experiment.record, saved, experiment.key("phase2")))
-    ranks.on_rank_0(lambda: remove(saved))  # after the record, also that of a run that was killed between
-
-
-def _train_attention(experiment: Experiment, loop: RunLoop) -> None:
-    """Run Phase 2, in all processes; `loop` has its key."""
-    folder, config, model = experiment.folder, experiment.config, experiment.model
-    streams, placement = load_streams(experiment)
-    prepared = snapshot("phase 2 prepared", experiment.device)
-    ranks.on_rank_0(lambda: folder.write_metrics(["phase1"]))
+def train_phase2(inputs: Inputs, work: Work) -> dict[str, Any]:
+    """Train Phase 2 in all processes, and write the best epoch's weights."""
+    config, model, path = inputs.config, inputs.model, work.folder.path
+    streams, placement = load_streams(inputs, path)
+    work.snapshot("phase 2 prepared")
     train, phase2 = streams["train"], config.phase2
-    scoring = 1.0 if experiment.precision == "bf16" else 0.5  # time of a position against one of training
+    # Cost of validating one position, relative to training on one.
+    scoring = 1.0 if inputs.precision == "bf16" else 0.5
 
     def tell(seconds: float) -> None:
         seconds *= 1 + scoring * len(streams["val"]) / len(train)
         notice(f"{len(train) + 1:,} tokens: {epochs_ahead(seconds, phase2.least_epochs, phase2.max_epochs)}.")
 
+    loop = RunLoop(work, path / "checkpoint" / "phase2.pt")
     loop.tell = tell
     torch.manual_seed(config.runtime.seed)  # in each process, and whether Phase 1 was reused or not
-    model.init_attention(_phase1_ids(experiment), config.phase1)
+    model.init_attention(phase1_ids(inputs), config.phase1)
     result = train_attention(
-        model,
-        train,
-        streams["val"],
-        config.phase2,
-        config.runtime.seed,
-        experiment.precision,
-        loop,
+        model, train, streams["val"], phase2, config.runtime.seed, inputs.precision, loop
     )
-    summary = {
-        "parameters": parameter_counts(model),
-        "offsets": model.slot_offsets,
-        "stop_reason": result.stop_reason,
-        "provenance": provenance(experiment, placement),
-        "memory": [prepared],
-    }
 
-    def finish() -> None:
-        weights = folder.path / "checkpoint" / "attention.safetensors"
+    def save() -> None:
+        weights = path / "checkpoint" / "attention.safetensors"
         buffers = {f"attention.{name}": buffer for name, buffer in model.attention.named_buffers()}
         write_tensors(weights, {**buffers, **model.trained_weights()})
         if config.has_own_parts:
-            loaded = experiment.new_model()
-            load_weights(loaded, folder.path)
+            loaded = inputs.new_model()
+            load_weights(loaded, path)
             refuse_unsaved(model, loaded, streams["val"])
-        folder.finish("phase2", loop.key, [weights], summary, loop.metrics)
 
-    ranks.on_rank_0(finish)
+    ranks.on_rank_0(save)
+    return {
+        "parameters": parameter_counts(model),
+        "offsets": model.slot_offsets,
+        "stop_reason": result.stop_reason,
+        "provenance": provenance(inputs, placement),
+    }
 
 
-def model_stage(experiment: Experiment) -> None:
+@stage("Saving the model")
+def save_model(inputs: Inputs, work: Work) -> dict[str, Any]:
     """Write the model folder for transformers."""
-    folder = experiment.folder
-    if experiment.finished("model"):
-        return
-    with stage("Saving the model"):
-        load_weights(experiment.model, folder.path)
-        files = save_for_transformers(
-            experiment.model, experiment.config, experiment.tokenizer, folder.path / "model"
-        )
-    folder.finish("model", experiment.key("model"), files)
-
-
-def test_stage(experiment: Experiment) -> None:
-    """Score the test split, once.
-
-    The result has `ppl`, `acc` and `tokens`; `conversations`, of each the number of predicted tokens and
-    their mean loss in nats; and `fingerprint`. It is empty if there is no token to predict.
-    """
-    if not experiment.finished("test"):
-        experiment.folder.finish("test", experiment.key("test"), (), _test_result(experiment))
+    load_weights(inputs.model, work.folder.path)
+    save_for_transformers(inputs.model, inputs.config, inputs.tokenizer, work.folder.path / "model")
+    return {}
 
 
 @stage("Scoring the test split")
-def _test_result(experiment: Experiment) -> dict[str, Any]:
-    texts, model, device = experiment.texts["test"], experiment.model, experiment.device
-    if not len(texts) or len((stream := validation_stream(texts, experiment.tokenizer)).ids) < 2:
+def score_test(inputs: Inputs, work: Work) -> dict[str, Any]:
+    """Score the test split, once.
+
+    Returns:
+        `ppl`, `acc` and `tokens`; `conversations`, with the number of predicted tokens and the mean loss in
+        nats of each; and `fingerprint`. Empty if there is no token to predict.
+    """
+    texts, model, device = inputs.texts["test"], inputs.model, inputs.device
+    if not len(texts) or len((stream := validation_stream(texts, inputs.tokenizer)).ids) < 2:
         return {}
-    load_weights(model, experiment.folder.path)
+    load_weights(model, work.folder.path)
     cache = TokenCache(stream.ids.int().to(device))
     if model.has_contexts:  # computed as those of validation
-        generator = torch.Generator(device).manual_seed(experiment.config.runtime.seed)
-        contexts = torch.cat([*_stream_contexts(experiment, stream.ids, None, generator)])
+        generator = torch.Generator(device).manual_seed(inputs.config.runtime.seed)
+        contexts = torch.cat([*_stream_contexts(inputs, stream.ids, None, generator)])
         cache = StreamCache(cache.ids, contexts)
     losses, correct = token_scores(model, cache, torch.arange(len(cache)))
     parts = losses.tensor_split((stream.starts[1:] - 1).clamp(min=0).cpu())  # from the second token on

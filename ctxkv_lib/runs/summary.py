@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import digest, expanded, read_json
+from ..files import expanded, read_json
 from ..method.config import ModelConfig
 from ..method.loop import Metric, epochs_of
 from ..method.memory import mib
 from ..progress import counted
 from .config import ExperimentConfig
-from .folder import RESULTS, RunFolder, Stage
-from .keys import MEASUREMENTS, stage_key
+from .folder import RESULTS, RunFolder
 
 EPOCH = ("epoch", "train_ppl", "val_ppl", "val_acc", "improved", "no_improve", "seconds")
 FP32_BYTES = 4
+TRAININGS = ("contexts", "phase2")  # the stages that have metrics
+MEASUREMENTS = ("ngrams", "probe")  # stages that are computed when asked for
 
 
 @dataclass(frozen=True)
@@ -38,39 +39,38 @@ class Run:
         return [line for line in self.metrics if line["stage"] == "phase1"]
 
 
-def load_run(path: Path | str, *stages: str) -> Run:
-    """Read a finished run, after a check of the files of its results and of these stages.
+def load_run(path: Path | str, *parts: str) -> Run:
+    """Read a finished run, after a check of its results.
+
+    Args:
+        parts: more files and folders in the run folder to check, such as "caches".
 
     Raises:
         UserError: there is no run, it is unfinished, or a file is damaged.
     """
-    return finished_run(RunFolder.read(expanded(path)), *stages)
+    return finished_run(RunFolder.open(expanded(path)), *parts)
 
 
-def finished_run(folder: RunFolder, *stages: str) -> Run:
+def finished_run(folder: RunFolder, *parts: str) -> Run:
     """Return the run in a folder that has been read; arguments and errors as of `load_run`."""
     path = folder.path
-    for name in (RESULTS, *stages):
-        if name not in folder.stages:
-            raise UserError(f"{path} has not finished; go on with `ctxkv run --out {path}`.")
-        if damage := folder.stages[name].damage(path):
-            raise UserError(f"{damage}; make it again with `ctxkv run --out {path}`.")
-    return Run(path, folder.config, read_json(path / "summary.json"), folder.metrics())
-
-
-def context_summary(stages: dict[str, Stage]) -> dict[str, Any]:
-    """Return `tokens`, `phase1`, `memory` and `caches_mib` of the summary, from Phase 1 and the caches."""
-    phase1, caches = stages["phase1"].result, stages["caches"].result
-    return {**phase1, **caches, "phase1": {**phase1["phase1"], **caches["phase1"]}}
+    if not folder.holds(RESULTS):
+        reason = folder.unreadable() or f"{path} has not finished"
+        raise UserError(f"{reason}; go on with `ctxkv run --out {path}`.")
+    damages = [folder.records[RESULTS].damage(path)]
+    damages += [record.damage(path, parts=parts) for record in folder.records.values() if parts]
+    if damage := next(filter(None, damages), ""):
+        raise UserError(f"{damage}; make it again with `ctxkv run --out {path} --again`.")
+    return Run(path, folder.config, read_json(path / "summary.json"), folder.metrics(TRAININGS))
 
 
 def summarize(folder: RunFolder) -> dict[str, Any]:
     """Make the content of `summary.json` from the finished stages."""
-    config, contexts, phase2 = folder.config, context_summary(folder.stages), folder.stages["phase2"]
+    config, phase2 = folder.config, folder.records["phase2"]
+    contexts, result, test = (folder.records[name].result for name in ("contexts", "phase2", "test"))
     train_tokens, val_tokens = contexts["tokens"]["train"], contexts["tokens"]["val"]
-    epochs, result = epochs_of(phase2.metrics), phase2.result
+    epochs = epochs_of(phase2.metrics)
     best = next(epoch for epoch in reversed(epochs) if epoch["improved"])
-    test = folder.stages["test"].result
     return {
         "samples": config.data.samples,
         "train_tokens": train_tokens,
@@ -86,25 +86,21 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
             "seconds_per_epoch": round(sum(epoch["seconds"] for epoch in epochs) / len(epochs), 3),
             "epochs": [{name: epoch[name] for name in EPOCH} for epoch in epochs],
         },
-        "memory": [*contexts["memory"], *result["memory"], *(epoch["memory"] for epoch in epochs)],
+        "memory": [
+            *folder.records["contexts"].memory,
+            *phase2.memory,
+            *(epoch["memory"] for epoch in epochs),
+        ],
         "caches_mib": contexts["caches_mib"],
         "caches_dense_fp32_mib": dense_fp32_mib(train_tokens, val_tokens, config.model),
         "provenance": result["provenance"],
         **({"test": test} if test else {}),
-        **measurements(folder),
+        **{
+            name: folder.records[name].result
+            for name in MEASUREMENTS
+            if folder.holds(name) and folder.records[name].result
+        },
     }
-
-
-def measurements(folder: RunFolder) -> dict[str, Any]:
-    """Return the measurements in a folder that are of its tested weights."""
-    stages = {name: folder.stages[name] for name in MEASUREMENTS if name in folder.stages}
-    valid = {name: stage for name, stage in stages.items() if stage.key == stage_key(name, folder, {})}
-    return {name: stage.result for name, stage in valid.items() if stage.result}
-
-
-def results_key(folder: RunFolder) -> str:
-    """Digest what the results are made of: the stages up to the test, and measurements."""
-    return digest([folder.stages["test"].key, measurements(folder)])
 
 
 def context_window(model: ModelConfig, train_tokens: int | None) -> dict[str, int | None]:

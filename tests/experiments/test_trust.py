@@ -11,7 +11,8 @@ from conftest import cut, flip, outcome, write_conversations
 from disturbed_runs import DAMAGES, Laboratory, delete, files_of, generate, in_child, make_quick, swap
 
 from ctxkv_lib.cli import main
-from ctxkv_lib.runs.folder import RECORD
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.runs.opened import open_run
 
 KILLS = int(os.environ.get("CTXKV_KILLS", 100))
 DAMAGED = int(os.environ.get("CTXKV_DAMAGED", 300))
@@ -41,13 +42,18 @@ def copy(laboratory, tmp_path):
 def begun(laboratory):
     """A run that was killed in Phase 2, its second state half written."""
     out = laboratory.root / "begun"
-    laboratory.killed_at(out, laboratory.after("checkpoint/phase2.safetensors") + 1)
+    laboratory.killed_at(out, laboratory.after("checkpoint/phase2.pt") + 1)
     return out
 
 
 @pytest.mark.parametrize(
     ("name", "before"),
-    [(RECORD, 1), ("config.json", 1), ("checkpoint/context_block.safetensors", 0), ("model", 1)],
+    [
+        ("checkpoint/contexts.json", 1),
+        ("config.json", 1),
+        ("checkpoint/context_block.safetensors", 0),
+        ("model", 1),
+    ],
 )
 def test_a_killed_run_ends_with_the_numbers_of_an_undisturbed_one(laboratory, tmp_path, name, before):
     killed = laboratory.killed_at(tmp_path / "run", laboratory.after(name) - before)
@@ -69,19 +75,40 @@ def test_a_record_stands_only_for_the_files_it_was_made_with(laboratory, tmp_pat
 @pytest.mark.parametrize(
     ("name", "damage", "said"),
     [
-        ("caches/train_emb.safetensors", flip, "train_emb.safetensors is damaged: caches is made again"),
-        ("caches/val_ctx.safetensors", delete, "val_ctx.safetensors is missing: caches is made again"),
-        ("checkpoint/context_block.safetensors", cut, "context_block.safetensors is damaged: phase1 is made"),
-        ("checkpoint/attention.safetensors", swap, "attention.safetensors is damaged: phase2 is made again"),
-        ("summary.json", cut, "summary.json is damaged: results is made again"),
+        ("caches/train_emb.safetensors", cut, "train_emb.safetensors is damaged"),
+        ("caches/val_ctx.safetensors", delete, "contexts: recomputed, since"),
+        ("checkpoint/context_block.safetensors", cut, "context_block.safetensors is damaged"),
+        ("checkpoint/attention.safetensors", delete, "phase2: recomputed, since"),
+        ("checkpoint/phase2.json", delete, "its record is lost"),
+        ("checkpoint/contexts.json", flip, "contexts.json is damaged"),
+        ("summary.json", flip, "summary.json is damaged"),
         ("figures/memory.png", delete, "Best epoch"),
     ],
 )
 def test_damage_is_repaired_with_the_same_numbers(laboratory, copy, name, damage, said):
     damage(copy / name, random.Random(1), copy / "checkpoint/context_block.safetensors")
     read = in_child(lambda: main(["report", str(copy)]))
-    assert read == laboratory.report or (read.is_a_sentence and name in read.text)
+    assert read == laboratory.report or (read.is_a_sentence and str(copy) in read.text)
+    again = ["--again"] if "record is lost" in said else []
+    if again:
+        refused = laboratory.run(copy)
+        assert refused.is_a_sentence
+        assert said in refused.text
+        assert in_child(lambda: main([*laboratory.arguments, "--out", str(copy), "--again"])).code == 0
+        said = "reused"
     assert said in laboratory.check_run(copy).text
+
+
+def test_contents_that_changed_in_a_finished_run_are_noticed_where_they_are_read(laboratory, copy):
+    flip(copy / "caches/val_ctx.safetensors")
+    assert in_child(lambda: generate(copy)) == laboratory.text  # which reads no cache
+    laboratory.check_run(copy)
+    with pytest.raises(UserError, match=r"val_ctx\.safetensors is damaged; make it again with .* --again"):
+        open_run(copy).token_losses("val")
+    repaired = in_child(lambda: main([*laboratory.arguments, "--out", str(copy), "--again"]))
+    assert "contexts: recomputed, since" in repaired.text
+    assert "phase2: reused." in repaired.text
+    assert open_run(copy).token_losses("val").isfinite().all()
 
 
 def test_an_edited_report_stays(laboratory, copy):
@@ -91,7 +118,7 @@ def test_an_edited_report_stays(laboratory, copy):
     assert in_child(lambda: generate(copy)) == laboratory.text
 
 
-@pytest.mark.parametrize("name", ["caches/train_ctx.safetensors", "checkpoint/phase2.safetensors"])
+@pytest.mark.parametrize("name", ["caches/train_ctx.safetensors", "checkpoint/phase2.pt"])
 def test_an_unfinished_run_goes_on_without_options_whatever_is_damaged(laboratory, begun, tmp_path, name):
     out = shutil.copytree(begun, tmp_path / "run")
     os.truncate(out / name, 50)
@@ -124,7 +151,7 @@ def test_damaged_files_are_repaired_refused_or_harmless(laboratory, tmp_path):
     draw, ended = random.Random(2), Counter()
     other = Laboratory(tmp_path, "exact", **{"runtime.seed": 7})
     begun = tmp_path / "begun"
-    laboratory.killed_at(begun, laboratory.after("checkpoint/phase2.safetensors") + 4)
+    laboratory.killed_at(begun, laboratory.after("checkpoint/phase2.pt") + 4)
     for number in range(DAMAGED // 2):
         damage = DAMAGES[number % len(DAMAGES)]
         source = (laboratory.reference, begun)[number // len(DAMAGES) % 2]

@@ -9,15 +9,14 @@ import pytest
 from conftest import PreviousToken
 
 import ctxkv_lib
-from ctxkv_lib import experiments
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiments import prepare, run, write_results
+from ctxkv_lib.experiments import prepare, run
 from ctxkv_lib.measure import measurements as module
 from ctxkv_lib.measure.measurements import measure
-from ctxkv_lib.runs.folder import RESULTS, RunFolder
-from ctxkv_lib.runs.keys import MEASUREMENTS
+from ctxkv_lib.runs.folder import RunFolder
 from ctxkv_lib.runs.opened import open_run
-from ctxkv_lib.runs.summary import load_run, measurements
+from ctxkv_lib.runs.records import Record
+from ctxkv_lib.runs.summary import MEASUREMENTS, load_run, summarize
 
 
 @pytest.fixture
@@ -46,9 +45,9 @@ def test_a_measurement_belongs_to_the_weights_that_it_was_made_of(copy, monkeypa
     monkeypatch.setattr(module, "MEASURES", {"ngrams": lambda _: {"kneser_ney": {"val_ppl": 3.0}}})
     measure(copy, ["ngrams"])
     folder = RunFolder.read(copy.path)
-    assert measurements(folder) == {"ngrams": {"kneser_ney": {"val_ppl": 3.0}}}
-    folder.finish("test", "of other weights")
-    assert not measurements(folder)
+    assert summarize(folder)["ngrams"] == {"kneser_ney": {"val_ppl": 3.0}}
+    folder.write("test", Record({"code": "different weights"}))
+    assert "ngrams" not in summarize(folder)
 
 
 def test_a_measurement_that_stops_keeps_the_results(copy, monkeypatch):
@@ -57,18 +56,7 @@ def test_a_measurement_that_stops_keeps_the_results(copy, monkeypatch):
         measure(copy, ["ngrams"])
     assert load_run(copy.path).summary == copy.summary
     monkeypatch.setattr(module, "MEASURES", {"ngrams": lambda _: {"kneser_ney": {"val_ppl": 3.0}}})
-    with monkeypatch.context() as stopped:
-        stopped.setattr(module, "write_results", Mock(side_effect=KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            measure(copy, ["ngrams"])
     assert measure(copy, ["ngrams"]).summary["ngrams"]
-
-
-def test_results_that_are_half_written_are_not_recorded(copy, monkeypatch):
-    monkeypatch.setattr(experiments, "write_json", Mock(side_effect=KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        write_results(RunFolder.read(copy.path))
-    assert RESULTS not in RunFolder.read(copy.path).stages
 
 
 def test_contexts_are_probed_before_attention_is_trained(tiny_config, tmp_path):

@@ -12,7 +12,7 @@ from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.files import replacing
 from ctxkv_lib.report.tables import format_results
-from ctxkv_lib.runs.folder import RECORD, RunFolder
+from ctxkv_lib.runs.folder import RunFolder
 from ctxkv_lib.runs.listing import results
 from ctxkv_lib.runs.names import run_names
 
@@ -21,11 +21,9 @@ def test_every_run_is_listed_in_its_state(tmp_path, monkeypatch):
     monkeypatch.setenv("CTXKV_RUNS", str(tmp_path))
     write_run(tmp_path / "a", 100)
     write_run(tmp_path / "both" / "b", 500, settings={"phase2.patience": 7})
-    stopped = RunFolder.read(write_run(tmp_path / "c", 100))
-    del stopped.stages["results"]
-    stopped.write()
-    (write_run(tmp_path / "e", 100) / RECORD).write_text("{")
-    (write_run(tmp_path / "f", 100) / RECORD).unlink()
+    RunFolder.read(write_run(tmp_path / "c", 100)).drop("results")
+    (write_run(tmp_path / "e", 100) / "checkpoint/settings.json").write_text("{")
+    (write_run(tmp_path / "f", 100) / "checkpoint/settings.json").unlink()
     with (write_run(tmp_path / "g", 100) / "config.json").open("a") as file:
         file.write(" ")
     with replacing(tmp_path / "half") as beside:  # as a copy from Drive that is being restored
@@ -42,7 +40,7 @@ def test_every_run_is_listed_in_its_state(tmp_path, monkeypatch):
     first, second, lost = (table.loc[str(tmp_path / name)] for name in ("a", "both/b", "f"))
     assert (first.val_ppl, first.train_tokens, first["data.samples"]) == (366.4, 122_795, 100)
     assert (second["phase2.patience"], second.epochs) == (7, 6)
-    assert f"make it again with `ctxkv run --out {tmp_path / 'f'} --again`" in lost.note
+    assert f"make it again with `ctxkv run --out {tmp_path / 'f'}`" in lost.note
     lines = format_results(table).splitlines()
     assert re.search(r"a +finished +100 .* 122,795 +366\.4", lines[1])
     assert len(lines) == 7 + 3  # damaged ones, each with what to do

@@ -45,7 +45,7 @@ def test_two_processes_do_one_run(recipe, tmp_path):
     config = build_config("ci", recipe, 8, settings)
     alone = run(config, tmp_path / "alone" / "run")
     processes(2, run, config, tmp_path / "both" / "run")
-    both = load_run(tmp_path / "both" / "run", "phase1", "caches", "phase2", "model")
+    both = load_run(tmp_path / "both" / "run", "caches", "checkpoint", "model")
     assert [each.summary["provenance"]["processes"] for each in (alone, both)] == [1, 2]
     for name in ("val_ppl", "train_ppl", "val_acc"):
         assert both.summary["phase2"][name] == pytest.approx(alone.summary["phase2"][name], rel=1e-4)

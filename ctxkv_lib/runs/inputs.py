@@ -1,0 +1,143 @@
+"""What an experiment is computed from: its texts, tokens, token table and model, and the digests of them."""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from ..data.config import Split
+from ..data.conversations import Conversations, load_conversations
+from ..data.token_table import TokenTable, load_table, table_fingerprint
+from ..data.tokens import load_tokenizer, tokenizer_digest, train_stream, validation_stream
+from ..errors import UserError
+from ..files import PACKAGE, source_digest
+from ..method.model import ContextKV
+from ..plugins.checks import try_plugins
+from ..plugins.hooks import HOOKS
+from ..progress import stage
+from .build import frozen_model, log_frequencies
+from .config import ExperimentConfig
+from .records import Table
+
+SETTING_OF = {"train": "samples", "val": "validation_samples"}
+# Of the packages `method` and `data`, modules that compute no result: the plain reference, memory snapshots,
+# and what only a saved model uses. The rest counts, and so do the modules below.
+NOT_IN_RESULTS = {
+    "method.reference",
+    "method.memory",
+    "method.modeling",
+    "method.own_code",
+    "method.arguments",
+}
+ALSO_IN_RESULTS = {"plugins.hooks", "runs.build", "runs.inputs", "runs.saved_epochs", "runs.stages"}
+IN_SAVED_MODELS = {"method.modeling", "method.own_code", "method.arguments", "runs.export"}
+
+
+def result_code() -> str:
+    """Digest the code that results are computed with, without docstrings, comments and layout."""
+    computing = {
+        f"{folder}.{file.stem}" for folder in ("method", "data") for file in (PACKAGE / folder).glob("*.py")
+    }
+    return source_digest(*sorted((computing - NOT_IN_RESULTS) | ALSO_IN_RESULTS))
+
+
+def settings_table(config: ExperimentConfig, *names: str) -> Table:
+    """Return settings for the table of a stage: whole groups (`phase2`), hooks, and single ones.
+
+    A hook that is not used has None for its part. The digest of a part's code is named as a digest.
+    """
+    settings: Table = {f"{hook}.plugin": None for hook in HOOKS} | config.flat()
+    chosen = {name: value for name, value in settings.items() if {name, name.partition(".")[0]} & {*names}}
+    codes = {f"{hook}.code": f"code of {hook}" for hook in HOOKS}
+    return {codes.get(name, name): value for name, value in chosen.items()}
+
+
+class Inputs:
+    """What an experiment is computed from; tokens, table and model are read and made when first needed.
+
+    Args:
+        texts: from `read_splits`, by split.
+        precision: of Phase 2's matrix products, "fp32" or "bf16".
+    """
+
+    def __init__(
+        self, config: ExperimentConfig, texts: dict[str, Conversations], device: torch.device, precision: str
+    ) -> None:
+        self.config, self.texts, self.device, self.precision = config, texts, device, precision
+
+    @cached_property
+    @stage("Reading the token table")
+    def token_table(self) -> TokenTable:
+        config, corpus = self.config, self.texts.get("corpus")
+        return load_table(config.data, config.model.hidden_size, config.runtime.seed, corpus)
+
+    @cached_property
+    @stage("Reading the tokenizer")
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return load_tokenizer(self.config.data.tokenizer)
+
+    @cached_property
+    def ids(self) -> dict[str, Tensor]:
+        """Token ids of both streams, "train" and "val", on the CPU.
+
+        Raises:
+            UserError: a stream is no longer than a window.
+        """
+        ids = {
+            "train": train_stream(self.texts["train"], self.tokenizer).ids,
+            "val": validation_stream(self.texts["validation"], self.tokenizer).ids,
+        }
+        window = self.config.model.context_window if self.config.has_contexts else 1
+        for split, stream in ids.items():
+            if len(stream) <= window:
+                shorter = ", or lower model.max_contexts" if self.config.has_contexts else ""
+                raise UserError(
+                    f"The {split} stream has {len(stream)} tokens; it needs more than {window}, one context "
+                    f"window: use more or longer conversations (data.{SETTING_OF[split]}){shorter}."
+                )
+        return ids
+
+    @cached_property
+    @stage("Building the model")
+    def model(self) -> ContextKV:
+        """The model on its device, untrained until a stage trains or loads its parts."""
+        model = self.new_model()
+        try_plugins(model, self.config.plugins)
+        return model
+
+    def new_model(self) -> ContextKV:
+        """Build the model with random weights, the token table and the log-frequencies."""
+        log_unigram = log_frequencies(self.config.data, self.texts.get("corpus"))
+        return frozen_model(self.config, self.token_table.weight, log_unigram).to(self.device)
+
+    @cached_property
+    def digests(self) -> dict[str, Any]:
+        """What the tables of stages hold besides settings, by name; nothing large is loaded for it."""
+        data, corpus = self.config.data, self.texts.get("corpus")
+        counted = "" if corpus is None or data.unigram == "none" else corpus.fingerprint
+        shape = (self.config.model.hidden_size, self.config.runtime.seed)
+        return {
+            "code": result_code(),
+            "training text": self.texts["train"].fingerprint,
+            "validation text": self.texts["validation"].fingerprint,
+            "test text": self.texts["test"].fingerprint,
+            "tokenizer": tokenizer_digest(data.tokenizer),
+            "token table": table_fingerprint(data, *shape, corpus),
+            "token frequencies": f"{data.unigram} {counted}",
+            "precision": self.precision,
+            "code of saved models": source_digest(*sorted(IN_SAVED_MODELS)),
+        }
+
+
+@stage("Reading the conversations")
+def read_splits(config: ExperimentConfig) -> dict[str, Conversations]:
+    """Read the conversations of an experiment.
+
+    Raises:
+        UserError: the source is missing, damaged or too small.
+    """
+    splits: list[Split] = ["train", "validation", "test"]
+    splits += ["corpus"] if config.data.reads_corpus else []
+    return {split: load_conversations(config.data, split) for split in splits}
