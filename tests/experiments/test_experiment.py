@@ -128,8 +128,9 @@ def test_torch_is_left_as_it_was(finished_run, tiny_config, tmp_path, monkeypatc
         return *flags, torch.get_num_threads(), torch.get_rng_state().tolist()
 
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    threads = torch.get_num_threads()
     torch.set_float32_matmul_precision("medium")
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads + 1)
     try:
         before = state()
         prepare(tiny_config.replace({"runtime.threads": "1"}), tmp_path / "run")
@@ -137,7 +138,7 @@ def test_torch_is_left_as_it_was(finished_run, tiny_config, tmp_path, monkeypatc
         assert state() == before
     finally:
         torch.set_float32_matmul_precision("highest")
-        torch.set_num_threads(1)
+        torch.set_num_threads(threads)
 
 
 def test_dense_and_gathered_embeddings_give_the_same_run(finished_run, tmp_path):
