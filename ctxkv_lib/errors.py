@@ -2,15 +2,19 @@
 
 import errno
 import re
+import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from types import FrameType
 
-# Texts of torch's out-of-memory errors: its CPU allocator, mps, CUDA's driver, cuBLAS, cuDNN.
+# Texts in torch's out-of-memory errors, from its CPU allocator, mps, the CUDA driver, cuBLAS and cuDNN.
 NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
-LONGEST_MESSAGE = 1000  # characters; a value that was typed can be of any length
+LONGEST_MESSAGE = 1000  # characters; longer messages are cut in the middle, since users may type long values
+# Folders of code that is not the user's: this package, and Python's standard library.
+LIBRARIES = (Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")))
 
 
 class OneLine:
@@ -42,18 +46,21 @@ class Stopped(OneLine, KeyboardInterrupt):
 
 @contextmanager
 def told_in_a_sentence() -> Iterator[None]:
-    """Turn what ends a decorated function into a sentence: an interrupt, full memory, a diverged training.
+    """Turn an interrupt, full memory or a diverged training run into a sentence.
 
-    The frames of such an error are cleared: a notebook keeps its last error, and with it all tensors. Those
-    of any other are left, so that `%debug` shows what happened in the user's own code.
+    The frames of these errors are cleared, because a notebook keeps its last error and all tensors in the
+    error's frames. All other errors keep their frames, so that `%debug` shows what happened in the user's own
+    code. An OSError from the user's own code gets a note that says so, since it looks like the system's.
     """
+    from .method.loop import Diverged
+
     sentence: BaseException
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt) and not isinstance(error, Stopped):
             sentence = Stopped()
-        elif isinstance(error, ArithmeticError):  # `method.loop.Diverged`
+        elif isinstance(error, Diverged):
             sentence = UserError(str(error))
         elif is_out_of_memory(error):
             where = "The GPU's memory" if "CUDA" in str(error) or "MPS" in str(error) else "Memory"
@@ -62,9 +69,27 @@ def told_in_a_sentence() -> Iterator[None]:
                 "conversations, and run again: finished stages are kept."
             )
         else:
+            if isinstance(error, OSError) and (file := user_file(error)):
+                error.add_note(f"This error comes from your own code in {file}.")
             raise
         traceback.clear_frames(error.__traceback__)
         raise sentence from None
+
+
+def user_file(error: BaseException) -> str | None:
+    """Return the last file of the user's own code that an error passed through; None if there is none.
+
+    Code counts as the user's if it lies in a file outside this package, Python and installed packages.
+    """
+
+    def is_of_user(frame: FrameType) -> bool:
+        file = Path(frame.f_code.co_filename)
+        is_installed = not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+        is_library = is_installed or any(file.is_relative_to(folder) for folder in LIBRARIES)
+        return not is_library and not file.name.startswith("<")  # such as <frozen importlib._bootstrap>
+
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if is_of_user(frame)]
+    return frames[-1].f_code.co_filename if frames else None
 
 
 @contextmanager
