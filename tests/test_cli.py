@@ -18,6 +18,7 @@ from sample_runs import EPOCHS, epoch_lines
 import ctxkv_lib
 from ctxkv_lib import __main__, experiments, progress
 from ctxkv_lib.cli import main
+from ctxkv_lib.data.texts import read_texts
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.measure import measurements
 from ctxkv_lib.method.config import Phase2Config
@@ -218,6 +219,11 @@ def test_a_trained_run_is_evaluated_on_other_conversations(printed_by, tmp_path,
     assert (scores["conversations"], scores["file"]) == (3, "other.jsonl")
     (written,) = (finished_run.path / "evaluation").glob("other-*.json")
     assert json.loads(written.read_text()) == scores == ctxkv_lib.evaluate_texts(finished_run, data)
+    texts = read_texts(data)
+    assert ctxkv_lib.evaluate_texts(finished_run, texts) == {**scores, "file": None}
+    for nothing in ([], ["the cat", ""], [data]):
+        with pytest.raises(UserError, match="allowed: a list of texts that are not empty, or the name of a"):
+            ctxkv_lib.evaluate_texts(finished_run, nothing)
     assert f"{scores['ppl']:,.1f}" in printed_by(*evaluate)
     assert "data.split is 'test'; allowed: none but for" in printed_by(*evaluate, "--split", "test", code=2)
 

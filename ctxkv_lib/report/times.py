@@ -43,7 +43,7 @@ def measure_times(config: ExperimentConfig, train_tokens: int, val_tokens: int) 
     return {
         "tokens": train_tokens,
         "iteration_seconds": iteration,
-        "iterations": config.phase1.max_iterations - 1,  # the first only draws contexts
+        "iterations": max(0, config.phase1.max_iterations - 1),  # the first iteration only draws contexts
         "epoch_seconds": epoch,
         "epochs": [config.phase2.least_epochs, config.phase2.max_epochs],
     }

@@ -47,6 +47,7 @@ from ..files import (
 from ..method.loop import Metric
 from ..progress import notice
 from .config import ExperimentConfig, config_from_dict, differing_settings
+from .device import warn_of_slow_bf16
 from .keys import MEASUREMENTS
 
 RECORD, LOCK, COMPARISON = "checkpoint/stages.json", ".lock", "comparison.json"
@@ -275,6 +276,8 @@ def _record_for(path: Path, config: ExperimentConfig, origin: dict[str, str], ag
         raise UserError(f"{error.path} is damaged; replace the run with --again, or use --out.") from None
     changed_code = _compare_settings(existing, config)
     if config.runtime.precision == "auto":  # it goes on as it was begun, maybe on another machine
+        if RESULTS not in existing.stages:
+            warn_of_slow_bf16(existing.origin["precision"], origin["precision"])
         origin = {**origin, "precision": existing.origin["precision"]}
     changed = [name for name, known in existing.origin.items() if origin.get(name) != known] + changed_code
     stages = dict(existing.stages)

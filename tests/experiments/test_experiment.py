@@ -13,7 +13,7 @@ from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import compare, prepare, run
 from ctxkv_lib.files import read_json, read_tensors
 from ctxkv_lib.method.scoring import evaluate, perplexity
-from ctxkv_lib.runs import opened, saved_epochs
+from ctxkv_lib.runs import device, opened, saved_epochs
 from ctxkv_lib.runs.names import run_folder_of
 from ctxkv_lib.runs.opened import open_run
 from ctxkv_lib.runs.presets import build_config
@@ -120,6 +120,21 @@ def test_a_run_that_is_stopped_behind_its_best_epoch_keeps_that(tiny_settings, t
     saved = perplexity(evaluate(opened.model, opened.caches["val"])[0])
     epochs = opened.run.summary["phase2"]["epochs"]
     assert saved == pytest.approx(min(epoch["val_ppl"] for epoch in epochs), rel=1e-5)
+
+
+def test_a_run_that_was_begun_in_bf16_says_so_where_a_device_has_no_units_for_it(
+    tiny_config, tmp_path, monkeypatch, capsys
+):
+    slow = "goes on in bf16, in which it was begun, but this device has no units for bf16"
+    monkeypatch.setattr(device, "_cpu_flags", lambda: {"amx_bf16"})
+    prepare(tiny_config, tmp_path / "run")
+    assert slow not in capsys.readouterr().err
+    monkeypatch.setattr(device, "_cpu_flags", set)
+    finished = run(tiny_config, tmp_path / "run")
+    assert slow in capsys.readouterr().err
+    assert finished.summary["provenance"]["precision"] == "bf16"
+    run(tiny_config, tmp_path / "run")
+    assert slow not in capsys.readouterr().err  # since nothing is trained
 
 
 def test_torch_is_left_as_it_was(finished_run, tiny_config, tmp_path, monkeypatch):
