@@ -137,6 +137,14 @@ def test_a_run_says_early_how_long_an_epoch_takes(tmp_path, tiny_settings, monke
     assert re.fullmatch(r"[\d.]+ s at the latest", *ends)
 
 
+def test_the_estimate_leaves_out_the_first_step_which_warms_up(monkeypatch):
+    now, told = [0.0], []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    for step in progress.estimated(range(10), 10, told.append):
+        now[0] += 2 if step else 100
+    assert told == [20]
+
+
 def test_the_line_of_an_epoch_says_when_training_ends(capsys):
     show = progress.epoch_printer(Phase2Config(max_epochs=6, patience=2))
     for line in epoch_lines(EPOCHS[500]):  # 12.5 s each; the third is the best

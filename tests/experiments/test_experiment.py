@@ -137,6 +137,14 @@ def test_a_run_that_was_begun_in_bf16_says_so_where_a_device_has_no_units_for_it
     assert slow not in capsys.readouterr().err  # since nothing is trained
 
 
+def test_a_gpu_that_only_emulates_bf16_trains_in_fp32(monkeypatch):
+    def is_bf16_supported(including_emulation=True):
+        return including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)  # as on a T4
+    assert device.choose_precision("auto", torch.device("cuda")) == "fp32"
+
+
 def test_torch_is_left_as_it_was(finished_run, tiny_config, tmp_path, monkeypatch):
     def state():
         flags = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
