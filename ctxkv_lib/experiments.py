@@ -17,7 +17,7 @@ from .report.tables import gains, named
 from .runs.config import ExperimentConfig, require_config
 from .runs.device import choose_device, choose_precision, torch_state
 from .runs.experiment import Experiment, read_splits
-from .runs.folder import COMPARISON, OF_SYSTEM, RESULTS, RunFolder, claimed, only_process
+from .runs.folder import COMPARISON, RESULTS, RunFolder, claimed, only_process
 from .runs.keys import RESULT_CODE
 from .runs.names import comparison_folder, run_folder_of
 from .runs.opened import OpenRun, open_prepared
@@ -179,7 +179,7 @@ def _refuse_taken(out: Path, folders: list[str]) -> None:
             reason = "" if read_json(out / COMPARISON)["folders"] == folders else "holds another comparison"
         except (DamagedFile, LookupError, TypeError):
             reason = "holds a damaged comparison"
-    elif {path.name for path in out.glob("[!.]*") if path.is_file()} - OF_SYSTEM:
+    elif any(path.is_file() for path in out.glob("[!.]*")):
         reason = "is not empty and holds no comparison"
     if reason:
         raise UserError(f"{out} {reason}; name another folder with --out.")

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -52,10 +53,13 @@ def runs_root() -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` for a file or folder, which is renamed to `path` if the block succeeds."""
+    """Yield a temporary path in the folder of `path`, and rename it to `path` if the block succeeds.
+
+    The block writes a file or a folder there. The name is random, since processes in other containers or on
+    other hosts may write the same file of a shared folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    remove(beside)
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         yield beside
         for path_beside in [beside, *beside.rglob("*")] if beside.is_dir() else [beside]:

@@ -55,7 +55,6 @@ PHASES = ("phase1", "phase2")  # which have metrics
 FORMAT = 3  # of the record; raise it when older ones cannot be read
 RESULTS = "results"  # the last stage: summary and metrics, from all others
 RUNS_BELOW = f"[!.]*/{RECORD}"  # records of runs in a folder; hidden folders are half-written copies
-OF_SYSTEM = {"desktop.ini", "Thumbs.db"}  # files that systems create; hidden files are ignored, too
 OF_PLACE = {"data.path"}  # settings that do not make another experiment: the text counts, not where it lies
 
 
@@ -292,8 +291,7 @@ def _record_for(path: Path, config: ExperimentConfig, origin: dict[str, str], ag
 
 def _refuse_other_files(path: Path, again: bool) -> None:
     """Refuse a folder with files and without a record, unless it held a run that is to be made `again`."""
-    has_files = any(file.name not in OF_SYSTEM for file in visible_files(path))
-    if has_files and not (again and (path / "config.json").is_file()):
+    if any(visible_files(path)) and not (again and (path / "config.json").is_file()):
         cure = "name another folder with --out"
         if _has_lost_its_record(path):
             cure = f"make the run again with --again, or {cure}"
