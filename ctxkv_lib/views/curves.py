@@ -66,9 +66,9 @@ def plotly_curves(summaries: Mapping[str, Summary]) -> Any:
     for look, (name, summary) in zip(cycle(LOOKS), summaries.items(), strict=False):
         figure.add_traces(_traces(name, summary, look))
     low, high, note = ppl_limits(summaries)
-    log = {"type": "log", "range": [log10(low), log10(high)], "dtick": "D2"}  # labels of 1, 2 and 5
+    logarithmic = {"type": "log", "range": [log10(low), log10(high)], "dtick": "D2"}  # labels of 1, 2 and 5
     linear = {"type": "linear", "range": [0, high], "dtick": None}
-    changes = [{f"yaxis.{key}": value for key, value in scale.items()} for scale in (log, linear)]
+    changes = [{f"yaxis.{key}": value for key, value in scale.items()} for scale in (logarithmic, linear)]
     buttons = [{"label": new["yaxis.type"], "method": "relayout", "args": [new]} for new in changes]
     menu = {"type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "xanchor": "left"}
     menu |= {"y": 1, "yanchor": "bottom", "pad": {"b": 52}}
@@ -83,7 +83,7 @@ def plotly_curves(summaries: Mapping[str, Summary]) -> Any:
         hoversubplots="axis",
         legend={"orientation": "h", "y": -0.12},
         xaxis={"title": "Epoch", "anchor": "y2", "tick0": 0, "dtick": 1 + longest // 12},
-        yaxis={"title": "Perplexity per token", "tickformat": ",d", **log, "domain": [0.34, 1]},
+        yaxis={"title": "Perplexity per token", "tickformat": ",d", **logarithmic, "domain": [0.34, 1]},
         yaxis2={"title": "Accuracy", "tickformat": ".0%", "domain": [0, 0.27]},
         updatemenus=[menu],
     )
