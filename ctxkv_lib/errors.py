@@ -45,7 +45,7 @@ class Stopped(OneLine, KeyboardInterrupt):
 
 
 @contextmanager
-def told_in_a_sentence() -> Iterator[None]:
+def friendly_errors() -> Iterator[None]:
     """Turn an interrupt, full memory or a diverged training run into a sentence.
 
     The frames of these errors are cleared, because a notebook keeps its last error and all tensors in the

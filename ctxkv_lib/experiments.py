@@ -7,7 +7,7 @@ from typing import Any
 
 from . import ranks
 from .data.conversations import load_conversations
-from .errors import DamagedFile, UserError, told_in_a_sentence
+from .errors import DamagedFile, UserError, friendly_errors
 from .files import digest, expanded, read_json, remove, source_digest, write_json, write_text
 from .method.memory import begin_peaks
 from .progress import Listener, progress_bar, stage
@@ -26,7 +26,7 @@ from .runs.summary import Run, finished_run, results_key, summarize
 from .views import figures
 
 
-@told_in_a_sentence()
+@friendly_errors()
 def run(
     config: ExperimentConfig,
     out: Path | str | None = None,
@@ -52,7 +52,7 @@ def run(
         return ranks.on_rank_0(lambda: _finish(experiment))
 
 
-@told_in_a_sentence()
+@friendly_errors()
 def prepare(
     config: ExperimentConfig,
     out: Path | str | None = None,
@@ -127,7 +127,7 @@ def write_results(folder: RunFolder) -> Run:
     return finished
 
 
-@told_in_a_sentence()
+@friendly_errors()
 def compare(
     configs: Sequence[ExperimentConfig],
     root: Path | str | None = None,

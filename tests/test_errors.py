@@ -3,7 +3,7 @@
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from ctxkv_lib.errors import Stopped, UserError, told_in_a_sentence
+from ctxkv_lib.errors import Stopped, UserError, friendly_errors
 
 
 @pytest.mark.parametrize("error", [Stopped(), UserError("preset is 'moon'; allowed: colab.")], ids=repr)
@@ -30,7 +30,7 @@ def test_frames_of_full_memory_are_cleared_and_those_of_the_users_own_error_are_
     def forward(inputs):
         raise error
 
-    @told_in_a_sentence()
+    @friendly_errors()
     def run():
         forward([0] * 5)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import UserError, told_in_a_sentence
+from ..errors import UserError, friendly_errors
 from ..experiments import write_results
 from ..progress import stage
 from ..runs.device import torch_state
@@ -17,7 +17,7 @@ from . import probe as probing
 MEASURES: dict[str, Callable[[OpenRun], dict[str, Any]]] = {"ngrams": ngrams.of_run, "probe": probing.of_run}
 
 
-@told_in_a_sentence()
+@friendly_errors()
 def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
     """Compute the missing measurements of a finished run, and write its summary and report anew.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.conversations import Conversations
 from ..data.texts import read_texts
-from ..errors import UserError, told_in_a_sentence
+from ..errors import UserError, friendly_errors
 from ..method.modeling import CACHE_NAME, ContextKVForCausalLM
 from ..method.scoring import perplexity
 from ..runs.device import torch_state
@@ -95,7 +95,7 @@ def binned(values: Tensor, edges: Sequence[float], losses: Tensor, correct: Tens
     ]
 
 
-@told_in_a_sentence()
+@friendly_errors()
 def evaluate_texts(
     run: Run | Path | str, data: Sequence[str] | Path | str, split: str | None = None
 ) -> dict[str, Any]:
@@ -117,7 +117,9 @@ def evaluate_texts(
     is_source = isinstance(data, Path | str)
     texts = read_texts(data, split) if is_source else [*data]
     if not texts or not all(isinstance(text, str) and text for text in texts):
-        raise UserError(f"data is {data!r}; allowed: a list of texts that are not empty, or the name of a file.")
+        raise UserError(
+            f"data is {data!r}; allowed: a list of texts that are not empty, or the name of a file."
+        )
     conversations = Conversations.of(texts)
     opened = open_run(run, "auto")
     model, tokenizer = for_transformers(opened.model, opened.run.config, opened.tokenizer)

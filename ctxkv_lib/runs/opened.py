@@ -13,7 +13,7 @@ from ..data.config import Split
 from ..data.conversations import load_conversations
 from ..data.token_table import load_table
 from ..data.tokens import load_tokenizer
-from ..errors import UserError, is_utf8, told_in_a_sentence, values_of_user
+from ..errors import UserError, friendly_errors, is_utf8, values_of_user
 from ..files import expanded, read_tensors, source_digest
 from ..method.memory import snapshot
 from ..method.model import ContextKV
@@ -99,7 +99,7 @@ class OpenRun:
             return torch.cat([compute(batch).float().cpu() for batch in batches])
 
 
-@told_in_a_sentence()
+@friendly_errors()
 def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
     """Open a finished run.
 
@@ -163,7 +163,7 @@ def refuse_other_texts(run: Run, split: Split, fingerprint: str | None) -> None:
         )
 
 
-@told_in_a_sentence()
+@friendly_errors()
 def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
     """Generate text with a finished run; the result begins with `prompt`.
 

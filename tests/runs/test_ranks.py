@@ -105,9 +105,7 @@ def test_a_cluster_that_sets_ranks_for_every_program_starts_nothing(launched, mo
     assert (ranks.rank(), ranks.world_size()) == (0, 1)
 
 
-def test_other_commands_work_in_one_process_and_only_rank_0_prints(
-    launched, monkeypatch, printed_by, capsys
-):
+def test_other_commands_work_in_one_process_and_only_rank_0_prints(launched, monkeypatch, printed_by, capsys):
     launched(0)
     assert "Only run and compare work in several processes" in printed_by("list", code=2)
     launched(1)
