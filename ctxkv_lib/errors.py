@@ -93,7 +93,7 @@ def user_file(error: BaseException) -> str | None:
 
 
 @contextmanager
-def values_of_user() -> Iterator[None]:
+def as_user_errors() -> Iterator[None]:
     """Turn every ValueError inside into a UserError, since the values come from the user."""
     try:
         yield

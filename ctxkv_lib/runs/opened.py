@@ -13,7 +13,7 @@ from ..data.config import Split
 from ..data.conversations import load_conversations
 from ..data.token_table import load_table
 from ..data.tokens import load_tokenizer
-from ..errors import UserError, friendly_errors, is_utf8, values_of_user
+from ..errors import UserError, as_user_errors, friendly_errors, is_utf8
 from ..files import expanded, read_tensors, source_digest
 from ..method.memory import snapshot
 from ..method.model import ContextKV
@@ -176,7 +176,7 @@ def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
     """
     for name in sampling:
         require_known("setting of sampling", name, [field.name for field in fields(Sampling)])
-    with values_of_user():
+    with as_user_errors():
         chosen = Sampling(**sampling)
     if not prompt or not is_utf8(prompt):
         raise UserError("The prompt is empty or not UTF-8; give at least one character, in UTF-8.")

@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 
 from ..data.conversations import comparable_samples, describe_split, fitting_sizes
-from ..errors import UserError, values_of_user
+from ..errors import UserError, as_user_errors
 from ..plugins.hooks import TUNED
 from ..progress import notice
 from .config import ExperimentConfig, require_known
@@ -78,7 +78,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-@values_of_user()
+@as_user_errors()
 def build_config(
     preset: str,
     recipe: str | None = None,
