@@ -11,7 +11,7 @@ class Allowed:
     """Which values a setting takes: in words, and as a test."""
 
     text: str
-    holds: Callable[[Any], bool]
+    check: Callable[[Any], bool]
 
 
 ANY = Allowed("any", lambda value: True)
@@ -42,10 +42,10 @@ def check_settings(config: Any, concern: str) -> None:
     for known in dataclasses.fields(config):
         value, allowed = getattr(config, known.name), known.metadata["allowed"]
         try:
-            holds = allowed.holds(value)
+            is_allowed = allowed.check(value)
         except TypeError:  # it is no number
-            holds = False
-        require(holds, f"{concern}.{known.name}", value, allowed.text)
+            is_allowed = False
+        require(is_allowed, f"{concern}.{known.name}", value, allowed.text)
 
 
 def require(condition: bool, name: str, value: Any, allowed: str) -> None:
