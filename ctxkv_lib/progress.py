@@ -92,7 +92,7 @@ def epoch_printer(config: "Phase2Config") -> Listener:
 
 def run_name(metric: "Metric") -> str:
     """Return the name of a metric's run; empty if it has none."""
-    return metric.get("run") or (counted(metric["samples"]) if "samples" in metric else "")
+    return metric.get("run") or (format_count(metric["samples"]) if "samples" in metric else "")
 
 
 def in_words(metric: "Metric", most: int | None = None) -> str:
@@ -124,6 +124,6 @@ def duration(seconds: float) -> str:
     return f"{float(f'{seconds / size:.2g}'):,g} {unit}"
 
 
-def counted(count: int, unit: str = " samples") -> str:
+def format_count(count: int, unit: str = " samples") -> str:
     """Write a count with its unit, whose plural s is dropped for one."""
     return f"{count:,}{unit.removesuffix('s') if count == 1 else unit}"
