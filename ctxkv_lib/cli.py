@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from . import __version__, ranks
 from .errors import UserError, did_you_mean, in_a_sentence, is_utf8, one_line, user_file
 from .files import read_json, write_json
-from .progress import epoch_printer, say, stage
+from .progress import epoch_printer, print_on_terminal, stage
 from .runs.config import ExperimentConfig, Sampling, config_from_dict, setting_names
 from .runs.presets import PRESETS, RECIPES, build_config, compared_samples, parse_settings
 
@@ -196,7 +196,7 @@ def _loading() -> Any:
 
 
 def _say_where(out: Path) -> None:
-    say(f"Working in {out}. Ctrl-C stops; the same command goes on.")
+    print_on_terminal(f"Working in {out}. Ctrl-C stops; the same command goes on.")
 
 
 def info(options: argparse.Namespace) -> None:

@@ -48,7 +48,7 @@ def stage(description: str) -> Iterator[None]:
         yield
 
 
-def say(line: str) -> None:
+def print_on_terminal(line: str) -> None:
     """Print a line above the bars on a terminal, and nothing elsewhere."""
     if sys.stderr.isatty():
         notice(line)

@@ -285,7 +285,7 @@ def test_ctrl_c_while_modules_load_is_one_line(monkeypatch, capsys):
 
 def test_bars_show_on_a_terminal_and_nothing_elsewhere(capsys, monkeypatch):
     with progress.stage("Making the token table"):
-        progress.say("a line")
+        progress.print_on_terminal("a line")
         assert list(progress.progress_bar(range(3), "Steps")) == [0, 1, 2]
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

@@ -24,7 +24,7 @@ from ..method.oacd import UNTRAINED, train_context_block
 from ..method.phase2 import train_attention
 from ..method.scoring import effective_rank, perplexity, token_scores
 from ..plugins.checks import refuse_unsaved
-from ..progress import epochs_ahead, notice, say, stage
+from ..progress import epochs_ahead, notice, print_on_terminal, stage
 from .build import load_block, load_caches, load_weights, parameter_counts, place_caches
 from .experiment import Experiment
 from .export import save_for_transformers
@@ -184,7 +184,7 @@ def load_streams(experiment: Experiment) -> tuple[dict[str, TokenCache], str]:
     """Load the ContextBlock; return both streams as Phase 2 reads them, and where they are, in words."""
     load_block(experiment.model, experiment.folder.path)
     caches, placement = place_caches(load_caches(experiment.folder.path / "caches"), experiment.device)
-    say(f"Caches: {placement}")
+    print_on_terminal(f"Caches: {placement}")
     return caches, placement
 
 
