@@ -51,10 +51,10 @@ def stage(description: str) -> Iterator[None]:
 def print_on_terminal(line: str) -> None:
     """Print a line above the bars on a terminal, and nothing elsewhere."""
     if sys.stderr.isatty():
-        notice(line)
+        log(line)
 
 
-def notice(line: str) -> None:
+def log(line: str) -> None:
     """Print an important line, also in a log; in a notebook on stdout, as it shows stderr in red."""
     from tqdm import tqdm
 
@@ -84,7 +84,7 @@ def epoch_printer(config: "Phase2Config") -> Listener:
         line, left = in_words(metric, most), most - metric.get("epoch", most)
         if left and metric["no_improve"] < config.patience:
             line += f"; ends in {duration(left * metric['seconds'])} at the latest"
-        show_line = notice if on_terminal else partial(print, flush=True)
+        show_line = log if on_terminal else partial(print, flush=True)
         show_line(line)
 
     return show

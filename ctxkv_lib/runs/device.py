@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from ..progress import notice
+from ..progress import log
 
 NEW_SETTINGS = hasattr(torch.backends.cudnn, "conv")  # of precision, from torch 2.9 on beside the old ones
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and of Arm, in /proc/cpuinfo
@@ -49,7 +49,7 @@ def choose_precision(name: str, device: torch.device) -> str:
 def warn_of_slow_bf16(begun_in: str, chosen_here: str) -> None:
     """Print a line if a run that was begun in bf16 goes on where `choose_precision` chooses fp32."""
     if (begun_in, chosen_here) == ("bf16", "fp32"):
-        notice(
+        log(
             "This run goes on in bf16, in which it was begun, but this device has no units for bf16: training "
             "is slow. A new run in another folder would train in fp32."
         )

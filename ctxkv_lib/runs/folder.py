@@ -45,7 +45,7 @@ from ..files import (
     write_text,
 )
 from ..method.loop import Metric
-from ..progress import notice
+from ..progress import log
 from .config import ExperimentConfig, config_from_dict, differing_settings
 from .device import warn_of_slow_bf16
 from .keys import MEASUREMENTS
@@ -126,7 +126,7 @@ class RunFolder:
         if not stage or stage.key != key:
             return None
         if damage := stage.damage(self.path):
-            notice(f"{damage}: {name} is made again.")
+            log(f"{damage}: {name} is made again.")
             return None
         return stage
 
@@ -150,7 +150,7 @@ class RunFolder:
                         with replacing(self.path / file) as beside:
                             _link(other.path / file, beside)
                 if not stage.damage(self.path):
-                    notice(f"{name}: taken from {other.path.name}, same settings, data and code.")
+                    log(f"{name}: taken from {other.path.name}, same settings, data and code.")
                     return self._add(name, stage)
         return None
 

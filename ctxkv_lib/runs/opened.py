@@ -18,7 +18,7 @@ from ..files import expanded, read_tensors, source_digest
 from ..method.memory import snapshot
 from ..method.model import ContextKV
 from ..method.scoring import EVALUATION_ROWS, token_scores
-from ..progress import notice, stage
+from ..progress import log, stage
 from .build import frozen_model, load_caches, load_weights, log_frequencies, parameter_counts
 from .config import Sampling, require_known
 from .device import choose_device, torch_state
@@ -115,7 +115,7 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
     for hook in run.config.plugins.keys() - {"loss"}:
         run.config.plugins[hook].refuse_changed()
     if folder.origin["code"] != source_digest(*RESULT_CODE):
-        notice(f"{run.path} was made with other code of the method; what it computes here may be different.")
+        log(f"{run.path} was made with other code of the method; what it computes here may be different.")
     with stage("Loading the model"), torch_state():
         model = frozen_model(run.config, *_frozen_tensors(run))
         load_weights(model, run.path)

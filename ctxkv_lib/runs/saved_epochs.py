@@ -22,7 +22,7 @@ from .. import ranks
 from ..errors import DamagedFile
 from ..files import read_with_metadata, write_tensors
 from ..method.loop import Loop, Metric, epochs_of
-from ..progress import estimated, notice, progress_bar
+from ..progress import estimated, log, progress_bar
 
 EVERY_SECONDS = 60  # at most this much work and one epoch are repeated
 T = TypeVar("T")
@@ -54,7 +54,7 @@ class RunLoop(Loop):
         try:
             tensors, metadata = read_with_metadata(self.path)
         except DamagedFile as error:
-            notice(f"{error} Phase 2 begins again.")
+            log(f"{error} Phase 2 begins again.")
             return
         if metadata.get("key") != self.key:
             return
@@ -71,7 +71,7 @@ class RunLoop(Loop):
         parameter_groups, self.metrics = json.loads(metadata["numbers"])
         state.stepper.optimizer.load_state_dict({"state": moments, "param_groups": parameter_groups})
         state.metrics = epochs_of(self.metrics)
-        notice(f"Phase 2 goes on after epoch {self.metrics[-1]['epoch']}.")
+        log(f"Phase 2 goes on after epoch {self.metrics[-1]['epoch']}.")
         for metric in self.metrics:
             self.record({**metric, "replayed": True})
 

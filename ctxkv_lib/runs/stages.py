@@ -24,7 +24,7 @@ from ..method.oacd import UNTRAINED, train_context_block
 from ..method.phase2 import train_attention
 from ..method.scoring import effective_rank, perplexity, token_scores
 from ..plugins.checks import refuse_unsaved
-from ..progress import epochs_ahead, notice, print_on_terminal, stage
+from ..progress import epochs_ahead, log, print_on_terminal, stage
 from .build import load_block, load_caches, load_weights, parameter_counts, place_caches
 from .experiment import Experiment
 from .export import save_for_transformers
@@ -52,11 +52,11 @@ def _contexts_stages(experiment: Experiment) -> dict[str, Stage]:
     last = None
     if phase1 and not needs_last:
         if phase1 is recorded and phase1.metrics:  # else it was taken from another run, or trains nothing
-            notice("Phase 1 finished: reused.")
+            log("Phase 1 finished: reused.")
         experiment.replay(phase1)
     else:
         if phase1:
-            notice("phase1: trained again, since parallel passes begin with its last contexts.")
+            log("phase1: trained again, since parallel passes begin with its last contexts.")
         last = _train_block(experiment, generator)
     if not caches:
         load_block(experiment.model, experiment.folder.path)
@@ -192,7 +192,7 @@ def phase2_stage(experiment: Experiment) -> None:
     """Train Phase 2, and write the best epoch's weights to the folder."""
     saved = experiment.folder.path / "checkpoint" / "phase2.safetensors"
     if finished := ranks.on_rank_0(lambda: experiment.finished("phase2")):
-        notice("Phase 2 finished: reused.")
+        log("Phase 2 finished: reused.")
         experiment.replay(finished)
     else:
         _train_attention(experiment, RunLoop(experiment.record, saved, experiment.key("phase2")))
@@ -210,7 +210,7 @@ def _train_attention(experiment: Experiment, loop: RunLoop) -> None:
 
     def tell(seconds: float) -> None:
         seconds *= 1 + scoring * len(streams["val"]) / len(train)
-        notice(f"{len(train) + 1:,} tokens: {epochs_ahead(seconds, phase2.least_epochs, phase2.max_epochs)}.")
+        log(f"{len(train) + 1:,} tokens: {epochs_ahead(seconds, phase2.least_epochs, phase2.max_epochs)}.")
 
     loop.tell = tell
     torch.manual_seed(config.runtime.seed)  # in each process, and whether Phase 1 was reused or not

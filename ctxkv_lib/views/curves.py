@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..progress import notice
+from ..progress import log
 from ..report.tables import Summary, named
 from ..runs.summary import Run, load_run
 from .figures import LOOKS, known_epochs, ppl_curves, ppl_limits
@@ -32,7 +32,7 @@ class Curves:
         try:
             figure = plotly_curves(self.summaries)
         except ImportError:
-            notice("plotly is not installed, so that this is only a picture; get it by `pip install plotly`.")
+            log("plotly is not installed, so that this is only a picture; get it by `pip install plotly`.")
             return bundle
         page = figure.to_html(full_html=False, include_plotlyjs="cdn")
         return {PLOTLY: figure.to_plotly_json(), "text/html": page, **bundle}
