@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 # Variables that launchers set for each process. Clusters set some of them for every program, but not all.
 LAUNCHER = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-PATIENCE = timedelta(days=2)  # time limit for each exchange: the other processes wait for Phase 1 on rank 0
+COLLECTIVE_TIMEOUT = timedelta(
+    days=2
+)  # time limit for each exchange: the other processes wait for Phase 1 on rank 0
 OTHER_ENDED = "Another process of this run has ended; finished stages and saved epochs are kept."
 T = TypeVar("T")
 
@@ -54,7 +56,7 @@ def join(device: "torch.device") -> None:
             )
         torch.cuda.set_device(place)
     distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT
     )
 
 
