@@ -37,7 +37,7 @@ class DamagedFile(UserError):
         self.path, self.reason = path, reason
 
 
-class Stopped(OneLine, KeyboardInterrupt):
+class Interrupted(OneLine, KeyboardInterrupt):
     """Ctrl-C, or a notebook's stop button: a script sees a KeyboardInterrupt."""
 
     def __init__(self) -> None:
@@ -58,8 +58,8 @@ def friendly_errors() -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, KeyboardInterrupt) and not isinstance(error, Stopped):
-            sentence = Stopped()
+        if isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted):
+            sentence = Interrupted()
         elif isinstance(error, Diverged):
             sentence = UserError(str(error))
         elif is_out_of_memory(error):

@@ -3,10 +3,10 @@
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from ctxkv_lib.errors import Stopped, UserError, friendly_errors
+from ctxkv_lib.errors import Interrupted, UserError, friendly_errors
 
 
-@pytest.mark.parametrize("error", [Stopped(), UserError("preset is 'moon'; allowed: colab.")], ids=repr)
+@pytest.mark.parametrize("error", [Interrupted(), UserError("preset is 'moon'; allowed: colab.")], ids=repr)
 def test_a_notebook_shows_one_line_and_no_frames(monkeypatch, error):
     shown = []
     shell = InteractiveShell()

@@ -9,7 +9,7 @@ import torch
 from conftest import flip, lines_of, outcome, stop_at
 
 from ctxkv_lib import experiments
-from ctxkv_lib.errors import Stopped, UserError
+from ctxkv_lib.errors import Interrupted, UserError
 from ctxkv_lib.experiments import compare, prepare, run
 from ctxkv_lib.files import read_json, read_tensors
 from ctxkv_lib.method.scoring import evaluate, perplexity
@@ -68,7 +68,7 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(tiny_settings, tmp_path, monk
     config = build_config("ci", recipe, 6, tiny_settings)
     whole, out = run(config, tmp_path / "whole" / "run"), tmp_path / "stopped" / "run"
     for stopped_at in (("phase1", 3), ("phase2", 1), ("phase2", 2)):
-        with pytest.raises(Stopped, match=r"^Stopped\. Finished stages and saved epochs are kept"):
+        with pytest.raises(Interrupted, match=r"^Stopped\. Finished stages and saved epochs are kept"):
             run(config, out, stop_at(*stopped_at))
     heard = []
     run(config, out, heard.append)
@@ -91,7 +91,7 @@ def test_a_run_that_is_stopped_within_an_epoch_has_every_line_once(
             raise KeyboardInterrupt
 
     for _ in range(2):
-        with pytest.raises(Stopped):
+        with pytest.raises(Interrupted):
             run(config, out, stop_within_epoch_3)
     lines = [str(line) for line in lines_of(out)]
     assert len({*lines}) == len(lines)
@@ -114,7 +114,7 @@ def test_a_run_that_is_stopped_behind_its_best_epoch_keeps_that(tiny_settings, t
         if not metric.get("improved", True):
             raise KeyboardInterrupt
 
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         run(config, tmp_path / "run", stop_where_it_gets_worse)
     opened = open_run(run(config, tmp_path / "run"))
     saved = perplexity(evaluate(opened.model, opened.caches["val"])[0])
@@ -199,7 +199,7 @@ def test_an_opened_run_is_the_trained_one_and_refuses_damage(trained, finished_r
 def test_a_comparison_is_of_its_runs_and_keeps_to_its_folder(tiny_config, tmp_path):
     configs = [tiny_config.replace({"data.samples": count}) for count in (8, 4)]
     out, heard = tmp_path / "both", []
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         compare(configs, tmp_path, out, stop_at("phase2", 1))
     runs = compare(configs, tmp_path, out, heard.append)
     found = read_json(out / "comparison.json")

@@ -8,7 +8,7 @@ import pytest
 from conftest import lines_of
 from sample_runs import sample_run, write_run
 
-from ctxkv_lib.errors import Stopped, UserError
+from ctxkv_lib.errors import Interrupted, UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.files import replacing
 from ctxkv_lib.report.tables import format_results
@@ -68,7 +68,7 @@ def test_an_interrupted_run_lists_its_best_epoch_so_far_and_the_number_of_its_ep
             raise KeyboardInterrupt
 
     config = tiny_config.replace({"phase2.learning_rate": 0.3, "phase2.max_epochs": 12})
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         run(config, tmp_path / "run", stop_where_it_gets_worse)
     *_, best, last = [line for line in lines_of(tmp_path / "run") if "val_ppl" in line]
     assert best["val_ppl"] < last["val_ppl"]
