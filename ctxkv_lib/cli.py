@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return _fail("Stopped. Finished stages and saved epochs are kept; the same command goes on.", 130)
-    except ranks.Ended as error:
+    except ranks.PeerFailed as error:
         return 2 if ranks.rank() else _fail(str(error))
     except UserError as error:
         return _fail(str(error))

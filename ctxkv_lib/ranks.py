@@ -27,7 +27,7 @@ OTHER_ENDED = "Another process of this run has ended; finished stages and saved 
 T = TypeVar("T")
 
 
-class Ended(UserError):
+class PeerFailed(UserError):
     """Another process failed; that process prints the reason."""
 
 
@@ -76,7 +76,7 @@ def all_reduce(tensors: Sequence["Tensor"]) -> None:
             for exchange in [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
                 exchange.wait()
         except RuntimeError as error:
-            raise Ended(OTHER_ENDED) from error
+            raise PeerFailed(OTHER_ENDED) from error
 
 
 def on_rank_0(make: Callable[[], T]) -> T:
@@ -99,7 +99,7 @@ def on_rank_0(make: Callable[[], T]) -> T:
         try:
             distributed.broadcast_object_list(outcome)
         except RuntimeError as error:
-            raise Ended(OTHER_ENDED) from error
+            raise PeerFailed(OTHER_ENDED) from error
     if outcome[1]:
-        raise Ended(outcome[1])
+        raise PeerFailed(outcome[1])
     return outcome[0]

@@ -60,7 +60,7 @@ def test_two_processes_do_one_run(recipe, tmp_path):
 
 def meet_an_error(folder):
     """An error without a message fails rank 0; rank 1 ends, and rank 0 then waits for it in vain."""
-    with pytest.raises((StopIteration, ranks.Ended)) as raised:
+    with pytest.raises((StopIteration, ranks.PeerFailed)) as raised:
         ranks.on_rank_0(lambda: next(iter(())))
     said = [type(raised.value).__name__, str(raised.value)]
     if ranks.rank() == 0:
@@ -75,7 +75,7 @@ def test_an_error_in_one_process_ends_all_with_a_sentence(tmp_path):
     *said, sentence = json.loads((tmp_path / "0.json").read_text())
     assert said == ["StopIteration", ""]
     assert sentence.startswith("Another process of this run has ended; finished stages")
-    assert json.loads((tmp_path / "1.json").read_text()) == ["Ended", "StopIteration"]
+    assert json.loads((tmp_path / "1.json").read_text()) == ["PeerFailed", "StopIteration"]
 
 
 @pytest.fixture
