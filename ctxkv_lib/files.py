@@ -59,21 +59,23 @@ def replacing(path: Path) -> Iterator[Path]:
     other hosts may write the same file of a shared folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    temporary_path = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
-        yield beside
-        for path_beside in [beside, *beside.rglob("*")] if beside.is_dir() else [beside]:
-            is_file = path_beside.is_file() and not path_beside.is_symlink()
-            if is_file and path_beside.stat().st_nlink == 1:  # else it is another run's
+        yield temporary_path
+        for written in (
+            [temporary_path, *temporary_path.rglob("*")] if temporary_path.is_dir() else [temporary_path]
+        ):
+            is_file = written.is_file() and not written.is_symlink()
+            if is_file and written.stat().st_nlink == 1:  # else it is another run's
                 with suppress(PermissionError):  # of a file system without permissions
-                    path_beside.chmod(0o644)  # safetensors gives its files to their owner alone
-                with path_beside.open("rb+") as file:
+                    written.chmod(0o644)  # safetensors gives its files to their owner alone
+                with written.open("rb+") as file:
                     os.fsync(file.fileno())
         if path.is_dir():  # which a rename cannot replace
             shutil.rmtree(path)
-        os.replace(beside, path)
+        os.replace(temporary_path, path)
     finally:
-        remove(beside)
+        remove(temporary_path)
 
 
 def remove(path: Path) -> None:
@@ -91,8 +93,8 @@ def visible_files(folder: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    with replacing(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    with replacing(path) as temporary_path:
+        temporary_path.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -156,8 +158,10 @@ def write_tensors(
 
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     content = save(copies, {**(metadata or {}), CHECKSUM: _tensor_checksum(copies)})
-    with replacing(path) as beside:
-        beside.write_bytes(content)  # `save_file` has a temporary file of its own, which a kill leaves
+    with replacing(path) as temporary_path:
+        temporary_path.write_bytes(
+            content
+        )  # `save_file` has a temporary file of its own, which a kill leaves
 
 
 def write_parts(path: Path, tensors: Mapping[str, TensorParts]) -> None:
@@ -171,7 +175,7 @@ def write_parts(path: Path, tensors: Mapping[str, TensorParts]) -> None:
         header[name] = {"dtype": DTYPE_NAMES[str(dtype)], "shape": [*shape], "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with replacing(path) as beside, beside.open("wb") as file:
+    with replacing(path) as temporary_path, temporary_path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for dtype, _, parts in tensors.values():
             for part in parts:
