@@ -1,4 +1,4 @@
-"""Errors that the user reads as one sentence: what was wrong, what is allowed, what to do."""
+"""Errors that the user reads as one sentence: what was wrong, what is allowed, and what to do."""
 
 import errno
 import re
@@ -26,19 +26,19 @@ class OneLine:
 
 
 class UserError(OneLine, ValueError):
-    """Bad input or an unreachable resource; the command line shows its message and exits with code 2."""
+    """Bad input or an unreachable resource. The command line prints the message and exits with code 2."""
 
 
 class DamagedFile(UserError):
-    """A file is not what was written."""
+    """A file does not have the content that was written."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} cannot be used: {reason}; run what made it again.")
+        super().__init__(f"{path} cannot be used: {reason}; run the command that made it again.")
         self.path, self.reason = path, reason
 
 
 class Interrupted(OneLine, KeyboardInterrupt):
-    """Ctrl-C, or a notebook's stop button: a script sees a KeyboardInterrupt."""
+    """The user pressed Ctrl-C or a notebook's stop button. For a script it is a KeyboardInterrupt."""
 
     def __init__(self) -> None:
         super().__init__("Stopped. Finished stages and saved epochs are kept; run it again to go on.")
@@ -94,7 +94,7 @@ def user_file(error: BaseException) -> str | None:
 
 @contextmanager
 def as_user_errors() -> Iterator[None]:
-    """Turn every ValueError inside into a UserError, since the values come from the user."""
+    """Turn each ValueError in the block into a UserError, because the values come from the user."""
     try:
         yield
     except UserError:
@@ -104,7 +104,7 @@ def as_user_errors() -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory of the host or of a GPU is exhausted; torch need not be imported."""
+    """Return whether the memory of the host or of a GPU is full. This does not import torch."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     is_of_torch = isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
@@ -112,21 +112,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Return whether a disk is full, which some libraries say by the text alone."""
+    """Return whether a disk is full. The errors of some libraries say so only in their text."""
     return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
 
 
 def in_a_sentence(error: OSError) -> str:
-    """Describe an error of the system in a sentence."""
+    """Describe an error of the operating system in one sentence."""
     if is_disk_full(error):
         return f"The disk is full ({error}); free some space and run again: finished stages are kept."
     return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a question with the name spelled most like `word`; empty if none is close.
+    """Return a question that proposes the known names closest to `word`, or an empty string.
 
-    The last part of a name such as phase2.learning_rate counts, also by its initials: `learning_rate`, `lr`.
+    The last part of a name such as phase2.learning_rate is also matched alone, also by its
+    initials: `learning_rate`, `lr`.
     """
     names = [*known]
     group, dot, last = word.lstrip("-").replace("-", "_").rpartition(".")
@@ -140,12 +141,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def one_line(message: str) -> str:
-    """Return `message` as one line of bounded length, whatever characters a path or value in it has."""
+    """Return `message` as one line of bounded length, with unprintable characters escaped."""
     if len(message) > LONGEST_MESSAGE:
         message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
 
 
 def is_utf8(text: str) -> bool:
-    """Return whether text can be written as UTF-8; bytes of a command line that are not become surrogates."""
+    """Return whether text can be written as UTF-8. Other bytes on a command line become surrogates."""
     return text == text.encode(errors="ignore").decode()

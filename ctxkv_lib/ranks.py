@@ -1,4 +1,4 @@
-"""Several processes share one run, with plain `torch.distributed`; torchrun or `accelerate launch` starts them.
+"""Several processes share one run through `torch.distributed`; torchrun or `accelerate launch` starts them.
 
 Every process reads the texts and the run's folder, so all of them must see both. Rank 0 alone holds the
 folder's lock, trains Phase 1, computes the caches, writes, tests, measures and prints. All processes train
@@ -52,7 +52,8 @@ def join(device: "torch.device") -> None:
         place, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if place >= gpus:
             raise UserError(
-                f"Process {place} has no GPU of its own, since this machine has {gpus}; start one process per GPU."
+                f"Process {place} has no GPU of its own, since this machine has {gpus}; start one "
+                "process per GPU."
             )
         torch.cuda.set_device(place)
     distributed.init_process_group(

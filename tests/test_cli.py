@@ -230,7 +230,7 @@ def test_a_trained_run_is_evaluated_on_other_conversations(printed_by, tmp_path,
     texts = read_texts(data)
     assert ctxkv_lib.evaluate_texts(finished_run, texts) == {**scores, "file": None}
     for nothing in ([], ["the cat", ""], [data]):
-        with pytest.raises(UserError, match="allowed: a list of texts that are not empty, or the name of a"):
+        with pytest.raises(UserError, match="allowed: a list of texts that are not empty, or a file"):
             ctxkv_lib.evaluate_texts(finished_run, nothing)
     assert f"{scores['ppl']:,.1f}" in printed_by(*evaluate)
     assert "data.split is 'test'; allowed: none but for" in printed_by(*evaluate, "--split", "test", code=2)

@@ -108,22 +108,18 @@ def evaluate_texts(
         split: which split of a data set on the Hub is read.
 
     Returns:
-        the result of `evaluate`, with the `fingerprint` of the texts and the name of the `file` that they were
-        read from, or None.
+        the result of `evaluate`, with the `fingerprint` of the texts and the name of their `file`, or None.
 
     Raises:
         UserError: the conversations cannot be read, a text is empty, or there is no finished run.
     """
-    is_source = isinstance(data, Path | str)
-    texts = read_texts(data, split) if is_source else [*data]
+    file = Path(data).name if isinstance(data, Path | str) else None
+    texts = read_texts(data, split) if isinstance(data, Path | str) else [*data]
     if not texts or not all(isinstance(text, str) and text for text in texts):
-        raise UserError(
-            f"data is {data!r}; allowed: a list of texts that are not empty, or the name of a file."
-        )
+        raise UserError(f"data is {data!r}; allowed: a list of texts that are not empty, or a file.")
     conversations = Conversations.of(texts)
     opened = open_run(run, "auto")
     model, tokenizer = for_transformers(opened.model, opened.run.config, opened.tokenizer)
-    name = Path(data).name if is_source else None
-    source = {"file": name, "fingerprint": conversations.fingerprint}
+    source = {"file": file, "fingerprint": conversations.fingerprint}
     with torch_state():
         return source | evaluate(model, tokenizer, conversations.texts)

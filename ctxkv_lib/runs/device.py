@@ -50,8 +50,8 @@ def warn_of_slow_bf16(begun_in: str, chosen_here: str) -> None:
     """Print a line if a run that was begun in bf16 goes on where `choose_precision` chooses fp32."""
     if (begun_in, chosen_here) == ("bf16", "fp32"):
         log(
-            "This run goes on in bf16, in which it was begun, but this device has no units for bf16: training "
-            "is slow. A new run in another folder would train in fp32."
+            "This run goes on in bf16, in which it was begun, but this device has no units for bf16, so "
+            "training is slow. A new run in another folder would train in fp32."
         )
 
 
