@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__, ranks
-from .errors import UserError, did_you_mean, in_a_sentence, is_utf8, one_line
+from .errors import UserError, did_you_mean, in_a_sentence, is_utf8, one_line, user_file
 from .files import read_json, write_json
-from .progress import epoch_printer, say, stage
+from .progress import epoch_printer, print_on_terminal, stage
 from .runs.config import ExperimentConfig, Sampling, config_from_dict, setting_names
 from .runs.presets import PRESETS, RECIPES, build_config, compared_samples, parse_settings
 
@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0 done, 2 for what the user can fix, 130 for Ctrl-C, and 141, as for any command of a
-        pipeline, if the output is closed.
+        The exit code: 0 if all is done, 2 for an error that the user can fix, 130 for Ctrl-C, and 141, as for
+        any command of a pipeline, if the output is closed. An error in the user's own code is raised.
     """
     options = parser().parse_args(arguments)
     if ranks.rank():
@@ -48,16 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return _fail("Stopped. Finished stages and saved epochs are kept; the same command goes on.", 130)
-    except BrokenPipeError:
-        _drop_unwritten(sys.stdout)
-        return 141
-    except ranks.Ended as error:
+    except ranks.PeerFailed as error:
         return 2 if ranks.rank() else _fail(str(error))
     except UserError as error:
         return _fail(str(error))
     except OSError as error:
+        if user_file(error):
+            raise
         _drop_unwritten(sys.stdout)
-        return _fail(in_a_sentence(error))
+        return 141 if isinstance(error, BrokenPipeError) else _fail(in_a_sentence(error))
 
 
 def _fail(message: str, code: int = 2) -> int:
@@ -197,7 +196,7 @@ def _loading() -> Any:
 
 
 def _say_where(out: Path) -> None:
-    say(f"Working in {out}. Ctrl-C stops; the same command goes on.")
+    print_on_terminal(f"Working in {out}. Ctrl-C stops; the same command goes on.")
 
 
 def info(options: argparse.Namespace) -> None:

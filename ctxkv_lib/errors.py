@@ -1,16 +1,20 @@
-"""Errors that the user reads as one sentence: what was wrong, what is allowed, what to do."""
+"""Errors that the user reads as one sentence: what was wrong, what is allowed, and what to do."""
 
 import errno
 import re
+import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from types import FrameType
 
-# Texts of torch's out-of-memory errors: its CPU allocator, mps, CUDA's driver, cuBLAS, cuDNN.
+# Texts in torch's out-of-memory errors, from its CPU allocator, mps, the CUDA driver, cuBLAS and cuDNN.
 NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
-LONGEST_MESSAGE = 1000  # characters; a value that was typed can be of any length
+LONGEST_MESSAGE = 1000  # characters; longer messages are cut in the middle, since users may type long values
+# Folders of code that is not the user's: this package, and Python's standard library.
+LIBRARIES = (Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")))
 
 
 class OneLine:
@@ -22,38 +26,41 @@ class OneLine:
 
 
 class UserError(OneLine, ValueError):
-    """Bad input or an unreachable resource; the command line shows its message and exits with code 2."""
+    """Bad input or an unreachable resource. The command line prints the message and exits with code 2."""
 
 
 class DamagedFile(UserError):
-    """A file is not what was written."""
+    """A file does not have the content that was written."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} cannot be used: {reason}; run what made it again.")
+        super().__init__(f"{path} cannot be used: {reason}; run the command that made it again.")
         self.path, self.reason = path, reason
 
 
-class Stopped(OneLine, KeyboardInterrupt):
-    """Ctrl-C, or a notebook's stop button: a script sees a KeyboardInterrupt."""
+class Interrupted(OneLine, KeyboardInterrupt):
+    """The user pressed Ctrl-C or a notebook's stop button. For a script it is a KeyboardInterrupt."""
 
     def __init__(self) -> None:
         super().__init__("Stopped. Finished stages and saved epochs are kept; run it again to go on.")
 
 
 @contextmanager
-def told_in_a_sentence() -> Iterator[None]:
-    """Turn what ends a decorated function into a sentence: an interrupt, full memory, a diverged training.
+def friendly_errors() -> Iterator[None]:
+    """Turn an interrupt, full memory or a diverged training run into a sentence.
 
-    The frames of such an error are cleared: a notebook keeps its last error, and with it all tensors. Those
-    of any other are left, so that `%debug` shows what happened in the user's own code.
+    The frames of these errors are cleared, because a notebook keeps its last error and all tensors in the
+    error's frames. All other errors keep their frames, so that `%debug` shows what happened in the user's own
+    code. An OSError from the user's own code gets a note that says so, since it looks like the system's.
     """
+    from .method.loop import Diverged
+
     sentence: BaseException
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, KeyboardInterrupt) and not isinstance(error, Stopped):
-            sentence = Stopped()
-        elif isinstance(error, ArithmeticError):  # `method.loop.Diverged`
+        if isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted):
+            sentence = Interrupted()
+        elif isinstance(error, Diverged):
             sentence = UserError(str(error))
         elif is_out_of_memory(error):
             where = "The GPU's memory" if "CUDA" in str(error) or "MPS" in str(error) else "Memory"
@@ -62,14 +69,32 @@ def told_in_a_sentence() -> Iterator[None]:
                 "conversations, and run again: finished stages are kept."
             )
         else:
+            if isinstance(error, OSError) and (file := user_file(error)):
+                error.add_note(f"This error comes from your own code in {file}.")
             raise
         traceback.clear_frames(error.__traceback__)
         raise sentence from None
 
 
+def user_file(error: BaseException) -> str | None:
+    """Return the last file of the user's own code that an error passed through; None if there is none.
+
+    Code counts as the user's if it lies in a file outside this package, Python and installed packages.
+    """
+
+    def is_of_user(frame: FrameType) -> bool:
+        file = Path(frame.f_code.co_filename)
+        is_installed = not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+        is_library = is_installed or any(file.is_relative_to(folder) for folder in LIBRARIES)
+        return not is_library and not file.name.startswith("<")  # such as <frozen importlib._bootstrap>
+
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if is_of_user(frame)]
+    return frames[-1].f_code.co_filename if frames else None
+
+
 @contextmanager
-def values_of_user() -> Iterator[None]:
-    """Turn every ValueError inside into a UserError, since the values come from the user."""
+def as_user_errors() -> Iterator[None]:
+    """Turn each ValueError in the block into a UserError, because the values come from the user."""
     try:
         yield
     except UserError:
@@ -79,7 +104,7 @@ def values_of_user() -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory of the host or of a GPU is exhausted; torch need not be imported."""
+    """Return whether the memory of the host or of a GPU is full. This does not import torch."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     is_of_torch = isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
@@ -87,21 +112,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Return whether a disk is full, which some libraries say by the text alone."""
+    """Return whether a disk is full. The errors of some libraries say so only in their text."""
     return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
 
 
 def in_a_sentence(error: OSError) -> str:
-    """Describe an error of the system in a sentence."""
+    """Describe an error of the operating system in one sentence."""
     if is_disk_full(error):
         return f"The disk is full ({error}); free some space and run again: finished stages are kept."
     return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a question with the name spelled most like `word`; empty if none is close.
+    """Return a question that proposes the known names closest to `word`, or an empty string.
 
-    The last part of a name such as phase2.learning_rate counts, also by its initials: `learning_rate`, `lr`.
+    The last part of a name such as phase2.learning_rate is also matched alone, also by its
+    initials: `learning_rate`, `lr`.
     """
     names = [*known]
     group, dot, last = word.lstrip("-").replace("-", "_").rpartition(".")
@@ -115,12 +141,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def one_line(message: str) -> str:
-    """Return `message` as one line of bounded length, whatever characters a path or value in it has."""
+    """Return `message` as one line of bounded length, with unprintable characters escaped."""
     if len(message) > LONGEST_MESSAGE:
         message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
 
 
 def is_utf8(text: str) -> bool:
-    """Return whether text can be written as UTF-8; bytes of a command line that are not become surrogates."""
+    """Return whether text can be written as UTF-8. Other bytes on a command line become surrogates."""
     return text == text.encode(errors="ignore").decode()

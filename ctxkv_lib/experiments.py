@@ -9,17 +9,18 @@ import torch
 
 from . import ranks
 from .data.conversations import load_conversations
-from .errors import DamagedFile, UserError, told_in_a_sentence
+from .errors import DamagedFile, UserError, friendly_errors
 from .files import expanded, read_json, remove, write_json, write_text
 from .method.memory import begin_peaks
-from .progress import Listener, notice, progress_bar, stage
+from .progress import Listener, log, progress_bar, stage
 from .report.document import LANGUAGES, write_report
 from .report.model_card import model_card
 from .report.tables import gains, named
 from .runs.config import ExperimentConfig, require_config
-from .runs.device import choose_device, choose_precision, torch_state
+from .runs.device import choose_device, choose_precision, torch_state, warn_of_slow_bf16
 from .runs.driver import (
     EVERY_STAGE,
+    TRAINED,
     Stage,
     Work,
     is_finished,
@@ -28,7 +29,7 @@ from .runs.driver import (
     require_same_settings,
     run_stages,
 )
-from .runs.folder import COMPARISON, OF_SYSTEM, RESULTS, RunFolder, claimed, locked
+from .runs.folder import COMPARISON, RESULTS, RunFolder, claimed, locked
 from .runs.inputs import Inputs, read_splits
 from .runs.names import comparison_folder, run_folder_of
 from .runs.opened import OpenRun, open_prepared
@@ -45,7 +46,7 @@ class Claimed(NamedTuple):
     stages: list[Stage]
 
 
-@told_in_a_sentence()
+@friendly_errors()
 def run(
     config: ExperimentConfig,
     out: Path | str | None = None,
@@ -67,7 +68,7 @@ def run(
     """
     with claimed_experiment(config, out, again, plugins) as (folder, inputs, stages):
         if not again and ranks.on_rank_0(lambda: is_finished(folder, stages)):
-            notice(f"{folder.path} is finished: reused.")
+            log(f"{folder.path} is finished: reused.")
             for stage_record in folder.records.values():
                 replay(stage_record, listener)
         else:
@@ -75,7 +76,7 @@ def run(
         return ranks.on_rank_0(lambda: finished_run(folder))
 
 
-@told_in_a_sentence()
+@friendly_errors()
 def prepare(
     config: ExperimentConfig,
     out: Path | str | None = None,
@@ -122,9 +123,12 @@ def _precision(folder: RunFolder, config: ExperimentConfig, device: torch.device
     """Return the precision of an experiment; with `auto`, a run that was begun continues as it was."""
     recorded = (record.made_from.get("precision") for record in folder.records.values())
     begun_in: str | None = next(filter(None, recorded), None)
-    if begun_in and config.runtime.precision == "auto":
-        return begun_in
-    return choose_precision(config.runtime.precision, device)
+    chosen = choose_precision(config.runtime.precision, device)
+    if begun_in is None or config.runtime.precision != "auto":
+        return chosen
+    if TRAINED not in folder.records:
+        warn_of_slow_bf16(begun_in, chosen)
+    return begun_in
 
 
 def results_stage() -> Stage:
@@ -148,7 +152,7 @@ def write_results(work: Work) -> dict[str, Any]:
     return {}
 
 
-@told_in_a_sentence()
+@friendly_errors()
 def compare(
     configs: Sequence[ExperimentConfig],
     root: Path | str | None = None,
@@ -200,7 +204,7 @@ def _refuse_taken(out: Path, folders: list[str]) -> None:
             reason = "" if read_json(out / COMPARISON)["folders"] == folders else "holds another comparison"
         except (DamagedFile, LookupError, TypeError):
             reason = "holds a damaged comparison"
-    elif {path.name for path in out.glob("[!.]*") if path.is_file()} - OF_SYSTEM:
+    elif any(path.is_file() for path in out.glob("[!.]*")):
         reason = "is not empty and holds no comparison"
     if reason:
         raise UserError(f"{out} {reason}; name another folder with --out.")

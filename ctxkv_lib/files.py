@@ -1,6 +1,7 @@
-"""Files that are complete or absent: each is written beside its name, synced and renamed.
+"""Write files atomically: each is written under a temporary name, synced to disk and renamed.
 
-Tensors are safetensors files, everything else is JSON or text. And digests: of values, files and code.
+Tensors are stored in safetensors files, everything else as JSON or text. This module also computes digests of
+values, files and code.
 """
 
 import ast
@@ -8,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,26 +27,32 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parent
 CHECKSUM = "checksum"
-DTYPE_NAMES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.int32": "I32"}  # in safetensors
-# A tensor to write: its dtype, shape, and rows, which may be computed one part at a time.
+DTYPE_NAMES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.int32": "I32"}  # safetensors names
+# A tensor to write: its dtype, its shape, and its rows, which may be computed part by part.
 TensorParts = tuple["torch.dtype", Sequence[int], Iterable["Tensor"]]
 
 
 def expanded(path: Path | str) -> Path:
-    """Return a path whose `~` is the user's home."""
+    """Return a path in which `~` is replaced by the user's home. Raises UserError for anything but a path."""
     if not isinstance(path, str | os.PathLike):
         kind = type(path).__name__
-        raise UserError(f"{kind} is no path; name a folder or a file as text (a Run has it as `path`).")
+        raise UserError(
+            f"{kind} is no path; name a folder or a file as text (the folder of a Run is `run.path`)."
+        )
     return Path(os.path.expanduser(path))
 
 
 def cache_dir() -> Path:
-    """Return the folder of tokens and tables that runs share: `$CTXKV_CACHE`, or `~/.cache/ctxkv`."""
+    """Return the folder of the tokens and tables that runs share: `$CTXKV_CACHE`, or `~/.cache/ctxkv`."""
     return expanded(os.environ.get("CTXKV_CACHE") or "~/.cache/ctxkv")
 
 
 def runs_root() -> Path:
-    """Return the folder of all runs: `$CTXKV_RUNS`, or `runs` here, or beside the notebooks of a clone."""
+    """Return the folder of all runs.
+
+    That is `$CTXKV_RUNS` or, without that variable, `runs` in the current folder. If the current folder is in
+    the top folder of a clone, as its notebooks are, it is `runs` in that top folder.
+    """
     top = Path.cwd().parent
     is_in_clone = (top / "ctxkv_lib" / "__init__.py").is_file()
     return expanded(os.environ.get("CTXKV_RUNS") or (top / "runs" if is_in_clone else "runs"))
@@ -52,43 +60,46 @@ def runs_root() -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` for a file or folder, which is renamed to `path` if the block succeeds."""
+    """Yield a temporary path in the folder of `path`, and rename it to `path` if the block succeeds.
+
+    The block writes a file or a folder there. The name is random, since processes in other containers or on
+    other hosts may write the same file of a shared folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    remove(beside)
+    temporary_path = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
-        yield beside
-        for path_beside in [beside, *beside.rglob("*")] if beside.is_dir() else [beside]:
-            is_file = path_beside.is_file() and not path_beside.is_symlink()
-            if is_file and path_beside.stat().st_nlink == 1:  # else it is another run's
-                with suppress(PermissionError):  # of a file system without permissions
-                    path_beside.chmod(0o644)  # safetensors gives its files to their owner alone
-                with path_beside.open("rb+") as file:
+        yield temporary_path
+        for written in [temporary_path, *temporary_path.rglob("*")]:
+            is_file = written.is_file() and not written.is_symlink()
+            if is_file and written.stat().st_nlink == 1:  # hard links belong to another run
+                with suppress(PermissionError):  # some file systems have no permissions
+                    written.chmod(0o644)  # safetensors lets only the owner read its files
+                with written.open("rb+") as file:
                     os.fsync(file.fileno())
-        if path.is_dir():  # which a rename cannot replace
+        if path.is_dir():  # a rename cannot replace a folder
             shutil.rmtree(path)
-        os.replace(beside, path)
+        os.replace(temporary_path, path)
     finally:
-        remove(beside)
+        remove(temporary_path)
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it exists; of a link to a folder, the link only."""
+    """Delete a file or a folder if it exists. A link is deleted, and what it points to stays."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder, but those that are hidden or in a hidden folder."""
+    """Yield the files below a folder that are neither hidden nor in a hidden folder."""
     for path in folder.rglob("*"):
         if "/." not in f"/{path.relative_to(folder).as_posix()}" and path.is_file():
             yield path
 
 
 def write_text(path: Path, text: str) -> None:
-    with replacing(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    with replacing(path) as temporary_path:
+        temporary_path.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -96,7 +107,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; raises DamagedFile if it is none."""
+    """Read a JSON file. Raises DamagedFile if the content is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):  # not UTF-8, or not JSON
@@ -111,7 +122,7 @@ def digest(value: Any) -> str:
 
 @cache
 def source_digest(*modules: str) -> str:
-    """Digest the code of modules of this package, such as `method.model`, but not docstrings and layout."""
+    """Digest the code of modules of this package, such as `method.model`, without docstrings and layout."""
     sources = []
     for module in modules:
         tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_bytes())
@@ -123,20 +134,23 @@ def source_digest(*modules: str) -> str:
 
 
 def checksum(path: Path) -> str:
-    """Return XXH3 of a file's bytes, 32 hexadecimal digits. It finds damage, not forgery."""
+    """Return the XXH3 checksum of a file in 32 hexadecimal digits. It detects damage, not forgery."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, xxh3_128).hexdigest()
 
 
 def checksums(folder: Path, parts: Iterable[Path]) -> dict[str, str]:
-    """Return size and checksum of every file at or below one of `parts`, by its path in `folder`."""
+    """Return the size and checksum of each file at or below one of `parts`, by its path in `folder`."""
     paths = [path for part in parts for path in (part.rglob("*") if part.is_dir() else [part])]
     files = sorted(path for path in paths if path.is_file())
     return {file.relative_to(folder).as_posix(): f"{file.stat().st_size} {checksum(file)}" for file in files}
 
 
 def damage(file: Path, known: str, only_size: bool = False) -> str:
-    """Describe what is wrong with a file of `checksums`, or with its size alone; empty if nothing is."""
+    """Describe what is wrong with a file, or return an empty string if it is intact.
+
+    `known` is the file's entry in the result of `checksums`. With `only_size`, the checksum is not computed.
+    """
     if not file.is_file():
         return f"{file} is missing"
     size, _, expected = known.partition(" ")
@@ -152,14 +166,14 @@ def write_tensors(
 
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     content = save(copies, {**(metadata or {}), CHECKSUM: _tensor_checksum(copies)})
-    with replacing(path) as beside:
-        beside.write_bytes(content)  # `save_file` has a temporary file of its own, which a kill leaves
+    with replacing(path) as temporary_path:
+        temporary_path.write_bytes(content)  # a kill in `save_file` would leave a temporary file behind
 
 
 def write_parts(path: Path, tensors: Mapping[str, TensorParts]) -> None:
     """Write the tensors of one safetensors file part by part, so that they need not fit into memory.
 
-    The format: 8 bytes, the little-endian length of a JSON header; the header; the tensors.
+    The file has 8 bytes with the little-endian length of the header, the header as JSON, and the tensors.
     """
     header, end = {}, 0
     for name, (dtype, shape, _) in tensors.items():
@@ -167,7 +181,7 @@ def write_parts(path: Path, tensors: Mapping[str, TensorParts]) -> None:
         header[name] = {"dtype": DTYPE_NAMES[str(dtype)], "shape": [*shape], "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with replacing(path) as beside, beside.open("wb") as file:
+    with replacing(path) as temporary_path, temporary_path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for dtype, _, parts in tensors.values():
             for part in parts:
@@ -176,18 +190,18 @@ def write_parts(path: Path, tensors: Mapping[str, TensorParts]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, "Tensor"]:
-    """Map the tensors of a safetensors file on the CPU; DamagedFile if they are not what was written."""
+    """Map the tensors of a safetensors file on the CPU. Raises DamagedFile if the file was changed."""
     return read_with_metadata(path)[0]
 
 
 def read_with_metadata(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
-    """Read as `read_tensors` does; also return the strings that the file holds beside the tensors."""
+    """Map the tensors like `read_tensors`, and also return the strings that are stored with them."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (`file` is not a dict)
     except SafetensorError as error:
         raise DamagedFile(path, str(error)) from None
     if CHECKSUM in metadata and metadata[CHECKSUM] != _tensor_checksum(tensors):
@@ -204,7 +218,7 @@ def _tensor_checksum(tensors: Mapping[str, "Tensor"]) -> str:
 
 
 def _bytes(tensor: "Tensor") -> Any:
-    """Return the bytes of a contiguous tensor on the CPU, without a copy."""
+    """Return the bytes of a contiguous tensor on the CPU without copying them."""
     from torch import uint8
 
     return tensor.reshape(-1).view(uint8).numpy().data
@@ -212,10 +226,10 @@ def _bytes(tensor: "Tensor") -> Any:
 
 @contextmanager
 def rust_errors(path: Path) -> Iterator[None]:
-    """Turn system errors from safetensors or tokenizers, such as a full disk, into OSError."""
+    """Turn system errors inside safetensors or tokenizers, such as a full disk, into OSError."""
     try:
         yield
-    except Exception as error:  # tokenizers raises nothing narrower
-        if "(os error " not in str(error):  # how Rust ends every message of the system's
+    except Exception as error:  # tokenizers raises plain exceptions
+        if "(os error " not in str(error):  # Rust ends each message of the operating system with this
             raise
         raise OSError(f"{path} could not be written: {error}") from error

@@ -1,4 +1,4 @@
-"""Progress of long work: bars and lines on a terminal or in a notebook, a line an epoch elsewhere."""
+"""Show the progress of long work: bars on a terminal or in a notebook, and one line per epoch elsewhere."""
 
 import sys
 import time
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from .method.config import Phase2Config
     from .method.loop import Metric
 
-LOGGED_ITERATIONS = 10  # of Phase 1: one line for so many
-ESTIMATE_SECONDS = 5  # of a loop, from which its duration is estimated
+LOGGED_ITERATIONS = 10  # iterations of Phase 1 per printed line
+ESTIMATE_SECONDS = 5  # seconds of a loop after which its duration is estimated
 T = TypeVar("T")
 Listener = Callable[["Metric"], None]  # called with each line of metrics.jsonl as it is made
 
 
 def progress_bar(items: Iterable[Any] | None, description: str, **options: Any) -> "tqdm":
-    """Return a tqdm bar, which shows on a terminal or in a notebook only."""
+    """Return a tqdm bar. It is shown only on a terminal or in a notebook."""
     from tqdm.auto import tqdm
 
     hidden = ranks.rank() > 0 or not (in_notebook() or sys.stderr.isatty())
@@ -30,10 +30,13 @@ def progress_bar(items: Iterable[Any] | None, description: str, **options: Any) 
 
 
 def estimated(items: Iterable[T], total: int, tell: Callable[[float], None]) -> Iterator[T]:
-    """Pass on `total` items, and after some seconds tell once how many seconds all of them take."""
+    """Yield `total` items, and call `tell` once, after some seconds, with the expected seconds for all items.
+
+    The first item is not timed, since it warms up.
+    """
     began = None
     for number, item in enumerate(items):
-        if number == 1:  # the first one warms up
+        if number == 1:
             began = time.monotonic()
         elif began and (seconds := time.monotonic() - began) >= ESTIMATE_SECONDS:
             tell(seconds / (number - 1) * total)
@@ -43,19 +46,19 @@ def estimated(items: Iterable[T], total: int, tell: Callable[[float], None]) -> 
 
 @contextmanager
 def stage(description: str) -> Iterator[None]:
-    """Show a line while work without steps goes on."""
+    """Show a line while the block runs, for work that has no steps to count."""
     with progress_bar(None, description, bar_format="{desc} ..."):
         yield
 
 
-def say(line: str) -> None:
-    """Print a line above the bars on a terminal, and nothing elsewhere."""
+def print_on_terminal(line: str) -> None:
+    """Print a line above the bars if there is a terminal."""
     if sys.stderr.isatty():
-        notice(line)
+        log(line)
 
 
-def notice(line: str) -> None:
-    """Print an important line, also in a log; in a notebook on stdout, as it shows stderr in red."""
+def log(line: str) -> None:
+    """Print an important line above the bars. Notebooks show stderr in red, so there it goes to stdout."""
     from tqdm import tqdm
 
     if not ranks.rank():
@@ -69,9 +72,9 @@ def in_notebook() -> bool:
 
 
 def epoch_printer(config: "Phase2Config") -> Listener:
-    """Return a listener that prints a line for each epoch, on a terminal above the bars.
+    """Return a listener that prints a line per epoch and, without a terminal, for some iterations of Phase 1.
 
-    Without a terminal, some iterations of Phase 1 get a line, too. What is replayed is not printed.
+    Metrics that are replayed are not printed.
     """
     most = config.max_epochs
 
@@ -84,19 +87,19 @@ def epoch_printer(config: "Phase2Config") -> Listener:
         line, left = in_words(metric, most), most - metric.get("epoch", most)
         if left and metric["no_improve"] < config.patience:
             line += f"; ends in {duration(left * metric['seconds'])} at the latest"
-        show_line = notice if on_terminal else partial(print, flush=True)
+        show_line = log if on_terminal else partial(print, flush=True)
         show_line(line)
 
     return show
 
 
 def run_name(metric: "Metric") -> str:
-    """Return the name of a metric's run; empty if it has none."""
-    return metric.get("run") or (counted(metric["samples"]) if "samples" in metric else "")
+    """Return the name of the run that a metric belongs to, or an empty string."""
+    return metric.get("run") or (format_count(metric["samples"]) if "samples" in metric else "")
 
 
 def in_words(metric: "Metric", most: int | None = None) -> str:
-    """Describe one metric in a line of text, an epoch as one of at most `most`."""
+    """Describe one metric in a line of text; `most` is the largest possible number of epochs."""
     run = f"{name}, " if (name := run_name(metric)) else ""
     if metric["stage"] == "phase1":
         return (
@@ -114,16 +117,16 @@ def in_words(metric: "Metric", most: int | None = None) -> str:
 
 
 def epochs_ahead(seconds: float, least: int, most: int) -> str:
-    """Say how long an epoch takes, and how many of them there are."""
+    """Describe how many seconds an epoch takes and how many epochs there will be."""
     return f"an epoch about {duration(seconds)}, {f'{least} to ' if least < most else ''}{most} of them"
 
 
 def duration(seconds: float) -> str:
-    """Write a duration in seconds, minutes or hours, with two digits that count."""
+    """Format a duration in seconds, minutes or hours with two significant digits."""
     unit, size = next((u, s) for u, s in (("h", 3600), ("min", 60), ("s", 1)) if seconds >= 1.5 * s or s == 1)
     return f"{float(f'{seconds / size:.2g}'):,g} {unit}"
 
 
-def counted(count: int, unit: str = " samples") -> str:
-    """Write a count with its unit, whose plural s is dropped for one."""
+def format_count(count: int, unit: str = " samples") -> str:
+    """Format a count with its unit, without the plural s if the count is 1."""
     return f"{count:,}{unit.removesuffix('s') if count == 1 else unit}"

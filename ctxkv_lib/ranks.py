@@ -1,9 +1,10 @@
-"""Several processes in one run, as torchrun or `accelerate launch` starts them: plain `torch.distributed`.
+"""Several processes share one run through `torch.distributed`; torchrun or `accelerate launch` starts them.
 
-Every process reads the texts and the run's folder, which all must see. Rank 0 alone holds the folder's lock,
-trains Phase 1, computes the caches, writes, tests, measures and prints. Phase 2 is trained by all: each takes
-its `shard` of every batch, also in validation. Losses, scores and gradients are summed (`all_reduce`), and
-each draws the dropout of the whole batch, so the numbers are those of one process, up to rounding.
+Every process reads the texts and the run's folder, so all of them must see both. Rank 0 alone holds the
+folder's lock, trains Phase 1, computes the caches, writes, tests, measures and prints. All processes train
+Phase 2 and validate: each takes its `shard` of every batch. Losses, scores and gradients are summed over the
+processes (`all_reduce`), and each process draws the dropout of the whole batch, so the numbers are those of
+one process up to rounding.
 """
 
 import os
@@ -17,51 +18,58 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-PATIENCE = timedelta(days=2)  # that the others wait for rank 0
-OTHER_ENDED = "Another process of this run has ended; what is finished is kept."
+# Variables that launchers set for each process. Clusters set some of them for every program, but not all.
+LAUNCHER = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+COLLECTIVE_TIMEOUT = timedelta(
+    days=2
+)  # time limit for each exchange: the other processes wait for Phase 1 on rank 0
+OTHER_ENDED = "Another process of this run has ended; finished stages and saved epochs are kept."
 T = TypeVar("T")
 
 
-class Ended(UserError):
-    """Another process failed, and has printed why."""
+class PeerFailed(UserError):
+    """Another process failed; that process prints the reason."""
 
 
 def world_size() -> int:
-    """Return the number of processes in this run."""
-    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+    """Return the number of processes in this run: 1 unless a launcher started this process."""
+    return int(os.environ["WORLD_SIZE"]) if os.environ.keys() >= LAUNCHER else 1
 
 
 def rank() -> int:
-    """Return the number of this process; only rank 0 writes into the run folder, and prints."""
+    """Return the number of this process. Only rank 0 prints and writes into the run folder."""
     return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
 def join(device: "torch.device") -> None:
-    """Connect with the other processes, if there are any; a UserError if there are fewer GPUs than these."""
+    """Connect to the other processes, if any. Raises UserError if there are fewer GPUs than processes."""
     import torch
     from torch import distributed
 
     if world_size() == 1 or distributed.is_initialized():
         return
     if device.type == "cuda":
-        place, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        place, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if place >= gpus:
-            raise UserError(f"Process {place} has no GPU of its own, of {gpus}; start one process a GPU.")
+            raise UserError(
+                f"Process {place} has no GPU of its own, since this machine has {gpus}; start one "
+                "process per GPU."
+            )
         torch.cuda.set_device(place)
     distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT
     )
 
 
 def shard(rows: int) -> slice:
-    """Return this process's shard of so many consecutive rows; the first processes may have one more."""
+    """Return this process's slice of `rows` consecutive rows; the first processes may get one row more."""
     least, more = divmod(rows, world_size())
     start = rank() * least + min(rank(), more)
     return slice(start, start + least + (rank() < more))
 
 
 def all_reduce(tensors: Sequence["Tensor"]) -> None:
-    """Overwrite contiguous tensors with their sums over all processes."""
+    """Overwrite contiguous tensors with their sums over all processes. Raises Ended if one has failed."""
     if world_size() > 1:
         from torch import distributed
 
@@ -69,16 +77,19 @@ def all_reduce(tensors: Sequence["Tensor"]) -> None:
             for exchange in [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
                 exchange.wait()
         except RuntimeError as error:
-            raise Ended(OTHER_ENDED) from error
+            raise PeerFailed(OTHER_ENDED) from error
 
 
 def on_rank_0(make: Callable[[], T]) -> T:
-    """Call `make` on rank 0 while the others wait, and return its result on all; its error ends all."""
+    """Call `make` on rank 0 while the other ranks wait, and return its result on every rank.
+
+    If it raises, all ranks stop: rank 0 raises that error, and the other ranks raise Ended with its text.
+    """
     if world_size() == 1:
         return make()
     from torch import distributed
 
-    outcome: list[Any] = [None, ""]  # what `make` returned, and its error
+    outcome: list[Any] = [None, ""]  # the result of `make`, and the text of its error
     try:
         if rank() == 0:
             outcome[0] = make()
@@ -89,7 +100,7 @@ def on_rank_0(make: Callable[[], T]) -> T:
         try:
             distributed.broadcast_object_list(outcome)
         except RuntimeError as error:
-            raise Ended(OTHER_ENDED) from error
+            raise PeerFailed(OTHER_ENDED) from error
     if outcome[1]:
-        raise Ended(outcome[1])
+        raise PeerFailed(outcome[1])
     return outcome[0]

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-# One thread: a worker has one core.
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # by default a test worker uses one core
 if not any("gpu" in Path(word).parts for word in sys.argv):  # only `tests/gpu`, asked for by name, use one
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as `ctxkv` sets it before the import, off a terminal
@@ -25,7 +24,7 @@ from ctxkv_lib.cli import main
 from ctxkv_lib.data.tokens import load_tokenizer
 from ctxkv_lib.runs.presets import build_config
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 pytest_plugins = ["hub_standin", "on_gpu"]
 TOP = Path(__file__).parents[1]  # of the repository
 CHANGING = {"seconds", "seconds_per_epoch", "memory", "date", "caches", "git_commit"}  # from run to run

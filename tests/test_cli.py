@@ -18,6 +18,7 @@ from sample_runs import EPOCHS, epoch_lines
 import ctxkv_lib
 from ctxkv_lib import __main__, experiments, progress
 from ctxkv_lib.cli import main
+from ctxkv_lib.data.texts import read_texts
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.measure import measurements
 from ctxkv_lib.method.config import Phase2Config
@@ -137,6 +138,14 @@ def test_a_run_says_early_how_long_an_epoch_takes(tmp_path, tiny_settings, monke
     assert re.fullmatch(r"[\d.]+ s at the latest", *ends)
 
 
+def test_the_estimate_leaves_out_the_first_step_which_warms_up(monkeypatch):
+    now, told = [0.0], []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    for step in progress.estimated(range(10), 10, told.append):
+        now[0] += 2 if step else 100
+    assert told == [20]
+
+
 def test_the_line_of_an_epoch_says_when_training_ends(capsys):
     show = progress.epoch_printer(Phase2Config(max_epochs=6, patience=2))
     for line in epoch_lines(EPOCHS[500]):  # 12.5 s each; the third is the best
@@ -219,6 +228,11 @@ def test_a_trained_run_is_evaluated_on_other_conversations(printed_by, tmp_path,
     assert (scores["conversations"], scores["file"]) == (3, "other.jsonl")
     (written,) = (finished_run.path / "evaluation").glob("other-*.json")
     assert json.loads(written.read_text()) == scores == ctxkv_lib.evaluate_texts(finished_run, data)
+    texts = read_texts(data)
+    assert ctxkv_lib.evaluate_texts(finished_run, texts) == {**scores, "file": None}
+    for nothing in ([], ["the cat", ""], [data]):
+        with pytest.raises(UserError, match="allowed: a list of texts that are not empty, or a file"):
+            ctxkv_lib.evaluate_texts(finished_run, nothing)
     assert f"{scores['ppl']:,.1f}" in printed_by(*evaluate)
     assert "data.split is 'test'; allowed: none but for" in printed_by(*evaluate, "--split", "test", code=2)
 
@@ -272,7 +286,7 @@ def test_ctrl_c_while_modules_load_is_one_line(monkeypatch, capsys):
 
 def test_bars_show_on_a_terminal_and_nothing_elsewhere(capsys, monkeypatch):
     with progress.stage("Making the token table"):
-        progress.say("a line")
+        progress.print_on_terminal("a line")
         assert list(progress.progress_bar(range(3), "Steps")) == [0, 1, 2]
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

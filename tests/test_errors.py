@@ -3,10 +3,10 @@
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from ctxkv_lib.errors import Stopped, UserError, told_in_a_sentence
+from ctxkv_lib.errors import Interrupted, UserError, friendly_errors
 
 
-@pytest.mark.parametrize("error", [Stopped(), UserError("preset is 'moon'; allowed: colab.")], ids=repr)
+@pytest.mark.parametrize("error", [Interrupted(), UserError("preset is 'moon'; allowed: colab.")], ids=repr)
 def test_a_notebook_shows_one_line_and_no_frames(monkeypatch, error):
     shown = []
     shell = InteractiveShell()
@@ -30,7 +30,7 @@ def test_frames_of_full_memory_are_cleared_and_those_of_the_users_own_error_are_
     def forward(inputs):
         raise error
 
-    @told_in_a_sentence()
+    @friendly_errors()
     def run():
         forward([0] * 5)
 

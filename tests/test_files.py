@@ -40,6 +40,15 @@ def test_a_file_or_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["new", "b.txt"]
 
 
+def test_two_writers_of_one_file_never_share_a_temporary_file(tmp_path):
+    """Not even in containers whose processes have the same number."""
+    with replacing(tmp_path / "a.txt") as first, replacing(tmp_path / "a.txt") as second:
+        first.write_text("first")
+        second.write_text("second")
+        assert first.read_text() == "first"
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["first"]
+
+
 def test_tensors_and_strings_come_back_and_damage_is_found(tmp_path, damage):
     weight = torch.randn(5, 3)
     tensors = {"weight": weight, "tied": weight, "turned": weight.T, "none": torch.ones(0, 4)}
@@ -52,5 +61,5 @@ def test_tensors_and_strings_come_back_and_damage_is_found(tmp_path, damage):
         assert torch.equal(found[name], expected)
     del found  # mapped
     damage(tmp_path / "t.safetensors")
-    with pytest.raises(DamagedFile, match=r"t\.safetensors cannot be used: .*run what made it again"):
+    with pytest.raises(DamagedFile, match=r"t\.safetensors cannot be used: .*run the command"):
         read_tensors(tmp_path / "t.safetensors")

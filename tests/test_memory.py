@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from conftest import tiny_stream
 
 from ctxkv_lib.experiments import prepare
 from ctxkv_lib.files import write_parts
 from ctxkv_lib.method import memory
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.method.windows import Window
-from ctxkv_lib.runs.build import load_caches
+from ctxkv_lib.runs.build import load_caches, place_caches
 
 CPU = torch.device("cpu")
 BLOCK_GIB = 0.25
@@ -41,6 +42,13 @@ def test_a_run_shows_no_peak_from_before_it(tiny_config, tmp_path):
     use_a_block()
     first, *_ = prepare(tiny_config, tmp_path / "run").run.summary["memory"]
     assert first["cpu_peak_gib"] < first["cpu_gib"] + BLOCK_GIB / 2
+
+
+def test_caches_stay_in_their_files_if_only_the_total_memory_of_a_gpu_would_hold_them(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (memory.GIB, 1000 * memory.GIB))
+    caches, words = place_caches({"train": tiny_stream(9)}, torch.device("cuda"))
+    assert caches["train"].contexts.device == CPU
+    assert words == "train 0 MiB mapped from its files"
 
 
 @ONLY_LINUX

@@ -14,7 +14,7 @@ import torch
 from ..errors import DamagedFile, UserError
 from ..files import cache_dir, checksum, digest, read_tensors, remove, source_digest, write_tensors
 from ..method.config import GPT2_VOCAB_SIZE
-from ..progress import notice, progress_bar
+from ..progress import log, progress_bar
 from .conversations import Conversations
 from .hub import GPT2, download, package_file
 
@@ -125,7 +125,7 @@ def cached_tensors(name: str, key: str, make: Maker) -> dict[str, torch.Tensor]:
         try:
             return read_tensors(path)
         except DamagedFile as error:
-            notice(f"{path} is damaged ({error.reason}); it is made again.")
+            log(f"{path} is damaged ({error.reason}); it is made again.")
     for leftover in path.parent.glob(".*.part"):  # of a killed process, if it is old
         with suppress(OSError):  # its process may be about to rename it
             if leftover.stat().st_mtime < time.time() - LEFTOVER_SECONDS:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError, told_in_a_sentence
+from ..errors import UserError, friendly_errors
 from ..experiments import results_stage
 from ..files import source_digest
 from ..progress import stage
@@ -22,7 +22,7 @@ CODE = {"ngrams": ("data.cooccurrence", "measure.ngrams"), "probe": ("measure.pr
 MEASURES: dict[str, Callable[[OpenRun], dict[str, Any]]] = {"ngrams": ngrams.of_run, "probe": probing.of_run}
 
 
-@told_in_a_sentence()
+@friendly_errors()
 def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
     """Compute the missing measurements of a finished run, and write its summary and report anew.
 

@@ -16,7 +16,7 @@ from ..data.cooccurrence import discounts, smoothed_unigram
 from ..data.token_table import corpus_counts, corpus_ids
 from ..data.tokens import validation_stream
 from ..method.config import GPT2_VOCAB_SIZE
-from ..progress import say
+from ..progress import print_on_terminal
 from ..runs.opened import OpenRun
 
 Ids = NDArray[np.int64]
@@ -52,7 +52,7 @@ def of_run(opened: OpenRun) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for name, counted in texts.items():
         if len(counted) > MOST_COUNTED:
-            say(f"No n-grams of {len(counted):,} tokens, which are more than {MOST_COUNTED:,}.")
+            print_on_terminal(f"No n-grams of {len(counted):,} tokens, which are more than {MOST_COUNTED:,}.")
             continue
         rows = ngram_baselines(counted, ids, priors, opened.run.config.model.context_window, starts)
         results |= {kind.replace("_ney", f"_ney{name}"): row for kind, row in rows.items()}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.conversations import Conversations
 from ..data.texts import read_texts
-from ..errors import told_in_a_sentence
+from ..errors import UserError, friendly_errors
 from ..method.modeling import CACHE_NAME, ContextKVForCausalLM
 from ..method.scoring import perplexity
 from ..runs.device import torch_state
@@ -95,23 +95,31 @@ def binned(values: Tensor, edges: Sequence[float], losses: Tensor, correct: Tens
     ]
 
 
-@told_in_a_sentence()
-def evaluate_texts(run: Run | Path | str, data: Path | str, split: str | None = None) -> dict[str, Any]:
+@friendly_errors()
+def evaluate_texts(
+    run: Run | Path | str, data: Sequence[str] | Path | str, split: str | None = None
+) -> dict[str, Any]:
     """Measure how well a finished run predicts other conversations.
 
     Args:
-        run: or its folder.
-        data: a file, a folder of files, or the name of a data set on the Hub; `split` is one of its splits.
+        run: a finished run, or its folder.
+        data: a list of texts, one per conversation; or a file, a folder of files, or the name of a data set
+            on the Hub.
+        split: which split of a data set on the Hub is read.
 
     Returns:
-        `evaluate` of the texts, with `file` and `fingerprint`.
+        the result of `evaluate`, with the `fingerprint` of the texts and the name of their `file`, or None.
 
     Raises:
-        UserError: the conversations cannot be read, or there is no finished run.
+        UserError: the conversations cannot be read, a text is empty, or there is no finished run.
     """
-    conversations = Conversations.of(read_texts(data, split))
+    file = Path(data).name if isinstance(data, Path | str) else None
+    texts = read_texts(data, split) if isinstance(data, Path | str) else [*data]
+    if not texts or not all(isinstance(text, str) and text for text in texts):
+        raise UserError(f"data is {data!r}; allowed: a list of texts that are not empty, or a file.")
+    conversations = Conversations.of(texts)
     opened = open_run(run, "auto")
     model, tokenizer = for_transformers(opened.model, opened.run.config, opened.tokenizer)
-    source = {"file": Path(data).name, "fingerprint": conversations.fingerprint}
+    source = {"file": file, "fingerprint": conversations.fingerprint}
     with torch_state():
         return source | evaluate(model, tokenizer, conversations.texts)

@@ -76,7 +76,11 @@ class Phase1Config:
     validation_passes: int = setting(
         3, "context_method=passes: for validation contexts", at_least(1), "passes"
     )
-    tolerance: float = setting(1e-5, "context_method=exact: largest error of a context component", POSITIVE)
+    tolerance: float = setting(
+        1e-5,
+        "context_method=exact: target error of a context component; a block that amplifies errors exceeds it",
+        POSITIVE,
+    )
 
     def __post_init__(self) -> None:
         check_settings(self, "phase1")

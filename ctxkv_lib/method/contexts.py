@@ -97,8 +97,8 @@ def exact_contexts(
     the dtype and device of `projected_inputs`.
 
     Args:
-        tolerance: largest error of a component. A quarter of it may be left where a segment begins, which a
-            block may amplify before it forgets it.
+        tolerance: target error of a component, not a bound: where a segment begins, a quarter of it may be
+            left, and a block may amplify that before it forgets it.
         before: context before the first token, `[context_dim]`; None: zeros. A long stream can be read part
             by part, each from the last context of the one before.
     """

@@ -1,4 +1,7 @@
-"""Settings that carry their unit, reason and allowed values, from which they are checked and listed."""
+"""Dataclass fields for settings, each with its unit, its reason and its allowed values.
+
+Settings are checked and listed from these descriptions.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,16 +11,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Allowed:
-    """Which values a setting takes: in words, and as a test."""
+    """The values that a setting may have: a description, and a function that checks a value."""
 
     text: str
-    holds: Callable[[Any], bool]
+    check: Callable[[Any], bool]
 
 
 ANY = Allowed("any", lambda value: True)
 POSITIVE = Allowed("more than 0", lambda value: value > 0)
 SHARE = Allowed("0 to 1", lambda value: 0 <= value <= 1)
-RATE = Allowed("more than 0, at most 1e30", lambda value: 0 < value <= 1e30)  # beyond, a step overflows
+RATE = Allowed(
+    "more than 0, at most 1e30", lambda value: 0 < value <= 1e30
+)  # steps with larger rates overflow
 WEIGHT = Allowed("0 to 1e30", lambda value: 0 <= value <= 1e30)
 
 
@@ -26,9 +31,13 @@ def at_least(least: float) -> Allowed:
 
 
 def setting(default: Any, reason: str, allowed: Allowed | Mapping[str, str] = ANY, unit: str = "") -> Any:
-    """A field of a dataclass of settings: its default, and what it is for, or why it is what it is.
+    """Return a dataclass field for one setting.
 
-    `allowed` are its values; a mapping names them and says what each means. `unit` is what it counts.
+    Args:
+        default: its default value.
+        reason: what the setting is for, or why its default is what it is.
+        allowed: which values it may have; or a mapping from each allowed name to its meaning.
+        unit: the unit of its value.
     """
     meanings = allowed if isinstance(allowed, Mapping) else {}
     named = Allowed(", ".join(meanings), lambda value: value in tuple(meanings))
@@ -38,14 +47,14 @@ def setting(default: Any, reason: str, allowed: Allowed | Mapping[str, str] = AN
 
 
 def check_settings(config: Any, concern: str) -> None:
-    """Check every setting of a dataclass; raises ValueError for a value that is not allowed."""
+    """Check every setting of a dataclass. Raises ValueError for a value that is not allowed."""
     for known in dataclasses.fields(config):
         value, allowed = getattr(config, known.name), known.metadata["allowed"]
         try:
-            holds = allowed.holds(value)
-        except TypeError:  # it is no number
-            holds = False
-        require(holds, f"{concern}.{known.name}", value, allowed.text)
+            is_allowed = allowed.check(value)
+        except TypeError:  # the value is not a number
+            is_allowed = False
+        require(is_allowed, f"{concern}.{known.name}", value, allowed.text)
 
 
 def require(condition: bool, name: str, value: Any, allowed: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import source_digest
-from ..progress import notice
+from ..progress import log
 
 # `method.model.Parts` (block, attention), `method.oacd.ContextLoss` and `plugins.mixer` describe what each
 # hook is given and returns.
@@ -80,7 +80,7 @@ class PlugIn:
                 "make a new run."
             )
         other = "code of this package" if version == version_before else "Python"
-        notice(f"The run was made with other {other}: {self.name} may compute something else here.")
+        log(f"The run was made with other {other}: {self.name} may compute something else here.")
 
     def build(self) -> Any:
         """Return the class, or of a loss the function, with its settings bound if it has any."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 from ..errors import UserError
 from ..files import digest
 from ..runs.names import run_names
-from ..runs.summary import Run
+from ..runs.summary import Run, load_run
 
 DRAWS = 10_000
-LEAST_CONVERSATIONS = 5  # fewer have no spread worth the name
+LEAST_CONVERSATIONS = 5  # test conversations; the spread of fewer cannot be estimated
 Floats = NDArray[np.float64]
+AnyRun = Run | Path | str  # a run, or its folder
 
 
 class Interval(NamedTuple):
@@ -68,24 +70,27 @@ def _seed_shares(generator: np.random.Generator, count: int, draws: int) -> Floa
     return 1 / count + (normal - normal.mean(axis=1, keepdims=True)) / scale
 
 
-def difference(runs: Run | Sequence[Run], base: Run | Sequence[Run]) -> pd.DataFrame:
+def difference(runs: AnyRun | Sequence[AnyRun], base: AnyRun | Sequence[AnyRun]) -> pd.DataFrame:
     """Compute by how many per cent the test perplexity of each variant lies above that of a base.
 
     Runs that differ in `runtime.seed` alone are one variant. The seeds that it shares with the base are
     compared in pairs, by the method of `report.difference.interval`.
 
     Args:
-        runs: finished runs (or one) of any variants and seeds, also the base's, of the same test text.
-        base: finished runs of one variant, or one run.
+        runs: one or more finished runs or their folders, of any variants and seeds, tested on the same text.
+            Runs of the base may be among them.
+        base: one or more finished runs of a single variant, or their folders.
 
     Returns:
-        a row a variant, named by what differs: `percent`, negative where it is better; `low` and `high`, the
-        ends of the 95% interval; `seeds` in common; test `conversations`; and `interval_over`: "conversations
-        and seeds", or with one seed "conversations alone", which says nothing about others. A difference is
-        resolved if its interval excludes zero.
+        one row per variant, named by the settings that differ: `percent`, negative if the variant is better;
+        `low` and `high`, the ends of the 95% interval; the number of `seeds` in common; the number of test
+        `conversations`; and `interval_over`: "conversations and seeds", or "conversations alone" with one
+        seed, which says nothing about other seeds. A difference is statistically clear if its interval
+        excludes zero.
 
     Raises:
-        UserError: other test conversations, fewer than five, or no seed in common.
+        UserError: a folder holds no finished run, the test conversations differ or are fewer than five, or no
+            seed is in common.
     """
     variants, bases = _by_variant(runs), _by_variant(base)
     if len(bases) != 1:
@@ -105,10 +110,11 @@ def _without_seed(seeds: Mapping[int, Run]) -> Run:
     return replace(run, config=replace(run.config, runtime=replace(run.config.runtime, seed=0)))
 
 
-def _by_variant(runs: Run | Iterable[Run]) -> dict[str, dict[int, Run]]:
-    """Group runs by a digest of all settings but the seed, each group by its seeds."""
+def _by_variant(given: AnyRun | Iterable[AnyRun]) -> dict[str, dict[int, Run]]:
+    """Group runs by a digest of all settings except the seed, and each group by seed."""
     variants: dict[str, dict[int, Run]] = {}
-    for run in [runs] if isinstance(runs, Run) else runs:
+    runs = [given] if isinstance(given, AnyRun) else given
+    for run in (run if isinstance(run, Run) else load_run(run) for run in runs):
         settings = run.config.flat()
         seed = settings.pop("runtime.seed")
         variants.setdefault(digest(settings), {})[seed] = run

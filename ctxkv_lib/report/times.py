@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import told_in_a_sentence
+from ..errors import friendly_errors
 from ..method.caches import DTYPES, StreamCache, TokenCache
 from ..method.config import GPT2_VOCAB_SIZE
 from ..method.loop import Loop, Metric
@@ -25,7 +25,7 @@ DISTINCT_TOKENS = 22  # times the root of a text's length: 1,581 of 6,324 tokens
 TABLE_STD = 0.02  # with 1, logits leave the range of exponentials, and the head is slower than in a run
 
 
-@told_in_a_sentence()
+@friendly_errors()
 def measure_times(config: ExperimentConfig, train_tokens: int, val_tokens: int) -> dict[str, Any]:
     """Measure how long training takes: with an untrained model, on random tokens and contexts.
 
@@ -43,7 +43,7 @@ def measure_times(config: ExperimentConfig, train_tokens: int, val_tokens: int) 
     return {
         "tokens": train_tokens,
         "iteration_seconds": iteration,
-        "iterations": config.phase1.max_iterations - 1,  # the first only draws contexts
+        "iterations": max(0, config.phase1.max_iterations - 1),  # the first iteration only draws contexts
         "epoch_seconds": epoch,
         "epochs": [config.phase2.least_epochs, config.phase2.max_epochs],
     }

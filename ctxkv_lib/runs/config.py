@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 from ..data.config import DataConfig
-from ..errors import UserError, did_you_mean, values_of_user
+from ..errors import UserError, as_user_errors, did_you_mean
 from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.fields import Allowed, at_least, check_settings, require, setting
 from ..plugins.hooks import HOOKS, TUNED, WITH_CONTEXTS, PlugIn, settings_of
@@ -109,7 +109,7 @@ class ExperimentConfig:
                 settings |= {f"{group}.{name}": value for name, value in values.items()}
         return settings
 
-    @values_of_user()
+    @as_user_errors()
     def replace(self, settings: Mapping[str, Any]) -> "ExperimentConfig":
         """Return a copy with settings applied.
 
@@ -151,7 +151,7 @@ class ExperimentConfig:
 GROUPS = {name: hint for name, hint in typing.get_type_hints(ExperimentConfig).items() if is_dataclass(hint)}
 
 
-@values_of_user()
+@as_user_errors()
 def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     """Return the configuration that `ExperimentConfig.to_dict` described; its plug-ins need not be there.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
+from ..progress import log
 
 NEW_SETTINGS = hasattr(torch.backends.cudnn, "conv")  # of precision, from torch 2.9 on beside the old ones
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and of Arm, in /proc/cpuinfo
@@ -45,8 +46,17 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "bf16" if device.type == "cpu" and _cpu_flags() & BF16_FLAGS else "fp32"
 
 
+def warn_of_slow_bf16(begun_in: str, chosen_here: str) -> None:
+    """Print a line if a run that was begun in bf16 goes on where `choose_precision` chooses fp32."""
+    if (begun_in, chosen_here) == ("bf16", "fp32"):
+        log(
+            "This run goes on in bf16, in which it was begun, but this device has no units for bf16, so "
+            "training is slow. A new run in another folder would train in fp32."
+        )
+
+
 def _cpu_flags() -> set[str]:
-    """Return the processor's features that Linux lists; nothing on other systems."""
+    """Return the processor's features as Linux lists them, or an empty set on other systems."""
     with suppress(OSError):
         return set(Path("/proc/cpuinfo").read_text().split())
     return set()

@@ -28,7 +28,7 @@ from ..errors import UserError
 from ..files import checksums, digest, remove, replacing
 from ..method.loop import Metric
 from ..method.memory import snapshot
-from ..progress import Listener, notice
+from ..progress import Listener, log
 from .folder import RECORDS, RunFolder
 from .records import OUTPUT_OF, Record, Table, as_json, describe_differences, differences, is_setting
 
@@ -141,7 +141,7 @@ def prepare_folder(folder: RunFolder, stages: Sequence[Stage], again: bool) -> N
     if pairs and TRAINED in folder.records and not again:
         _refuse_to_replace(folder, describe_differences(pairs))
     for stage, pairs in changed.items():
-        notice(f"{stage.name}: recomputed, since {describe_differences(pairs)}.")
+        log(f"{stage.name}: recomputed, since {describe_differences(pairs)}.")
         _clear(folder, stage, stages, as_json(stage.made_from))
 
 
@@ -205,12 +205,12 @@ def _ask(
         reason = damage or describe_differences(pairs)
         if not reason:
             if record.metrics:
-                notice(f"{stage.name}: reused.")
+                log(f"{stage.name}: reused.")
             return made_from, record
         if stage.name == TRAINED and not damage and not again:  # contexts of another machine, for example
             _refuse_to_replace(folder, reason)
     if reason and (stage.after != EVERY_STAGE or damage):
-        notice(f"{stage.name}: recomputed, since {reason}.")
+        log(f"{stage.name}: recomputed, since {reason}.")
     linked = _link(folder, stage, stages, made_from) if stage.is_linked else None
     return made_from, linked
 
@@ -224,10 +224,10 @@ def _link(folder: RunFolder, stage: Stage, stages: Sequence[Stage], made_from: T
         _clear(folder, stage, stages, made_from)
         with suppress(OSError):  # the files may have gone
             for name in record.files:
-                with replacing(folder.path / name) as beside:
-                    _link_or_copy(other / name, beside)
+                with replacing(folder.path / name) as temporary_path:
+                    _link_or_copy(other / name, temporary_path)
         if not record.damage(folder.path):
-            notice(f"{stage.name}: taken from {other.name}, which was made from the same.")
+            log(f"{stage.name}: taken from {other.name}, which was made from the same.")
             return folder.write(stage.name, record)
     return None
 

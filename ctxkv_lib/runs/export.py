@@ -14,7 +14,7 @@ from ..errors import UserError, is_disk_full
 from ..files import remove, replacing, rust_errors
 from ..method.model import ContextKV
 from ..method.modeling import ContextKVForCausalLM
-from ..progress import notice
+from ..progress import log
 from .config import ExperimentConfig
 
 TRIED_TOKENS = 64  # on which a saved model is compared with the trained one
@@ -62,7 +62,7 @@ def save_for_transformers(
         if not config.has_own_parts or is_disk_full(error):
             raise
         remove(folder)
-        notice(f"The model is not saved for transformers: {error}")
+        log(f"The model is not saved for transformers: {error}")
         return []
     finally:
         if bars_were_shown:

@@ -37,7 +37,6 @@ from .records import Record
 RECORDS, LOCK, COMPARISON = "checkpoint", ".lock", "comparison.json"
 SETTINGS, RESULTS = "settings", "results"  # the first and the last stage of every run
 OLD_RECORD = f"{RECORDS}/stages.json"  # of version 0.3 and before
-OF_SYSTEM = {"desktop.ini", "Thumbs.db"}  # files that systems create; hidden files are ignored, too
 RUNS_BELOW = f"[!.]*/{RECORDS}/{SETTINGS}.json"  # hidden folders are half-written copies
 
 
@@ -170,8 +169,7 @@ def claimed(path: Path, again: bool = False) -> Iterator[RunFolder]:
         raise UserError(f"{path} is a file; name another folder with --out.")
     is_new = not path.exists() or not any(path.iterdir())
     with locked(path):
-        has_files = any(file.name not in OF_SYSTEM for file in visible_files(path))
-        if has_files and not is_run_folder(path):
+        if any(visible_files(path)) and not is_run_folder(path):
             raise UserError(f"{path} is not empty and holds no run; name another folder with --out.")
         if (path / OLD_RECORD).is_file() and not again:
             raise UserError(f"{_other_version(path)[:-1]}, or replace the run with --again.")

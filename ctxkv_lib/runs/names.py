@@ -7,7 +7,7 @@ from typing import Any
 
 from ..files import checksum, digest, expanded, runs_root
 from ..plugins.hooks import HOOKS
-from ..progress import counted
+from ..progress import format_count
 from .config import ExperimentConfig, differing_settings
 from .presets import changed_settings
 from .summary import Run
@@ -68,7 +68,7 @@ def _in_words(settings: dict[str, Any]) -> str:
     for key, value in settings.items():
         group, _, name = key.rpartition(".")
         if key == "data.samples":
-            words.append(counted(value))
+            words.append(format_count(value))
         elif group in HOOKS and name == "plugin":
             words.append(f"{group} {str(value).rpartition(':')[2]}")
         else:

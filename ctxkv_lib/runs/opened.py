@@ -14,12 +14,12 @@ from ..data.config import Split
 from ..data.conversations import load_conversations
 from ..data.token_table import load_table
 from ..data.tokens import load_tokenizer
-from ..errors import UserError, is_utf8, told_in_a_sentence, values_of_user
+from ..errors import UserError, as_user_errors, friendly_errors, is_utf8
 from ..files import expanded, read_tensors
 from ..method.memory import snapshot
 from ..method.model import ContextKV
 from ..method.scoring import EVALUATION_ROWS, token_scores
-from ..progress import notice, stage
+from ..progress import log, stage
 from .build import frozen_model, load_caches, load_weights, log_frequencies, parameter_counts
 from .config import Sampling, require_known
 from .device import choose_device, torch_state
@@ -104,7 +104,7 @@ class OpenRun:
             return torch.cat([compute(batch).float().cpu() for batch in batches])
 
 
-@told_in_a_sentence()
+@friendly_errors()
 def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
     """Open a finished run.
 
@@ -120,7 +120,7 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
     for hook in run.config.plugins.keys() - {"loss"}:
         run.config.plugins[hook].refuse_changed()
     if folder.records["phase2"].made_from["code"] != result_code():
-        notice(f"{run.path} was made with different code of the method; what it computes here may differ.")
+        log(f"{run.path} was made with different code of the method; what it computes here may differ.")
     with stage("Loading the model"), torch_state():
         model = frozen_model(run.config, *_frozen_tensors(run))
         load_weights(model, run.path)
@@ -168,7 +168,7 @@ def refuse_other_texts(run: Run, split: Split, fingerprint: str | None) -> None:
         )
 
 
-@told_in_a_sentence()
+@friendly_errors()
 def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
     """Generate text with a finished run; the result begins with `prompt`.
 
@@ -181,7 +181,7 @@ def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
     """
     for name in sampling:
         require_known("setting of sampling", name, [field.name for field in fields(Sampling)])
-    with values_of_user():
+    with as_user_errors():
         chosen = Sampling(**sampling)
     if not prompt or not is_utf8(prompt):
         raise UserError("The prompt is empty or not UTF-8; give at least one character, in UTF-8.")

@@ -16,9 +16,9 @@ from functools import cache
 from typing import Any
 
 from ..data.conversations import comparable_samples, describe_split, fitting_sizes
-from ..errors import UserError, values_of_user
+from ..errors import UserError, as_user_errors
 from ..plugins.hooks import TUNED
-from ..progress import notice
+from ..progress import log
 from .config import ExperimentConfig, require_known
 
 COMPARED_RATIO = 5  # the published report compares 500 conversations with 100
@@ -78,7 +78,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-@values_of_user()
+@as_user_errors()
 def build_config(
     preset: str,
     recipe: str | None = None,
@@ -116,7 +116,7 @@ def build_config(
     sizes = fitting_sizes(config.data, names, config.model.context_window)
     config = config.replace({f"data.{name}": value for name, value in sizes.items()})
     if sizes:
-        notice(describe_split(config.data))
+        log(describe_split(config.data))
     return config
 
 

@@ -1,11 +1,10 @@
 """Where a result comes from: device, precision, threads, versions and commit."""
 
-import json
 import platform
 import subprocess
 from contextlib import suppress
 from datetime import date
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -47,14 +46,13 @@ def _device_name(device: torch.device) -> str:
 
 
 def git_commit() -> str | None:
-    """Return the commit of this package's checkout (12 digits, `-dirty` if the package's files are others),
-    or the one that pip installed; None if neither is known.
+    """Return the commit of this package's checkout in 12 digits; None if the package is not in a checkout.
+
+    `-dirty` follows the digits if the package's files differ from the commit.
     """
-    with suppress(OSError, subprocess.CalledProcessError, PackageNotFoundError):
-        if not (PACKAGE.parent / ".git").exists():  # then `pip install git+https://...` recorded it (PEP 610)
-            recorded = json.loads(distribution("ctxkv_lib").read_text("direct_url.json") or "{}")
-            commit = recorded.get("vcs_info", {}).get("commit_id")
-            return commit and commit[:12]
+    if not (PACKAGE.parent / ".git").exists():
+        return None
+    with suppress(OSError, subprocess.CalledProcessError):
         git = ["git", "-C", str(PACKAGE)]
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, check=True)
         changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "."], capture_output=True)

@@ -18,7 +18,7 @@ from xxhash import xxh3_128
 from .. import ranks
 from ..files import digest, replacing
 from ..method.loop import Loop, Metric, epochs_of
-from ..progress import estimated, notice, progress_bar
+from ..progress import estimated, log, progress_bar
 from .driver import Work
 
 EVERY_SECONDS = 60  # least time between two saves; a kill loses at most this much work and one epoch
@@ -53,7 +53,7 @@ class RunLoop(Loop):
             average.copy_(saved["averages"][name])
         state.stepper.optimizer.load_state_dict(saved["optimizer"])
         state.metrics = epochs_of(saved["metrics"])
-        notice(f"Phase 2 continues after epoch {state.metrics[-1]['epoch']}.")
+        log(f"Phase 2 continues after epoch {state.metrics[-1]['epoch']}.")
         for metric in saved["metrics"]:
             self.work.record({**metric, "replayed": True})
 
@@ -96,7 +96,7 @@ def read_state(path: Path) -> dict[str, Any] | None:
     content = path.read_bytes()
     size = xxh3_128().digest_size
     if xxh3_128(content[size:]).digest() != content[:size]:
-        notice(f"{path} is damaged; Phase 2 begins again.")
+        log(f"{path} is damaged; Phase 2 begins again.")
         return None
     state: dict[str, Any] = torch.load(BytesIO(content[size:]), map_location="cpu", weights_only=True)
     return state

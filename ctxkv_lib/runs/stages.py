@@ -27,7 +27,7 @@ from ..method.phase2 import train_attention
 from ..method.scoring import effective_rank, perplexity, token_scores
 from ..plugins.checks import refuse_unsaved
 from ..plugins.hooks import HOOKS
-from ..progress import epochs_ahead, notice, say, stage
+from ..progress import epochs_ahead, log, print_on_terminal, stage
 from .build import load_block, load_caches, load_weights, parameter_counts, place_caches
 from .config import GROUPS, ExperimentConfig
 from .driver import Stage, Work
@@ -238,7 +238,7 @@ def load_streams(inputs: Inputs, path: Path) -> tuple[dict[str, TokenCache], str
     """Load the ContextBlock; return both streams as Phase 2 reads them, and where they lie, in words."""
     load_block(inputs.model, path)
     caches, placement = place_caches(load_caches(path / "caches"), inputs.device)
-    say(f"Caches: {placement}")
+    print_on_terminal(f"Caches: {placement}")
     return caches, placement
 
 
@@ -253,7 +253,7 @@ def train_phase2(inputs: Inputs, work: Work) -> dict[str, Any]:
 
     def tell(seconds: float) -> None:
         seconds *= 1 + scoring * len(streams["val"]) / len(train)
-        notice(f"{len(train) + 1:,} tokens: {epochs_ahead(seconds, phase2.least_epochs, phase2.max_epochs)}.")
+        log(f"{len(train) + 1:,} tokens: {epochs_ahead(seconds, phase2.least_epochs, phase2.max_epochs)}.")
 
     loop = RunLoop(work, path / "checkpoint" / "phase2.pt")
     loop.tell = tell

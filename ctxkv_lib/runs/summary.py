@@ -9,7 +9,7 @@ from ..files import expanded, read_json
 from ..method.config import ModelConfig
 from ..method.loop import Metric, epochs_of
 from ..method.memory import mib
-from ..progress import counted
+from ..progress import format_count
 from .config import ExperimentConfig
 from .folder import RESULTS, RunFolder
 
@@ -31,7 +31,7 @@ class Run:
     def __repr__(self) -> str:
         phase2 = self.summary.get("phase2")
         result = f"val PPL {phase2['val_ppl']:,.1f}" if phase2 else "prepared"
-        return f"Run({str(self.path)!r}: {counted(self.config.data.samples)}, {result})"
+        return f"Run({str(self.path)!r}: {format_count(self.config.data.samples)}, {result})"
 
     @property
     def phase1(self) -> list[Metric]:

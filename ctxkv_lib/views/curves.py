@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..progress import notice
+from ..progress import log
 from ..report.tables import Summary, named
 from ..runs.summary import Run, load_run
 from .figures import LOOKS, known_epochs, ppl_curves, ppl_limits
@@ -32,7 +32,7 @@ class Curves:
         try:
             figure = plotly_curves(self.summaries)
         except ImportError:
-            notice("plotly is not installed, so that this is only a picture; get it by `pip install plotly`.")
+            log("plotly is not installed, so that this is only a picture; get it by `pip install plotly`.")
             return bundle
         page = figure.to_html(full_html=False, include_plotlyjs="cdn")
         return {PLOTLY: figure.to_plotly_json(), "text/html": page, **bundle}
@@ -66,9 +66,9 @@ def plotly_curves(summaries: Mapping[str, Summary]) -> Any:
     for look, (name, summary) in zip(cycle(LOOKS), summaries.items(), strict=False):
         figure.add_traces(_traces(name, summary, look))
     low, high, note = ppl_limits(summaries)
-    log = {"type": "log", "range": [log10(low), log10(high)], "dtick": "D2"}  # labels of 1, 2 and 5
+    logarithmic = {"type": "log", "range": [log10(low), log10(high)], "dtick": "D2"}  # labels of 1, 2 and 5
     linear = {"type": "linear", "range": [0, high], "dtick": None}
-    changes = [{f"yaxis.{key}": value for key, value in scale.items()} for scale in (log, linear)]
+    changes = [{f"yaxis.{key}": value for key, value in scale.items()} for scale in (logarithmic, linear)]
     buttons = [{"label": new["yaxis.type"], "method": "relayout", "args": [new]} for new in changes]
     menu = {"type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "xanchor": "left"}
     menu |= {"y": 1, "yanchor": "bottom", "pad": {"b": 52}}
@@ -83,7 +83,7 @@ def plotly_curves(summaries: Mapping[str, Summary]) -> Any:
         hoversubplots="axis",
         legend={"orientation": "h", "y": -0.12},
         xaxis={"title": "Epoch", "anchor": "y2", "tick0": 0, "dtick": 1 + longest // 12},
-        yaxis={"title": "Perplexity per token", "tickformat": ",d", **log, "domain": [0.34, 1]},
+        yaxis={"title": "Perplexity per token", "tickformat": ",d", **logarithmic, "domain": [0.34, 1]},
         yaxis2={"title": "Accuracy", "tickformat": ".0%", "domain": [0, 0.27]},
         updatemenus=[menu],
     )

@@ -53,6 +53,14 @@ RECORDS = {
 }
 
 
+def test_a_file_that_changes_and_keeps_its_size_is_read_again(tmp_path):
+    file = tmp_path / "chats.txt"
+    for number, text in enumerate(("a cat", "a dog")):
+        file.write_text(text)
+        os.utime(file, (number, number))
+        assert read_texts(file) == [text]
+
+
 @pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
 def test_every_form_is_read_from_json_and_parquet(tmp_path, record):
     line = json.dumps(record)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from conftest import flip, lines_of, outcome, stop_at
 
-from ctxkv_lib.errors import Stopped, UserError
+from ctxkv_lib.errors import Interrupted, UserError
 from ctxkv_lib.experiments import compare, prepare, run
 from ctxkv_lib.files import read_json, read_tensors
 from ctxkv_lib.method.scoring import evaluate, perplexity
-from ctxkv_lib.runs import inputs, opened, saved_epochs
+from ctxkv_lib.runs import device, inputs, opened, saved_epochs
 from ctxkv_lib.runs.names import run_folder_of
 from ctxkv_lib.runs.opened import open_run
 from ctxkv_lib.runs.presets import build_config
@@ -71,7 +71,7 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(tiny_settings, tmp_path, monk
     config = build_config("ci", recipe, 6, tiny_settings)
     whole, out = run(config, tmp_path / "whole" / "run"), tmp_path / "stopped" / "run"
     for stopped_at in (("phase1", 3), ("phase2", 1), ("phase2", 2)):
-        with pytest.raises(Stopped, match=r"^Stopped\. Finished stages and saved epochs are kept"):
+        with pytest.raises(Interrupted, match=r"^Stopped\. Finished stages and saved epochs are kept"):
             run(config, out, stop_at(*stopped_at))
     heard = []
     run(config, out, heard.append)
@@ -94,7 +94,7 @@ def test_a_run_that_is_stopped_within_an_epoch_has_every_line_once(
             raise KeyboardInterrupt
 
     for _ in range(2):
-        with pytest.raises(Stopped):
+        with pytest.raises(Interrupted):
             run(config, out, stop_within_epoch_3)
     lines = [str(line) for line in lines_of(out)]
     assert len({*lines}) == len(lines)
@@ -117,12 +117,35 @@ def test_a_run_that_is_stopped_behind_its_best_epoch_keeps_that(tiny_settings, t
         if not metric.get("improved", True):
             raise KeyboardInterrupt
 
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         run(config, tmp_path / "run", stop_where_it_gets_worse)
     opened = open_run(run(config, tmp_path / "run"))
     saved = perplexity(evaluate(opened.model, opened.caches["val"])[0])
     epochs = opened.run.summary["phase2"]["epochs"]
     assert saved == pytest.approx(min(epoch["val_ppl"] for epoch in epochs), rel=1e-5)
+
+
+def test_a_run_that_was_begun_in_bf16_says_so_where_a_device_has_no_units_for_it(
+    tiny_config, tmp_path, monkeypatch, capsys
+):
+    slow = "goes on in bf16, in which it was begun, but this device has no units for bf16"
+    monkeypatch.setattr(device, "_cpu_flags", lambda: {"amx_bf16"})
+    prepare(tiny_config, tmp_path / "run")
+    assert slow not in capsys.readouterr().err
+    monkeypatch.setattr(device, "_cpu_flags", set)
+    finished = run(tiny_config, tmp_path / "run")
+    assert slow in capsys.readouterr().err
+    assert finished.summary["provenance"]["precision"] == "bf16"
+    run(tiny_config, tmp_path / "run")
+    assert slow not in capsys.readouterr().err  # since nothing is trained
+
+
+def test_a_gpu_that_only_emulates_bf16_trains_in_fp32(monkeypatch):
+    def is_bf16_supported(including_emulation=True):
+        return including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)  # as on a T4
+    assert device.choose_precision("auto", torch.device("cuda")) == "fp32"
 
 
 def test_torch_is_left_as_it_was(finished_run, tiny_config, tmp_path, monkeypatch):
@@ -131,8 +154,9 @@ def test_torch_is_left_as_it_was(finished_run, tiny_config, tmp_path, monkeypatc
         return *flags, torch.get_num_threads(), torch.get_rng_state().tolist()
 
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    threads = torch.get_num_threads()
     torch.set_float32_matmul_precision("medium")
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads + 1)
     try:
         before = state()
         prepare(tiny_config.replace({"runtime.threads": "1"}), tmp_path / "run")
@@ -140,7 +164,7 @@ def test_torch_is_left_as_it_was(finished_run, tiny_config, tmp_path, monkeypatc
         assert state() == before
     finally:
         torch.set_float32_matmul_precision("highest")
-        torch.set_num_threads(1)
+        torch.set_num_threads(threads)
 
 
 def test_dense_and_gathered_embeddings_give_the_same_run(finished_run, tmp_path):
@@ -185,7 +209,7 @@ def test_an_opened_run_is_the_trained_one_and_refuses_damage(trained, finished_r
 def test_a_comparison_is_of_its_runs_and_keeps_to_its_folder(tiny_config, tmp_path):
     configs = [tiny_config.replace({"data.samples": count}) for count in (8, 4)]
     out, heard = tmp_path / "both", []
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         compare(configs, tmp_path, out, stop_at("phase2", 1))
     runs = compare(configs, tmp_path, out, heard.append)
     found = read_json(out / "comparison.json")

@@ -4,6 +4,7 @@ import importlib
 import json
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -150,9 +151,9 @@ def test_a_saved_model_never_loads_as_another_block(config, tmp_path, monkeypatc
         open_run(made)
     # The saved one has the code and the settings that it was trained with.
     saved = AutoModelForCausalLM.from_pretrained(made.path / "model", trust_remote_code=True)
-    assert torch.equal(saved.model.context_block(contexts, inputs), expected)
+    torch.testing.assert_close(saved.model.context_block(contexts, inputs), expected)
     own_module("my_ideas", "# The same.\n" + MY_IDEAS)
-    assert torch.equal(open_run(made).model.context_block(contexts, inputs), expected)
+    torch.testing.assert_close(open_run(made).model.context_block(contexts, inputs), expected)
 
 
 @pytest.mark.slow
@@ -176,6 +177,17 @@ def test_contexts_are_those_of_the_block_that_is_opened_later(config, tmp_path):
         zero = torch.zeros(cache.contexts.shape[1])
         expected = exact_contexts(trained.model.context_block, embeddings, tokens, 1e-5, zero)
         torch.testing.assert_close(cache.contexts, expected, atol=1e-4, rtol=0)
+
+
+def test_an_idea_of_a_run_that_was_made_with_another_python_gets_a_line(
+    config, tmp_path, monkeypatch, capsys
+):
+    begun = config.replace({"block": GatedBlock})
+    upgraded = SimpleNamespace(version_info=SimpleNamespace(major=3, minor=99))
+    monkeypatch.setattr(hooks, "sys", upgraded)
+    prepare(begun, tmp_path / "run")
+    said = f"made with other Python: {GatedBlock.__module__}:GatedBlock may compute something else here"
+    assert said in capsys.readouterr().err
 
 
 class Drawn(NearestTwo):

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from conftest import GatedBlock, NearestTwo, PreviousToken
+from conftest import GatedBlock, NearestTwo, PreviousToken, tiny_run
 from torch import nn
 
+from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import compare, prepare, run
 from ctxkv_lib.method.oacd import oacd_loss
@@ -111,6 +112,32 @@ def test_a_loss_may_work_in_place_on_top_of_oacd_and_is_refused_without_a_traini
     untrained = tiny_config.replace({"phase1.max_iterations": 0})
     with pytest.raises(UserError, match=r"trains nothing here, so .*in_place has no effect"):
         prepare(untrained, tmp_path / "untrained", loss=in_place)
+
+
+def divided(contexts):
+    return contexts.mean() * (1 // 0)
+
+
+def test_an_arithmetic_error_in_a_users_loss_keeps_its_traceback(tiny_config, tmp_path):
+    with pytest.raises(ZeroDivisionError) as raised:
+        run(tiny_config, tmp_path / "run", loss=divided)
+    assert raised.traceback[-1].name == "divided"
+    assert "contexts" in raised.traceback[-1].locals  # frames that `%debug` shows are not cleared
+
+
+@pytest.mark.parametrize(
+    ("source", "is_noted"),
+    [("def read(contexts):\n    open('missing.txt')\n", True), ("read = open('missing.txt')\n", False)],
+    ids=["in the loss", "in its module"],
+)
+def test_a_system_error_in_a_users_file_keeps_its_traceback_on_the_command_line(
+    own_module, tiny_settings, tmp_path, source, is_noted
+):
+    loss = f"{own_module('my_losses', source)}:read"
+    with pytest.raises(FileNotFoundError, match=r"missing\.txt") as raised:
+        main([*tiny_run(tmp_path / "run", tiny_settings), "--loss", loss])
+    note = f"This error comes from your own code in {tmp_path / 'my_losses.py'}."
+    assert getattr(raised.value, "__notes__", []) == [note] * is_noted
 
 
 class Spiking(GatedBlock):

@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from ctxkv_lib.errors import Stopped, UserError
+from ctxkv_lib.errors import Interrupted, UserError
 from ctxkv_lib.method import phase2
 
 pytestmark = pytest.mark.usefixtures("gpu")
@@ -31,7 +31,7 @@ def test_an_error_that_is_kept_keeps_no_memory(train_on, monkeypatch, raised):
     gc.collect()
     before = torch.cuda.memory_allocated()
     monkeypatch.setattr(phase2, "batch_gradients", fails)
-    with pytest.raises((Stopped, UserError)) as kept:
+    with pytest.raises((Interrupted, UserError)) as kept:
         train_on()
     assert kept.value.__traceback__ is not None
     gc.collect()

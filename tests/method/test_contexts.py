@@ -104,10 +104,10 @@ def test_parallel_passes_are_the_originals(monkeypatch, rows):
     contexts[0] = 0  # the context before position 0 is always the zero vector
     expected = reference.parallel_pass(*weights, ids, contexts[1:])
     found = contexts_by_passes(block, projected, tokens, config, torch.Generator(), contexts)
-    torch.testing.assert_close(found[1:], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found[1:], expected, atol=1e-5, rtol=0)
 
     generators = [torch.Generator().manual_seed(5) for _ in range(2)]
     found = contexts_by_passes(block, projected, tokens, config, generators[0])
     expected = reference.validation_contexts(*weights, ids, 3, config.initial_std, generators[1])
-    torch.testing.assert_close(found[1:], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found[1:], expected, atol=1e-5, rtol=0)
     assert found[0].eq(0).all()

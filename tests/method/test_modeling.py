@@ -243,7 +243,7 @@ def test_a_resized_table_computes_the_same_for_tokens_that_stay(tmp_path, count)
     assert not model.get_input_embeddings().weight.requires_grad
     model.save_pretrained(tmp_path)
     saved = ContextKVForCausalLM.from_pretrained(tmp_path)
-    assert torch.equal(saved(ids).logits, resized)
+    torch.testing.assert_close(saved(ids).logits, resized)  # mapped weights may be aligned differently
 
 
 @torch.no_grad()

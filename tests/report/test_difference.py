@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import TOP, GatedBlock
 from sample_runs import sample_run
@@ -96,7 +97,7 @@ def a_run(losses, seed=42, fingerprint="a text", tokens=TOKENS, **settings):
 BASE = [a_run(np.full(6, 5 + seed / 10), seed) for seed in (42, 43, 44)]
 
 
-def test_a_row_is_a_variant_and_its_seeds_are_paired_with_those_of_the_base():
+def test_a_row_is_a_variant_and_its_seeds_are_paired_with_those_of_the_base(monkeypatch):
     variant = [wide(np.full(6, 5 + seed / 10 + np.log(1.1)), seed) for seed in (44, 43, 42)]
     own = [a_run(np.full(6, 9.2 + np.log(0.5)), 42, block=GatedBlock)]
     table = difference([*own, *BASE, *variant], BASE)
@@ -109,6 +110,9 @@ def test_a_row_is_a_variant_and_its_seeds_are_paired_with_those_of_the_base():
     gone = replace(own[0].config.plugins["block"], name="gone:Block")  # which this process cannot load
     elsewhere = replace(own[0], config=replace(own[0].config, plugins={"block": gone}))
     assert [*difference(elsewhere, BASE).index] == ["block Block"]
+    monkeypatch.setattr("ctxkv_lib.report.difference.load_run", {run.path: run for run in BASE}.get)
+    from_folders = difference(variant, [run.path for run in BASE])
+    pd.testing.assert_frame_equal(from_folders, difference(variant, BASE))
     same = difference(variant, BASE[0])  # whose other seeds have no pair
     assert [*same.iloc[0, :4]] == pytest.approx([10, 10, 10, 1])
 

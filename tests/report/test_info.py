@@ -24,6 +24,9 @@ def test_times_scale_with_the_text_and_a_mixer_has_no_phase_1(monkeypatch):
     line = format_info(unknown).splitlines()[-1]
     assert line == "Each 100,000 tokens: an epoch about 17 min, 3 of them"
     assert "time" not in describe(config)
+    untrained = config.replace({"phase1.max_iterations": 0})
+    time = describe(untrained, 10_000, 1_000, time=True)["time"]
+    assert (time["iterations"], time["iteration_seconds"]) == (0, None)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

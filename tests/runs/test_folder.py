@@ -76,7 +76,7 @@ def test_folders_of_other_things_are_refused_and_left(run, tmp_path):
         begun(tmp_path / "full")
     assert [path.name for path in (tmp_path / "full").iterdir() if path.name != ".lock"] == ["thesis.tex"]
     (tmp_path / "opened").mkdir()  # by a file manager
-    for name in (".DS_Store", "desktop.ini", "Thumbs.db", ".config.json.77.part"):
+    for name in (".DS_Store", ".config.json.77.part"):
         (tmp_path / "opened" / name).touch()
     begun(tmp_path / "opened")
     assert not (tmp_path / "opened" / ".config.json.77.part").exists()

@@ -5,16 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import lines_of, stop_at
+from conftest import lines_of
 from sample_runs import sample_run, write_run
 
-from ctxkv_lib.errors import Stopped, UserError
+from ctxkv_lib.errors import Interrupted, UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.files import replacing
 from ctxkv_lib.report.tables import format_results
 from ctxkv_lib.runs.folder import RunFolder
 from ctxkv_lib.runs.listing import results
-from ctxkv_lib.runs.names import run_names
+from ctxkv_lib.runs.names import run_folder_of, run_names
+from ctxkv_lib.runs.presets import build_config
 
 
 def test_every_run_is_listed_in_its_state(tmp_path, monkeypatch):
@@ -59,14 +60,25 @@ def test_results_are_the_numbers_of_the_summaries(finished_run):
     assert row["parameters"] == summary["parameters"]["trainable_phase2"]
 
 
-def test_an_interrupted_run_lists_its_best_epoch_so_far(tiny_config, tmp_path):
-    with pytest.raises(Stopped):
-        run(tiny_config, tmp_path / "run", stop_at("phase2", 2))
-    epochs = [line for line in lines_of(tmp_path / "run") if "val_ppl" in line]
-    best = min(epochs, key=lambda line: line["val_ppl"])
+def test_an_interrupted_run_lists_its_best_epoch_so_far_and_the_number_of_its_epochs(tiny_config, tmp_path):
+    def stop_where_it_gets_worse(metric):
+        if not metric.get("improved", True):
+            raise KeyboardInterrupt
+
+    config = tiny_config.replace({"phase2.learning_rate": 0.3, "phase2.max_epochs": 12})
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "run", stop_where_it_gets_worse)
+    *_, best, last = [line for line in lines_of(tmp_path / "run") if "val_ppl" in line]
+    assert best["val_ppl"] < last["val_ppl"]
     (row,) = results(tmp_path).to_dict("records")
-    assert (row["state"], row["epochs"]) == ("interrupted", 2)
+    assert (row["state"], row["epochs"]) == ("interrupted", last["epoch"])
     assert (row["val_ppl"], row["best_epoch"]) == (best["val_ppl"], best["epoch"])
+
+
+def test_a_recipe_without_one_of_its_parts_has_a_folder_of_its_own():
+    tuned = build_config("ci", "tuned")
+    folders = {run_folder_of(tuned.replace(part)) for part in ({}, {"block": None}, {"attention": None})}
+    assert len(folders) == 3
 
 
 def test_runs_are_named_by_the_few_settings_that_differ_or_by_their_folders():

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -28,10 +29,14 @@ def processes(count, work, *arguments):
     start_processes(_begin, (count, port, work, arguments), count, start_method="fork")
 
 
+def environment(rank, count, port):
+    """The variables that a launcher sets for one of `count` processes."""
+    where = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in where.items()}}
+
+
 def _begin(index, count, port, work, arguments):
-    where = {"RANK": index, "WORLD_SIZE": count, "LOCAL_RANK": index, "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in where.items()}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {**environment(index, count, port), "GLOO_SOCKET_IFNAME": "lo"}
     ranks.join(torch.device("cpu"))
     work(*arguments)
     if distributed.is_initialized():
@@ -54,42 +59,56 @@ def test_two_processes_do_one_run(recipe, tmp_path):
 
 
 def meet_an_error(folder):
-    """What rank 0 does for all fails; then the others end, and rank 0 waits for them in vain."""
-    said = None
-    try:
-        ranks.on_rank_0(lambda: json.loads("{"))
-    except Exception as error:
-        said = type(error).__name__
-    if ranks.rank():
-        (folder / said).touch()
-        return
-    try:
-        ranks.all_reduce([torch.ones(3)])
-    except UserError as error:
-        write_json(folder / "said.json", [said, str(error)])
+    """An error without a message fails rank 0; rank 1 ends, and rank 0 then waits for it in vain."""
+    with pytest.raises((StopIteration, ranks.PeerFailed)) as raised:
+        ranks.on_rank_0(lambda: next(iter(())))
+    said = [type(raised.value).__name__, str(raised.value)]
+    if ranks.rank() == 0:
+        with pytest.raises(UserError) as raised:
+            ranks.all_reduce([torch.ones(3)])
+        said.append(str(raised.value))
+    write_json(folder / f"{ranks.rank()}.json", said)
 
 
 def test_an_error_in_one_process_ends_all_with_a_sentence(tmp_path):
     processes(2, meet_an_error, tmp_path)
-    said, sentence = json.loads((tmp_path / "said.json").read_text())
-    assert said == "JSONDecodeError"
-    assert sentence.startswith("Another process of this run has ended")
-    assert (tmp_path / "Ended").exists()
+    *said, sentence = json.loads((tmp_path / "0.json").read_text())
+    assert said == ["StopIteration", ""]
+    assert sentence.startswith("Another process of this run has ended; finished stages")
+    assert json.loads((tmp_path / "1.json").read_text()) == ["PeerFailed", "StopIteration"]
 
 
-def test_fewer_gpus_than_processes_are_refused(monkeypatch):
-    for name, value in {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2}.items():
-        monkeypatch.setenv(name, str(value))
+@pytest.fixture
+def launched(monkeypatch):
+    """A function that sets the environment of one of two processes, as a launcher does."""
+
+    def launch(rank):
+        for name, value in environment(rank, 2, 29500).items():
+            monkeypatch.setenv(name, value)
+
+    return launch
+
+
+def test_fewer_gpus_than_processes_are_refused(monkeypatch, launched):
+    launched(1)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match=r"Process 1 has no GPU of its own, of 1; start one process a GPU\."):
+    with pytest.raises(UserError, match=r"Process 1 has no GPU of its own, since this machine has 1; start"):
         ranks.join(torch.device("cuda"))
 
 
-def test_other_commands_work_in_one_process_and_only_rank_0_prints(monkeypatch, printed_by, capsys):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_a_cluster_that_sets_ranks_for_every_program_starts_nothing(launched, monkeypatch):
+    launched(1)
+    monkeypatch.delenv("LOCAL_RANK")
+    monkeypatch.setattr(distributed, "init_process_group", Mock())  # waits for the other processes
+    ranks.join(torch.device("cpu"))
+    assert not distributed.init_process_group.called
+    assert (ranks.rank(), ranks.world_size()) == (0, 1)
+
+
+def test_other_commands_work_in_one_process_and_only_rank_0_prints(launched, monkeypatch, printed_by, capsys):
+    launched(0)
     assert "Only run and compare work in several processes" in printed_by("list", code=2)
-    monkeypatch.setenv("RANK", "1")
+    launched(1)
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # so that it is restored afterwards
     assert main(["list"]) == 2
     assert capsys.readouterr().out == ""

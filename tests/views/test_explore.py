@@ -40,6 +40,15 @@ def test_a_run_has_validation_accuracy_training_and_n_grams_that_the_legend_swit
     assert ngrams.y == (922.2,) * 6
 
 
+def test_a_logarithmic_axis_ends_a_little_beyond_the_curves_and_a_linear_one_begins_at_zero():
+    layout = plotly_curves({"a run": sample_run(100).summary}).layout
+    shown = [10**end for end in layout.yaxis.range]
+    assert shown == pytest.approx([61.1 / 1.2, 580.3 * 1.2])  # training at the end, validation at the start
+    log, linear = (button.args[0]["yaxis.range"] for button in layout.updatemenus[0].buttons)
+    assert [*log] == [*layout.yaxis.range]
+    assert [*linear] == pytest.approx([0, 580.3 * 1.2])
+
+
 def test_eight_runs_have_eight_looks():
     traces = plotly_curves({f"run {n}": sample_run(100).summary for n in range(8)}).data
     points = [trace for trace in traces if trace.showlegend]
