@@ -8,7 +8,6 @@ from .errors import UserError as UserError
 from .experiments import compare as compare
 from .experiments import prepare as prepare
 from .experiments import run as run
-from .measure.measurements import probe as probe
 from .measure.other_text import evaluate_texts as evaluate_texts
 from .method.config import ModelConfig as ModelConfig
 from .method.memory import snapshot as snapshot

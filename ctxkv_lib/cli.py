@@ -131,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
 
     def results(add: Callable[..., Any]) -> None:
         add("--out", type=_path, metavar="DIR", help="folder of the results (default: named by experiment)")
-        add("--measure", action="store_true", help="measure finished runs: n-grams, and a probe of contexts")
+        add("--measure", action="store_true", help="also compute n-gram baselines for finished runs")
         add("--again", action="store_true", help="replace a finished result of other code or data")
 
     def as_json(add: Callable[..., Any]) -> None:

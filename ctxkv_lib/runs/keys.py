@@ -78,9 +78,8 @@ STAGES = {
     "model": Sources(stages=("phase2",), code=_SAVED),
     "test": Sources(stages=("caches", "phase2"), inputs=("test text",), code=(*_CONTEXTS, *_SCORES)),
     "ngrams": Sources(stages=("test",), code=("data.cooccurrence", "measure.ngrams")),
-    "probe": Sources(stages=("test",), code=(*_CONTEXTS, *_SCORES, "measure.probe")),
 }
-MEASUREMENTS = ("ngrams", "probe")  # made when asked for
+MEASUREMENTS = ("ngrams",)  # computed on request
 # Of all that a result is computed with; the folder for transformers is no result.
 RESULT_CODE = tuple(
     sorted({module for name in ("phase1", "caches", "phase2", "test") for module in STAGES[name].code})

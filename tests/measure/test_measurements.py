@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from conftest import PreviousToken
 
-import ctxkv_lib
 from ctxkv_lib import experiments
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiments import prepare, run, write_results
+from ctxkv_lib.experiments import run, write_results
 from ctxkv_lib.measure import measurements as module
 from ctxkv_lib.measure.measurements import measure
 from ctxkv_lib.runs.folder import RESULTS, RunFolder
@@ -34,11 +33,9 @@ def test_they_are_made_once_and_kept_in_summary_report_and_folder(copy, monkeypa
     tokens = [count for count, _ in copy.summary["test"]["conversations"]]  # of the model's losses
     loss = np.average(baseline["test_conversations"], weights=tokens)
     assert loss == pytest.approx(np.log(baseline["test_ppl"]))
-    assert found.summary["probe"]["changed"]["elsewhere"]["ppl"] > 1
     assert "n-grams" in (copy.path / "report.md").read_text()
     monkeypatch.setattr(module, "MEASURES", {})
     assert measure(found).summary == found.summary
-    assert ctxkv_lib.probe(found) == found.summary["probe"]
     assert run(found.config, found.path).summary == found.summary
 
 
@@ -69,14 +66,6 @@ def test_results_that_are_half_written_are_not_recorded(copy, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_results(RunFolder.read(copy.path))
     assert RESULTS not in RunFolder.read(copy.path).stages
-
-
-def test_contexts_are_probed_before_attention_is_trained(tiny_config, tmp_path):
-    measured = ctxkv_lib.probe(prepare(tiny_config, tmp_path / "run"))
-    assert measured["decodability"][0]["distance"] == 0
-    assert "changed" not in measured
-    with pytest.raises(UserError, match="a mixer instead of contexts to probe"):
-        ctxkv_lib.probe(prepare(tiny_config, tmp_path / "mixer", mixer=PreviousToken))
 
 
 @pytest.mark.parametrize(

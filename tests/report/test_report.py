@@ -62,7 +62,6 @@ def test_numbers_follow_the_summary():
         "kneser_ney": {"val_ppl": 300.1, "test_ppl": 301.2},
         "kneser_ney_cache": {"val_ppl": 290.1, "test_ppl": 291.2},
     }
-    run.summary["probe"] = {"memory_span": 6, "window_share": 0.35, "changed": {"zero": {"percent": 12.34}}}
     run.summary["memory"][-1] |= {"cpu_gib": 3.4, "cpu_peak_gib": 3.6}
     report = write_report([run])
     for name, shown in {
@@ -76,9 +75,6 @@ def test_numbers_follow_the_summary():
         "Val PPL of n-grams and cache": "290.1",
         "Test PPL of n-grams": "301.2",
         "Test PPL of n-grams and cache": "291.2",
-        "Memory span (tokens)": "6",
-        "Val PPL if contexts are zeros (%)": "+12.3",
-        "Window within some context's memory span": "35.0%",
         "phase 2 prepared": "2.8 (3.1)",  # GiB at its end, and the most
         "last epoch": "3.4 (3.6)",
     }.items():

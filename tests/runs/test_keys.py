@@ -139,7 +139,6 @@ COMPUTE = {
     "method/tuned": (*ALL, *MEASUREMENTS),
     "method/modeling": ("model",),
     "method/optimizer": (*FROM_PHASE2, *MEASUREMENTS),
-    "measure/probe": ("probe",),
     "measure/ngrams": ("ngrams",),
 }
 
