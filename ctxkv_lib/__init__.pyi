@@ -18,10 +18,10 @@ from .report.document import write_report as write_report
 from .report.info import describe as describe
 from .report.tables import comparison_table as comparison_table
 from .runs.drive import kept_on_drive as kept_on_drive
+from .runs.generation import generate_text as generate_text
 from .runs.listing import results as results
 from .runs.names import comparison_folder as comparison_folder
 from .runs.names import run_folder_of as run_folder_of
-from .runs.opened import generate_text as generate_text
 from .runs.opened import open_run as open_run
 from .runs.presets import build_config as build_config
 from .runs.presets import compared_samples as compared_samples

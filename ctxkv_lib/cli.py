@@ -284,7 +284,7 @@ def report(options: argparse.Namespace) -> None:
 def generate(options: argparse.Namespace) -> None:
     """Generate text from a trained run."""
     with _loading():
-        from .runs.opened import generate_text
+        from .runs.generation import generate_text
     sampling = {known.name: getattr(options, known.name) for known in fields(Sampling)}
     print(generate_text(options.run, options.prompt, **sampling))
 
