@@ -23,7 +23,7 @@ _BUILD = ("method.model", "method.tuned", "plugins.mixer", "runs.build", "runs.e
 _CONTEXTS = (*_BUILD, "method.contexts", "method.oacd")
 _PHASE2_MODEL = ("method.caches", "method.copying", "method.losses", "method.windows")
 _SCORES = (*_PHASE2_MODEL, "method.scoring")
-_TRAINING = ("method.optimizer", "method.phase2", "runs.saved_epochs", "data.cooccurrence")  # log-frequencies
+_TRAINING = ("method.optimizer", "method.phase2", "runs.saved_epochs", "data.kneser_ney")  # log-frequencies
 # What the folder for transformers is made of and with.
 _SAVED: tuple[str, ...] = (
     *_PHASE2_MODEL,
@@ -77,7 +77,7 @@ STAGES = {
     ),
     "model": Sources(stages=("phase2",), code=_SAVED),
     "test": Sources(stages=("caches", "phase2"), inputs=("test text",), code=(*_CONTEXTS, *_SCORES)),
-    "ngrams": Sources(stages=("test",), code=("data.cooccurrence", "measure.ngrams")),
+    "ngrams": Sources(stages=("test",), code=("data.kneser_ney", "measure.ngrams")),
 }
 MEASUREMENTS = ("ngrams",)  # computed on request
 # Of all that a result is computed with; the folder for transformers is no result.

@@ -199,13 +199,13 @@ REASONS = {
     "settings count": "method.config method.fields data.config runs.config",
     "plug-ins count": "plugins.hooks plugins.code_digest",
     "texts count": "data.conversations data.texts data.hub data.chitchat data.ultrachat",
-    "part of the digests of tokenizer and table": "data.tokens data.token_table",
+    "part of the digests of tokenizer and table": "data.tokens data.token_table data.cooccurrence",
     "refuses, and leaves the model as it was": "plugins.checks",
     "who computes what, and where": "ranks method.loop runs.device",
 }
 NOT_COMPUTED_WITH = {module for modules in REASONS.values() for module in modules.split()}
 # The model imports the first four, of which Phase 1 and the caches call nothing; Phase 1 saves no state.
-NOT_IN = {"caches": {"data.cooccurrence", "method.copying", "method.losses", "method.windows"}}
+NOT_IN = {"caches": {"data.kneser_ney", "method.copying", "method.losses", "method.windows"}}
 NOT_IN["phase1"] = NOT_IN["caches"] | {"method.caches", "runs.saved_epochs"}
 
 
