@@ -25,6 +25,7 @@ from .runs.names import run_folder_of as run_folder_of
 from .runs.opened import open_run as open_run
 from .runs.presets import build_config as build_config
 from .runs.presets import compared_samples as compared_samples
+from .runs.presets import with_fitting_sizes as with_fitting_sizes
 from .runs.published import PUBLISHED as PUBLISHED
 from .runs.summary import Run as Run
 from .runs.summary import load_run as load_run

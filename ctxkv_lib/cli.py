@@ -16,7 +16,14 @@ from .errors import UserError, did_you_mean, in_a_sentence, is_utf8, one_line
 from .files import read_json, write_json
 from .progress import epoch_printer, say, stage
 from .runs.config import ExperimentConfig, Sampling, config_from_dict, setting_names
-from .runs.presets import PRESETS, RECIPES, build_config, compared_samples, parse_settings
+from .runs.presets import (
+    PRESETS,
+    RECIPES,
+    build_config,
+    compared_samples,
+    parse_settings,
+    with_fitting_sizes,
+)
 
 PLUG_INS = {
     "block": "a ContextBlock of your own",
@@ -232,7 +239,7 @@ def list_folders(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run one experiment; run again to continue or reuse it."""
-    config = _config(options, options.samples)
+    config = with_fitting_sizes(_config(options, options.samples))
     with _loading():
         from .experiments import run
         from .runs.names import run_folder_of
@@ -255,7 +262,7 @@ def _measured(runs: list[Any]) -> list[Any]:
 
 def compare(options: argparse.Namespace) -> None:
     """Run the same experiment on fewer and on more conversations."""
-    largest = _config(options, max(options.samples) if options.samples else None)
+    largest = with_fitting_sizes(_config(options, max(options.samples) if options.samples else None))
     counts = {*options.samples} if options.samples else compared_samples(largest)
     configs = [largest.replace({"data.samples": count}) for count in counts]
     with _loading():

@@ -21,6 +21,7 @@ from .runs.folder import COMPARISON, OF_SYSTEM, RESULTS, RunFolder, claimed, onl
 from .runs.keys import RESULT_CODE
 from .runs.names import comparison_folder, run_folder_of
 from .runs.opened import OpenRun, open_prepared
+from .runs.presets import with_fitting_sizes
 from .runs.stages import contexts_stages, model_stage, phase2_stage, test_stage
 from .runs.summary import Run, finished_run, results_key, summarize
 from .views import figures
@@ -77,6 +78,7 @@ def claimed_experiment(
         plugin.refuse_changed()
     if ranks.world_size() > 1 and not config.has_contexts:
         raise UserError("A mixer is trained in one process; start one.")
+    config = with_fitting_sizes(config)
     device = choose_device(config.runtime.device)
     texts = read_splits(config)
     origin = {
@@ -150,7 +152,7 @@ def compare(
     """
     for config in configs:
         require_config(config)
-    configs = sorted(configs, key=lambda config: config.data.samples)
+    configs = sorted(map(with_fitting_sizes, configs), key=lambda config: config.data.size("train"))
     if len({config.data.samples for config in configs}) < 2:
         raise UserError(
             "compare needs at least two different sample counts, such as --samples 100 500; `ctxkv report` "

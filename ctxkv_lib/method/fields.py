@@ -1,6 +1,8 @@
 """Settings that carry their unit, reason and allowed values, from which they are checked and listed."""
 
 import dataclasses
+import types
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,11 +40,12 @@ def setting(default: Any, reason: str, allowed: Allowed | Mapping[str, str] = AN
 
 
 def check_settings(config: Any, concern: str) -> None:
-    """Check every setting of a dataclass; raises ValueError for a value that is not allowed."""
+    """Raise ValueError if a setting of a dataclass is not allowed; None is, where the field's type has it."""
     for known in dataclasses.fields(config):
         value, allowed = getattr(config, known.name), known.metadata["allowed"]
+        may_be_none = types.NoneType in typing.get_args(known.type)
         try:
-            holds = allowed.holds(value)
+            holds = (value is None and may_be_none) or allowed.holds(value)
         except TypeError:  # it is no number
             holds = False
         require(holds, f"{concern}.{known.name}", value, allowed.text)

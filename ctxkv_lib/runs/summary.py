@@ -30,7 +30,7 @@ class Run:
     def __repr__(self) -> str:
         phase2 = self.summary.get("phase2")
         result = f"val PPL {phase2['val_ppl']:,.1f}" if phase2 else "prepared"
-        return f"Run({str(self.path)!r}: {counted(self.config.data.samples)}, {result})"
+        return f"Run({str(self.path)!r}: {counted(self.config.data.size('train'))}, {result})"
 
     @property
     def phase1(self) -> list[Metric]:
