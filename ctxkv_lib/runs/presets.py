@@ -121,7 +121,8 @@ def with_fitting_sizes(config: ExperimentConfig) -> ExperimentConfig:
     if not sizes:
         return config
     config = config.replace({f"data.{name}": value for name, value in sizes.items()})
-    notice(describe_split(config.data))
+    if sizes != {"corpus": "own"}:  # the one value that a user need not know
+        notice(describe_split(config.data))
     return config
 
 

@@ -18,8 +18,8 @@ def notebook_config(
     """Build the experiment of a notebook's form; an empty value takes the preset's own.
 
     `$CTXKV_PRESET`, `$CTXKV_SAMPLES`, `$CTXKV_RECIPE` and `$CTXKV_SEED` override the form; a line is printed
-    for each change. Without a preset it is `colab` on Colab, and `offline`, without a network, elsewhere. With
-    your own conversations, they are read, the sizes of their splits are chosen, and a line tells them.
+    for each change. Without a preset it is `colab` on Colab, and `offline`, without a network, elsewhere. If
+    the data is your own, it is read, and a line tells how it is split.
 
     Args:
         settings: of any other setting, such as `{"phase2.learning_rate": 5e-4}`.
