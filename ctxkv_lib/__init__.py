@@ -17,7 +17,7 @@ The names in `__init__.pyi` are the public API: what a notebook or a script need
 - `ctxkv_lib.runs` and `ctxkv_lib.experiments`: settings, stages and run folders of an experiment.
 - `ctxkv_lib.report`: the written report.
 - `ctxkv_lib.views`: figures, explorers and live curves, made from run folders.
-- `ctxkv_lib.measure`: measurements of a finished run: n-gram baselines, probe, other text.
+- `ctxkv_lib.measure`: measurements of a finished run: n-gram baselines, other text.
 """
 
 import os

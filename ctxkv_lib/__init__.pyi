@@ -8,7 +8,6 @@ from .errors import UserError as UserError
 from .experiments import compare as compare
 from .experiments import prepare as prepare
 from .experiments import run as run
-from .measure.measurements import probe as probe
 from .measure.other_text import evaluate_texts as evaluate_texts
 from .method.config import ModelConfig as ModelConfig
 from .method.memory import snapshot as snapshot
@@ -19,13 +18,14 @@ from .report.document import write_report as write_report
 from .report.info import describe as describe
 from .report.tables import comparison_table as comparison_table
 from .runs.drive import kept_on_drive as kept_on_drive
+from .runs.generation import generate_text as generate_text
 from .runs.listing import results as results
 from .runs.names import comparison_folder as comparison_folder
 from .runs.names import run_folder_of as run_folder_of
-from .runs.opened import generate_text as generate_text
 from .runs.opened import open_run as open_run
 from .runs.presets import build_config as build_config
 from .runs.presets import compared_samples as compared_samples
+from .runs.presets import with_fitting_sizes as with_fitting_sizes
 from .runs.published import PUBLISHED as PUBLISHED
 from .runs.summary import Run as Run
 from .runs.summary import load_run as load_run

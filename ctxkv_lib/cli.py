@@ -16,7 +16,14 @@ from .errors import UserError, did_you_mean, in_a_sentence, is_utf8, one_line, u
 from .files import read_json, write_json
 from .progress import epoch_printer, print_on_terminal, stage
 from .runs.config import ExperimentConfig, Sampling, config_from_dict, setting_names
-from .runs.presets import PRESETS, RECIPES, build_config, compared_samples, parse_settings
+from .runs.presets import (
+    PRESETS,
+    RECIPES,
+    build_config,
+    compared_samples,
+    parse_settings,
+    with_fitting_sizes,
+)
 
 PLUG_INS = {
     "block": "a ContextBlock of your own",
@@ -130,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
 
     def results(add: Callable[..., Any]) -> None:
         add("--out", type=_path, metavar="DIR", help="folder of the results (default: named by experiment)")
-        add("--measure", action="store_true", help="measure finished runs: n-grams, and a probe of contexts")
+        add("--measure", action="store_true", help="also compute n-gram baselines for finished runs")
         add("--again", action="store_true", help="replace a finished result of other code or data")
 
     def as_json(add: Callable[..., Any]) -> None:
@@ -231,7 +238,7 @@ def list_folders(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run one experiment; run again to continue or reuse it."""
-    config = _config(options, options.samples)
+    config = with_fitting_sizes(_config(options, options.samples))
     with _loading():
         from .experiments import run
         from .runs.names import run_folder_of
@@ -254,7 +261,7 @@ def _measured(runs: list[Any]) -> list[Any]:
 
 def compare(options: argparse.Namespace) -> None:
     """Run the same experiment on fewer and on more conversations."""
-    largest = _config(options, max(options.samples) if options.samples else None)
+    largest = with_fitting_sizes(_config(options, max(options.samples) if options.samples else None))
     counts = {*options.samples} if options.samples else compared_samples(largest)
     configs = [largest.replace({"data.samples": count}) for count in counts]
     with _loading():
@@ -283,7 +290,7 @@ def report(options: argparse.Namespace) -> None:
 def generate(options: argparse.Namespace) -> None:
     """Generate text from a trained run."""
     with _loading():
-        from .runs.opened import generate_text
+        from .runs.generation import generate_text
     sampling = {known.name: getattr(options, known.name) for known in fields(Sampling)}
     print(generate_text(options.run, options.prompt, **sampling))
 

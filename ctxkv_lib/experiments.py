@@ -33,6 +33,7 @@ from .runs.folder import COMPARISON, RESULTS, RunFolder, claimed, locked
 from .runs.inputs import Inputs, read_splits
 from .runs.names import comparison_folder, run_folder_of
 from .runs.opened import OpenRun, open_prepared
+from .runs.presets import with_fitting_sizes
 from .runs.stages import experiment_stages, settings_stage
 from .runs.summary import TRAININGS, Run, finished_run, summarize
 from .views import figures
@@ -102,6 +103,7 @@ def claimed_experiment(
         plugin.refuse_changed()
     if ranks.world_size() > 1 and not config.has_contexts:
         raise UserError("A mixer is trained in one process; start one.")
+    config = with_fitting_sizes(config)
     device = choose_device(config.runtime.device)
     ranks.join(device)
     path = expanded(out or run_folder_of(config))
@@ -175,7 +177,7 @@ def compare(
     """
     for config in configs:
         require_config(config)
-    configs = sorted(configs, key=lambda config: config.data.samples)
+    configs = sorted(map(with_fitting_sizes, configs), key=lambda config: config.data.size("train"))
     if len({config.data.samples for config in configs}) < 2:
         raise UserError(
             "compare needs at least two different sample counts, such as --samples 100 500; `ctxkv report` "

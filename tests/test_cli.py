@@ -23,7 +23,6 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.measure import measurements
 from ctxkv_lib.method.config import Phase2Config
 from ctxkv_lib.runs import inputs
-from ctxkv_lib.runs.summary import MEASUREMENTS
 
 COMMAND = [sys.executable, "-m", "ctxkv_lib"]
 NGRAMS = {"kneser_ney": {"val_ppl": 3.0, "test_ppl": 3.0}}
@@ -239,7 +238,7 @@ def test_a_trained_run_is_evaluated_on_other_conversations(printed_by, tmp_path,
 
 @pytest.mark.slow
 def test_compare_prints_the_table(printed_by, tmp_path, tiny_settings, monkeypatch):
-    monkeypatch.setattr(measurements, "MEASURES", dict.fromkeys(MEASUREMENTS, lambda _: NGRAMS))
+    monkeypatch.setattr(measurements.ngrams, "of_run", lambda _: NGRAMS)
     settings = settings_of(tiny_settings | {"phase2.max_epochs": 1})
     arguments = ["compare", "--preset", "ci", "--samples", 2, 8, 2, "--out", tmp_path / "c", *settings]
     printed = printed_by(*arguments, "--measure")

@@ -32,7 +32,7 @@ def test_a_plug_in_has_its_own_settings_and_a_mixer_takes_the_place_of_contexts(
     ("key", "value", "said"),
     [
         ("preset", "moon", "preset is 'moon'; allowed: colab, offline, ci."),
-        ("data.samples", "many", "data.samples is 'many'; allowed: a value of type int."),
+        ("data.samples", "many", "data.samples is 'many'; allowed: a value of type int or null."),
         ("model.num_heads", "7", "allowed: a divisor of model.hidden_size (768)."),
         ("loss.power", "2", "there is none; give one with loss=module:Name."),
         ("block", "", "'' names no plug-in; write package.module:Name."),

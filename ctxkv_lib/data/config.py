@@ -29,6 +29,8 @@ CORPORA = {
     "own": "corpus_samples of the source, in no other split",
     "chitchat+own": "corpus_samples of chitchat-dataset, all of yours but validation and test",
 }
+# Settings that are None until the user's own data is read, if they were not given with `path`.
+FITTED = ("samples", "validation_samples", "test_samples", "corpus")
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,13 @@ class DataConfig:
         None, "your own, also --data X: a file, a folder of files, or a data set on the Hub (owner/name)"
     )
     split: str | None = setting(None, "of a data set on the Hub; by default its only one, or train")
-    samples: int = setting(500, "how many to train on", at_least(1), "conversations")
-    validation_samples: int = setting(20, "the same, whatever `samples` is", at_least(1), "conversations")
-    test_samples: int = setting(20, "for the final test; 0 for no test", at_least(0), "conversations")
+    samples: int | None = setting(500, "size of the training split", at_least(1), "conversations")
+    validation_samples: int | None = setting(
+        20, "size of the validation split, independent of `samples`", at_least(1), "conversations"
+    )
+    test_samples: int | None = setting(
+        20, "size of the test split; 0 for no test", at_least(0), "conversations"
+    )
     tokenizer: str = setting("gpt2", "where GPT-2's byte-pair encoding is read from", TOKENIZERS)
     table: str = setting("gpt2", "the frozen token embeddings", TABLES)
     neighbours: str = setting(
@@ -57,7 +63,9 @@ class DataConfig:
     unigram: str = setting(
         "none", "log-frequencies of tokens, added to the logits and never trained", UNIGRAMS
     )
-    corpus: str = setting("own", "table=cooccurrence, unigram=corpus: the text that is counted", CORPORA)
+    corpus: str | None = setting(
+        "own", "table=cooccurrence, unigram=corpus: the text that is counted", CORPORA
+    )
     corpus_samples: int = setting(1000, "in split corpus", at_least(1), "conversations")
 
     def __post_init__(self) -> None:
@@ -70,7 +78,10 @@ class DataConfig:
             object.__setattr__(self, "source", "file")
         elif self.source == "file":
             raise UserError("data.source is 'file' without data.path; name your file with --data.")
-        if self.corpus != "own" and self.source != "file":
+        for name in FITTED:
+            value = getattr(self, name)
+            require(value is not None or bool(self.path), f"data.{name}", value, "a value, without data.path")
+        if self.corpus == "chitchat+own" and self.source != "file":
             raise UserError(f"data.corpus is {self.corpus!r}, which needs data.path; allowed: own.")
         require(bool(self.path) or not self.split, "data.split", self.split, "none without data.path")
 
@@ -79,10 +90,23 @@ class DataConfig:
         """Return whether any setting needs split corpus."""
         return self.table == "cooccurrence" or self.unigram == "corpus"
 
+    def size(self, split: Split) -> int:
+        """Return the number of conversations in a split; raise UserError if it has not been chosen yet."""
+        size: int | None = getattr(self, self._setting_of(split))
+        if size is None:
+            raise UserError(
+                f"data.{self._setting_of(split)} fits {self.path} and has not been chosen yet; pass the "
+                "configuration through ctxkv.with_fitting_sizes, or give a number."
+            )
+        return size
+
+    @staticmethod
+    def _setting_of(split: Split) -> str:
+        return "samples" if split == "train" else f"{split}_samples"
+
     def asked(self, split: Split, available: int, source: str) -> int:
-        """Return how many conversations of a split are asked for; a UserError if `source` has fewer of it."""
-        name = "samples" if split == "train" else f"{split}_samples"
-        asked: int = getattr(self, name)
+        """Return the size of a split; raise UserError if `source` has fewer conversations for it."""
+        name, asked = self._setting_of(split), self.size(split)
         if asked > available:
             raise UserError(
                 f"data.{name} is {asked}, but {source} has only {available} conversations for {split}; "

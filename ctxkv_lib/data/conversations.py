@@ -6,7 +6,7 @@ overlap only with `data.corpus=chitchat+own`: training text is part of the corpu
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, get_args
@@ -14,7 +14,7 @@ from typing import Any, get_args
 from ..errors import UserError
 from ..files import digest, expanded
 from .chitchat import chitchat_texts
-from .config import DataConfig, Split
+from .config import FITTED, DataConfig, Split
 from .texts import files_from, read_texts
 from .ultrachat import row_numbers, ultrachat_texts
 
@@ -68,6 +68,7 @@ def own_texts(data: DataConfig, split: Split) -> list[str]:
     With `data.corpus=chitchat+own` experiments of all sizes share one table text. Raises a UserError if the
     splits are larger than the data.
     """
+    train, held_back, tested = (data.size(name) for name in ("train", "validation", "test"))
     texts, sizes = read_texts(str(data.path), data.split), _sizes(data)
     if sum(sizes.values()) > len(texts):
         shown = " + ".join(f"{count:,} for {PURPOSES[name]} (data.{name})" for name, count in sizes.items())
@@ -75,12 +76,12 @@ def own_texts(data: DataConfig, split: Split) -> list[str]:
             f"{data.path} has {len(texts):,} conversations, but {shown} are asked for; "
             "ask for fewer, or leave these settings out: the sizes then fit the data."
         )
-    validation = len(texts) - data.validation_samples
+    validation = len(texts) - held_back
     corpus = validation - sizes.get("corpus_samples", 0)
-    test = corpus - data.test_samples
+    test = corpus - tested
     if split == "corpus" and data.corpus != "own":
         return chitchat_texts(data, "corpus") + texts[:test]
-    rows = {"train": slice(data.samples), "test": slice(test, corpus)}
+    rows = {"train": slice(train), "test": slice(test, corpus)}
     rows |= {"corpus": slice(corpus, validation), "validation": slice(validation, None)}
     return texts[rows[split]]
 
@@ -94,14 +95,17 @@ SPLIT_READERS: dict[str, Callable[[DataConfig, Split], list[str]]] = {
 SPLIT_CHECKS: dict[str, Callable[[DataConfig, Split], object]] = {**SPLIT_READERS, "ultrachat": row_numbers}
 
 
-def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int) -> dict[str, Any]:
-    """Choose sizes of splits that fit the user's data: `{name: value}` of the settings that are not `asked`.
+def fitting_sizes(data: DataConfig, context_window: int) -> dict[str, Any]:
+    """Choose sizes of splits that fit the user's data: `{name: value}` for the settings that are None.
 
     Validation comes first: a tenth, but enough text for `LEAST_WINDOWS`, at most a third. Then, of what is
     left, the test gets a tenth of all, and training the rest. The token table gets its text from
     chitchat-dataset and from all of the user's but validation and test. Raises a UserError if the data cannot
     be read, or has fewer than two conversations.
     """
+    missing = [name for name in FITTED if getattr(data, name) is None]
+    if not missing:
+        return {}
     texts = read_texts(str(data.path), data.split)
     count, tenth = len(texts), TENTH * len(texts)
     if count < 2:
@@ -109,10 +113,9 @@ def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int)
         raise UserError(f"{data.path} has {count} conversation; to train and validate, give 2 ({separated}).")
     enough = max(min(MOST, math.ceil(tenth)), _enough(reversed(texts), count, context_window))
     sizes: dict[str, Any] = {"validation_samples": min(max(1, int(VALIDATION_LIMIT * count)), enough)}
-    if data.reads_corpus and "corpus_samples" not in asked:
-        sizes["corpus"] = "chitchat+own"
-    sizes |= {"samples": 1, "test_samples": 0}  # the least; they share what is left
-    sizes = {name: value for name, value in sizes.items() if name not in asked}
+    sizes["corpus"] = "chitchat+own" if data.reads_corpus else "own"
+    sizes |= {"samples": 1, "test_samples": 0}  # the least; both splits share what is left
+    sizes = {name: sizes[name] for name in missing}
     left = max(0, count - sum(_sizes(replace(data, **sizes)).values()))
     if "test_samples" in sizes:
         sizes["test_samples"] = min(MOST, int(tenth), left)
@@ -125,7 +128,8 @@ def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tup
     """Choose training sizes to compare: all of the user's data, and a share of it with enough text."""
     texts = read_texts(str(data.path), data.split)
     enough = _enough(texts, len(texts), context_window)
-    return min(data.samples, max(data.samples // ratio, enough)), data.samples
+    larger = data.size("train")
+    return min(larger, max(larger // ratio, enough)), larger
 
 
 def describe_split(data: DataConfig) -> str:
@@ -142,7 +146,7 @@ def describe_split(data: DataConfig) -> str:
     count = len(read_texts(str(data.path), data.split))
     line = f"{data.path}: {count:,} conversations, {sizes}; the token table is {table}."
     folder = expanded(str(data.path))
-    unseen = files_from(folder, data.samples) if folder.is_dir() else []
+    unseen = files_from(folder, data.size("train")) if folder.is_dir() else []
     if not unseen:
         return line
     names = ", ".join(str(file.relative_to(folder)) for file in unseen[:MOST_NAMED])

@@ -1,12 +1,10 @@
-"""Count tokens and pairs of neighbours in a text; a truncated SVD of positive PMI makes vectors of them.
+"""Count pairs of neighbouring tokens in a text, and make token vectors by a truncated SVD of their PMI.
 
 References: Levy and Goldberg, "Neural word embedding as implicit matrix factorization" (2014); smoothing:
 Levy, Goldberg and Dagan, "Improving distributional similarity with lessons learned from word embeddings".
 """
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
 from .tokens import TokenStream
@@ -17,29 +15,6 @@ SIDES, SIDE_DIMS = (1, 2), 100  # data.neighbours=sides: tokens to a side; numbe
 SMOOTHING = 0.75  # power of the context counts; tempers rare tokens' PMI
 NOISE = 0.15  # norm of the noise that distinguishes unseen tokens; vectors have norm 1
 _BLOCK = 1 << 20  # tokens of a stream at a time; pairs take some hundred bytes each
-FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where the formula is undefined; as KenLM's --discount_fallback
-
-
-def discounts(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Estimate the discounts of counts 0 (none), 1, 2 and 3 or more: float64 `[4]`.
-
-    Reference: modified Kneser-Ney smoothing, Chen and Goodman, "An empirical study of smoothing techniques
-    for language modeling" (TR-10-98, 1998).
-    """
-    n1, n2, n3, n4 = (np.count_nonzero(counts == n) for n in (1, 2, 3, 4))
-    if min(n1, n2, n3) > 0:
-        share = n1 / (n1 + 2 * n2)
-        estimates = (1 - 2 * share * n2 / n1, 2 - 3 * share * n3 / n2, 3 - 4 * share * n4 / n3)
-        if all(0 <= discount <= count for count, discount in enumerate(estimates, start=1)):
-            return np.array([0, *estimates])
-    return np.array([0, *FALLBACK_DISCOUNTS])
-
-
-def smoothed_unigram(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Turn counts int64 `[vocab_size]` into probabilities, discounted towards the uniform distribution."""
-    taken, total = discounts(counts)[np.minimum(counts, 3)], counts.sum()
-    kept = taken.cumsum()[-1] / total  # summed one by one, as bincount does
-    return (counts - taken) / total + kept / len(counts)
 
 
 def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbours: str) -> torch.Tensor:

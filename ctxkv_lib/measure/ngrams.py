@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.conversations import load_conversations
-from ..data.cooccurrence import discounts, smoothed_unigram
+from ..data.kneser_ney import discounts, smoothed_unigram
 from ..data.token_table import corpus_counts, corpus_ids
 from ..data.tokens import validation_stream
 from ..method.config import GPT2_VOCAB_SIZE

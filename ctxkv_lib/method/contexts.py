@@ -4,9 +4,9 @@ Tokens are indices `tokens` `[n]` into the distinct ones (`distinct_rows`), whos
 `projected_inputs` `[num_distinct, context_dim]`. Contexts are padded, `[n + 1, context_dim]`: row 0 is the
 context before the first token, row i + 1 the context after token i.
 
-These are for caches and the test split (`runs.stages`), and for the probe's untrained blocks. `oacd` computes
-contexts in training (also `report.times`), `modeling` in generation and on other text, `plugins.checks` one
-step of a user's block, and `reference` all of them in plain lines, unpadded.
+These functions compute the caches and the test split (`runs.stages`). `oacd` computes contexts in training
+(also for `report.times`), `modeling` in generation and on other text, and `plugins.checks` one step of a
+user's block. `reference` computes all of them in plain lines, unpadded.
 """
 
 from collections.abc import Callable

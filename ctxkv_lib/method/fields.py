@@ -4,6 +4,8 @@ Settings are checked and listed from these descriptions.
 """
 
 import dataclasses
+import types
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,11 +49,12 @@ def setting(default: Any, reason: str, allowed: Allowed | Mapping[str, str] = AN
 
 
 def check_settings(config: Any, concern: str) -> None:
-    """Check every setting of a dataclass. Raises ValueError for a value that is not allowed."""
+    """Raise ValueError if a setting of a dataclass is not allowed; None is, where the field's type has it."""
     for known in dataclasses.fields(config):
         value, allowed = getattr(config, known.name), known.metadata["allowed"]
+        may_be_none = types.NoneType in typing.get_args(known.type)
         try:
-            is_allowed = allowed.check(value)
+            is_allowed = (value is None and may_be_none) or allowed.check(value)
         except TypeError:  # the value is not a number
             is_allowed = False
         require(is_allowed, f"{concern}.{known.name}", value, allowed.text)

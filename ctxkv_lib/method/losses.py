@@ -127,22 +127,6 @@ def add_to_logit(logits: Tensor, columns: Tensor, number: float) -> None:
     logits.scatter_add_(-1, column, logits.new_full((1,), number).expand_as(column))
 
 
-def as_product(hidden: Tensor, table: Tensor, read: Tensor, token_bias: float) -> tuple[Tensor, Tensor]:
-    """Return states and a table whose product has the current token's bias, for code that only multiplies.
-
-    `hidden`, `[..., hidden_size]`, and `table`, `[vocab_size, hidden_size]`, get one more column for each of
-    the m distinct tokens of `read`, integers `[...]`, if there is a bias: it marks the states at that token,
-    and holds the bias in the token's row of the table.
-    """
-    if not token_bias:
-        return hidden, table
-    distinct, columns = read.unique(return_inverse=True)
-    indicators = F.one_hot(columns, len(distinct)).to(hidden.dtype)
-    biases = table.new_zeros(len(table), len(distinct))
-    biases[distinct, torch.arange(len(distinct), device=read.device)] = token_bias
-    return torch.cat([hidden, indicators], dim=-1), torch.cat([table, biases], dim=1)
-
-
 def frozen_head_cross_entropy(
     hidden: Tensor,
     table: Tensor,

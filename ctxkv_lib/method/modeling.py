@@ -4,14 +4,13 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 
@@ -19,7 +18,6 @@ from .arguments import columns_read, next_tokens
 from .config import GPT2_VOCAB_SIZE, ModelConfig
 from .copying import mix
 from .fields import require
-from .losses import as_product
 from .model import ContextKV, Parts, project_inputs
 from .own_code import save_part
 from .tuned import SlotAttention, StructuredBlock
@@ -365,27 +363,6 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         text = torch.arange(len(rows), device=rows.device)[:, None, None]
         followed = (rows[..., None] - torch.arange(reach, device=rows.device)).clamp(min=0)
         return mix(logits, past.tokens[text, followed], torch.cat(shares, dim=1))
-
-    @property
-    def base_model(self) -> Any:
-        """What trl calls (from 1.16 on) for states that it multiplies by `get_output_embeddings().weight`."""
-        return self._states_for_product
-
-    def _states_for_product(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
-    ) -> BaseModelOutput:
-        """Return as `last_hidden_state` what times a table gives the logits of training; keep that table."""
-        is_read = columns_read(input_ids, attention_mask, None, **options)
-        embeddings = self.model.embed(input_ids)
-        past = self._read(embeddings, input_ids, is_read, ContextCache(self.model, len(input_ids)))
-        hidden, _ = self._attend(embeddings, past)
-        hidden, table = as_product(hidden, self.model.wte.weight, input_ids, self.model.current_token_bias)
-        self._product_head = SimpleNamespace(weight=table, bias=self.model.log_unigram)
-        return BaseModelOutput(last_hidden_state=hidden)
-
-    def get_output_embeddings(self) -> Any:
-        """Return, once, the table of the last states of `base_model`; else None."""
-        return self.__dict__.pop("_product_head", None)
 
     def prepare_inputs_for_generation(
         self,

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,12 +135,13 @@ def train_step(
     count: int,
     precision: str = "fp32",
 ) -> Tensor:
-    """Take one step; returns the summed loss of all `count` positions of the batch, on the device.
+    """Take one step, and return the summed loss of all `count` positions of the batch, on the device.
 
-    `table` is the token table in the dtype of `precision`; `batch`, this process's shard.
+    `table` is the token table in the dtype of `precision`. `batch` is this process's shard.
     """
+    shard = loop.shard(count)
     stepper.optimizer.zero_grad()
-    with ShardedDropout(count, loop.shard(count)):
+    with nullcontext() if shard == slice(0, count) else ShardedDropout(count, shard):
         loss = batch_gradients(model, table, count, batch, precision)
     for weight in stepper.weights.values():  # without a gradient if the batch is empty
         weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
@@ -165,11 +167,11 @@ def batch_gradients(
 
 
 class ShardedDropout(TorchFunctionMode):
-    """Makes `nn.Dropout` in each process drop what it would drop in a single one.
+    """A mode in which `nn.Dropout` drops in each process what it would drop in a single process.
 
-    Each process computes `shard` of the `batch_size` rows of a batch. Dropout of a tensor with a row for each
-    of these draws the mask of the whole batch, with the random state that all processes share, and applies
-    the shard's rows of it.
+    Each process computes the rows `shard` of a batch of `batch_size` rows. Dropout of a tensor with one row
+    for each of these draws the mask of the whole batch, with the random state that all processes share, and
+    applies the shard's rows of the mask.
     """
 
     def __init__(self, batch_size: int, shard: slice) -> None:
@@ -180,7 +182,7 @@ class ShardedDropout(TorchFunctionMode):
         self, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs, rows = kwargs or {}, self.shard.stop - self.shard.start
-        if function is not F.dropout or rows == self.batch_size or len(args[0]) != rows:
+        if function is not F.dropout or len(args[0]) != rows:
             return function(*args, **kwargs)
         mask = F.dropout(args[0].new_ones(self.batch_size, *args[0].shape[1:]), **kwargs)
         return args[0] * mask[self.shard]

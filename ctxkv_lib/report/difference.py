@@ -1,4 +1,4 @@
-"""Differences of test perplexity between variants, with intervals over test conversations and seeds."""
+"""Errors of test perplexity over conversations, and differences between variants with their intervals."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -68,6 +68,13 @@ def _seed_shares(generator: np.random.Generator, count: int, draws: int) -> Floa
     normal = generator.standard_normal((draws, count))
     scale = np.sqrt(count * generator.chisquare(max(1, count - 1), (draws, 1)))
     return 1 / count + (normal - normal.mean(axis=1, keepdims=True)) / scale
+
+
+def standard_error(conversations: Sequence[tuple[int, float]]) -> float:
+    """Compute the relative standard error of a perplexity over conversations `(tokens, mean loss)`."""
+    tested = pd.DataFrame(conversations, columns=["tokens", "loss"])
+    mean = (tested.tokens * tested.loss).sum() / tested.tokens.sum()
+    return (tested.tokens * (tested.loss - mean)).sem() / tested.tokens.mean()
 
 
 def difference(runs: AnyRun | Sequence[AnyRun], base: AnyRun | Sequence[AnyRun]) -> pd.DataFrame:

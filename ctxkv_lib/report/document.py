@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..runs.names import FEW_RUNS
 from ..runs.summary import Run
 from . import tables
+from .difference import standard_error
 
 Translate = Callable[[str], str]
 
@@ -132,13 +133,6 @@ def _trainings(runs: Mapping[str, Run], t: Translate) -> Iterator[str]:
             yield t(OVERFITTING).format(name=name, judgement=judgement, **moved)
         if len(tested := run.summary.get("test", {}).get("conversations", [])) > 1:
             yield t(TEST_ERROR).format(name=name, error=f"{standard_error(tested):.1%}", count=len(tested))
-
-
-def standard_error(conversations: Sequence[tuple[int, float]]) -> float:
-    """Compute the relative standard error of a PPL over conversations, each (tokens, mean loss in nats)."""
-    tested = pd.DataFrame(conversations, columns=["tokens", "loss"])
-    mean = (tested.tokens * tested.loss).sum() / tested.tokens.sum()
-    return (tested.tokens * (tested.loss - mean)).sem() / tested.tokens.mean()
 
 
 def markdown(table: pd.DataFrame, t: Translate = str) -> str:

@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..progress import duration, epochs_ahead, stage
 from ..runs.build import parameter_counts, unallocated_model
 from ..runs.config import GROUPS, ExperimentConfig
-from ..runs.presets import build_config
+from ..runs.presets import build_config, with_fitting_sizes
 from ..runs.published import PUBLISHED
 from ..runs.summary import FP32_BYTES, context_window, dense_fp32_mib
 from .tables import CACHES, COUNT, SETTINGS, Rows, side_by_side
@@ -52,7 +52,8 @@ def describe(
     for option, count in (("--train-tokens", train_tokens), ("--val-tokens", val_tokens)):
         if count is not None and count < 1:
             raise UserError(f"{option} is {count}; allowed: 1 or more.")
-    data, published = config.data, PUBLISHED.get(config.data.samples)
+    config = with_fitting_sizes(config)
+    data, published = config.data, PUBLISHED.get(config.data.size("train"))
     if published and data.source == "ultrachat" and data.validation_samples == DataConfig.validation_samples:
         train_tokens = train_tokens or published["train_tokens"]
         val_tokens = val_tokens or published["val_tokens"]
@@ -61,7 +62,7 @@ def describe(
     if (train_tokens, val_tokens) == (None, None) and (data.path or (time and data.source == "chitchat")):
         train_tokens, val_tokens = _count_tokens(data)
     model = unallocated_model(config)
-    sizes = {
+    sizes: dict[str, Any] = {
         "preset": config.preset,
         "recipe": config.recipe,
         "samples": data.samples,

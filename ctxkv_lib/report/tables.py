@@ -48,8 +48,6 @@ PHASE1: Rows = {
     "Converged positions": ("phase1.convergence_rate", ".0%"),
     "Stopped": ("phase1.stop_reason", ""),
     "Effective rank": ("phase1.effective_rank", SHARE),
-    "Memory span (tokens)": ("probe.memory_span", COUNT),
-    "Window within some context's memory span": ("probe.window_share", SHARE),
 }
 RESULTS: Rows = {
     "Val PPL": ("phase2.val_ppl", PPL),
@@ -66,8 +64,6 @@ RESULTS: Rows = {
     "Test PPL of n-grams": ("ngrams.kneser_ney.test_ppl", PPL),
     "Test PPL of n-grams and cache": ("ngrams.kneser_ney_cache.test_ppl", PPL),
     "Test PPL of n-grams (table's text too) and cache": ("ngrams.kneser_ney_table_cache.test_ppl", PPL),
-    "Val PPL if contexts are zeros (%)": ("probe.changed.zero.percent", "+z,.1f"),
-    "Val PPL if contexts are another conversation's (%)": ("probe.changed.elsewhere.percent", "+z,.1f"),
 }
 EPOCHS: Rows = {
     "Train PPL": ("train_ppl", PPL),

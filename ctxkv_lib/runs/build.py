@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..data.config import DataConfig
 from ..data.conversations import Conversations
-from ..data.cooccurrence import smoothed_unigram
+from ..data.kneser_ney import smoothed_unigram
 from ..data.token_table import corpus_counts
 from ..files import read_tensors
 from ..method.caches import StreamCache, TokenCache

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
-from ..data.config import DataConfig
+from ..data.config import FITTED, DataConfig
 from ..errors import UserError, as_user_errors, did_you_mean
 from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.fields import Allowed, at_least, check_settings, require, setting
@@ -113,6 +113,9 @@ class ExperimentConfig:
     def replace(self, settings: Mapping[str, Any]) -> "ExperimentConfig":
         """Return a copy with settings applied.
 
+        If `data.path` is given for the first time, the sizes of the splits that are not given with it become
+        None. They are chosen when the data is read (`presets.with_fitting_sizes`).
+
         Args:
             settings: `{"group.field": value}`, where text is read as JSON if the field is no text;
                 `{hook: plug-in}` with a class, a function, its `module:Name`, or None for none;
@@ -127,6 +130,10 @@ class ExperimentConfig:
             if key not in HOOKS:
                 group, name, kind = _field(key, plugins)
                 changed.setdefault(group, {})[name] = _typed(key, value, kind)
+        data = changed.get("data", {})
+        if data.get("path") and not self.data.path:
+            apart = {"corpus": "own"} if "corpus_samples" in data else {}
+            changed["data"] = {**dict.fromkeys(FITTED), **apart, **data}
         for hook in changed.keys() & plugins.keys():
             values = settings_of(plugins[hook].load(), {**plugins[hook].settings, **changed.pop(hook)})
             plugins[hook] = dataclasses.replace(plugins[hook], settings=values)

@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,14 +177,14 @@ def run_stages(
         again: replace a trained Phase 2 whose contexts were computed anew with different bytes.
     """
     for stage in stages:
-        made_from, record = ranks.on_rank_0(lambda stage=stage: _ask(folder, stage, stages, again))
+        made_from, record = ranks.on_rank_0(partial(_ask, folder, stage, stages, again))
         if record is None:
             record = _computed(folder, stage, stages, made_from, device, listener)
         else:
             replay(record, listener)
         folder.records[stage.name] = record
         if stage.state:  # after the record is written, also for a process that was killed between the two
-            ranks.on_rank_0(lambda stage=stage: remove(folder.path / stage.state))
+            ranks.on_rank_0(partial(remove, folder.path / stage.state))
 
 
 def replay(record: Record, listener: Listener) -> None:

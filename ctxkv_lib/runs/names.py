@@ -9,7 +9,7 @@ from ..files import checksum, digest, expanded, runs_root
 from ..plugins.hooks import HOOKS
 from ..progress import format_count
 from .config import ExperimentConfig, differing_settings
-from .presets import changed_settings
+from .presets import changed_settings, with_fitting_sizes
 from .summary import Run
 
 MOST_NAMED = 3  # settings in a name; a few runs that differ in more go by their folders
@@ -25,6 +25,7 @@ def run_folder_of(config: ExperimentConfig, root: Path | str | None = None) -> P
     Args:
         root: folder of the run folders; None takes `$CTXKV_RUNS`, or `runs`.
     """
+    config = with_fitting_sizes(config)
     changed = changed_settings(config)
     if config.data.path is not None and expanded(config.data.path).is_file():
         changed["data.path"] = checksum(expanded(config.data.path))
@@ -37,7 +38,7 @@ def run_folder_of(config: ExperimentConfig, root: Path | str | None = None) -> P
 
 def comparison_folder(configs: Sequence[ExperimentConfig], root: Path | str | None = None) -> Path:
     """Return the default folder of a comparison: its largest run's name and the smaller counts."""
-    *smaller, largest = sorted(configs, key=lambda config: config.data.samples)
+    *smaller, largest = sorted(map(with_fitting_sizes, configs), key=lambda config: config.data.size("train"))
     counts = "-".join(str(config.data.samples) for config in smaller)
     return Path(f"{run_folder_of(largest, root)}-vs-{counts}")
 

@@ -1,7 +1,7 @@
-"""Use of a run: its model with caches and tokenizer, and generation."""
+"""A run in use: its model with caches and tokenizer."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,21 @@ from ..data.config import Split
 from ..data.conversations import load_conversations
 from ..data.token_table import load_table
 from ..data.tokens import load_tokenizer
-from ..errors import UserError, as_user_errors, friendly_errors, is_utf8
+from ..errors import UserError, friendly_errors
 from ..files import expanded, read_tensors
 from ..method.memory import snapshot
 from ..method.model import ContextKV
 from ..method.scoring import EVALUATION_ROWS, token_scores
 from ..progress import log, stage
 from .build import frozen_model, load_caches, load_weights, log_frequencies, parameter_counts
-from .config import Sampling, require_known
+from .config import require_known
 from .device import choose_device, torch_state
-from .export import for_transformers
 from .folder import RunFolder
 from .inputs import Inputs, result_code
 from .stages import load_streams
 from .summary import Run, finished_run
 
 READ_AT_ONCE = ("checkpoint", "model")  # files and folders that are read when a run is opened
-COLDEST = 1e-6  # temperature at which sampling always takes the largest logit
 
 
 @dataclass
@@ -166,33 +164,3 @@ def refuse_other_texts(run: Run, split: Split, fingerprint: str | None) -> None:
             f"The conversations of {data.path or data.source} for {split} are not those that {run.path} was "
             "made from; restore them, or make a new run."
         )
-
-
-@friendly_errors()
-def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
-    """Generate text with a finished run; the result begins with `prompt`.
-
-    Args:
-        run: or its folder.
-        sampling: fields of `runs.config.Sampling`, as in `max_new_tokens=20`.
-
-    Raises:
-        UserError: no finished run there, an empty prompt, or a field or value that is not allowed.
-    """
-    for name in sampling:
-        require_known("setting of sampling", name, [field.name for field in fields(Sampling)])
-    with as_user_errors():
-        chosen = Sampling(**sampling)
-    if not prompt or not is_utf8(prompt):
-        raise UserError("The prompt is empty or not UTF-8; give at least one character, in UTF-8.")
-    opened = open_run(run, "auto")
-    model, tokenizer = for_transformers(opened.model, opened.run.config, opened.tokenizer)
-    encoded = tokenizer(prompt, return_tensors="pt").to(model.device)
-    options: dict[str, Any] = {"do_sample": False}
-    if chosen.temperature > COLDEST:
-        options = {"do_sample": True, "temperature": chosen.temperature, "top_k": chosen.top_k}
-    with torch_state():
-        torch.manual_seed(chosen.seed)
-        ids = model.generate(**encoded, max_new_tokens=chosen.max_new_tokens, **options)
-    new = ids[0, encoded["input_ids"].shape[1] :]
-    return prompt + str(tokenizer.decode(new, skip_special_tokens=True))

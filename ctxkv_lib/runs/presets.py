@@ -85,10 +85,10 @@ def build_config(
     samples: int | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> ExperimentConfig:
-    """Build the configuration of one experiment.
+    """Build the configuration of one experiment; nothing is read.
 
-    Sizes of splits that are not given fit the user's own conversations, if these are the source; a line says
-    how they are split.
+    With the user's own conversations (`data.path`), sizes of splits that are not given stay None until the
+    conversations are read.
 
     Args:
         preset: a key of `PRESETS`.
@@ -97,8 +97,7 @@ def build_config(
         settings: applied last, as of `ExperimentConfig.replace`.
 
     Raises:
-        UserError: unknown preset, recipe, key or a value that is not allowed; the user's own conversations
-            cannot be read, or are too few.
+        UserError: The preset, the recipe or a key is unknown, or a value is not allowed.
     """
     require_known("preset", preset, PRESETS)
     recipe = PRESETS[preset].recipe if recipe is None else recipe
@@ -109,13 +108,20 @@ def build_config(
             f"data.source is {asked['data.source']!r} and data.path is given; leave one of them out."
         )
     # A plug-in's own settings exist only once it is chosen: preset and recipe come first.
-    config = _usual(preset, recipe).replace(asked)
-    if config.data.source != "file":
+    return _usual(preset, recipe).replace(asked)
+
+
+def with_fitting_sizes(config: ExperimentConfig) -> ExperimentConfig:
+    """Choose the sizes that were not given, to fit the user's own conversations; a line tells the split.
+
+    Raises:
+        UserError: The conversations cannot be read, or are too few.
+    """
+    sizes = fitting_sizes(config.data, config.model.context_window)
+    if not sizes:
         return config
-    names = {key.removeprefix("data.") for key in asked if key.startswith("data.")}
-    sizes = fitting_sizes(config.data, names, config.model.context_window)
     config = config.replace({f"data.{name}": value for name, value in sizes.items()})
-    if sizes:
+    if sizes != {"corpus": "own"}:  # the one value that a user need not know
         log(describe_split(config.data))
     return config
 
@@ -133,9 +139,10 @@ def compared_samples(config: ExperimentConfig) -> tuple[int, int]:
     Raises:
         UserError: too few samples for a fifth.
     """
+    config = with_fitting_sizes(config)
     if config.data.source == "file":
         return comparable_samples(config.data, config.model.context_window, COMPARED_RATIO)
-    larger = config.data.samples
+    larger = config.data.size("train")
     if larger < COMPARED_RATIO:
         raise UserError(f"samples is {larger}; allowed for a comparison: {COMPARED_RATIO} or more.")
     return larger // COMPARED_RATIO, larger

@@ -40,7 +40,14 @@ from .saved_epochs import RunLoop
 SCAN_TOKENS = 2**18  # tokens per chunk when contexts are computed: 256 MiB
 EMBEDDED_TOKENS = 2**13  # tokens per chunk when embeddings are written
 # What the stage `contexts` is made from; `model.interval` and the like only matter to Phase 2.
-CONTEXT_SETTINGS = ("phase1", "block", "loss", "mixer", "model.context_dim", "model.hidden_size")
+CONTEXT_SETTINGS: tuple[str, ...] = (
+    "phase1",
+    "block",
+    "loss",
+    "mixer",
+    "model.context_dim",
+    "model.hidden_size",
+)
 CONTEXT_SETTINGS += ("runtime.seed", "runtime.embedding_cache")
 CONTEXT_DIGESTS = ("code", "training text", "validation text", "tokenizer", "token table", "precision")
 

@@ -16,7 +16,7 @@ from .folder import RESULTS, RunFolder
 EPOCH = ("epoch", "train_ppl", "val_ppl", "val_acc", "improved", "no_improve", "seconds")
 FP32_BYTES = 4
 TRAININGS = ("contexts", "phase2")  # the stages that have metrics
-MEASUREMENTS = ("ngrams", "probe")  # stages that are computed when asked for
+NGRAMS = "ngrams"  # the stage that is computed when asked for
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Run:
     def __repr__(self) -> str:
         phase2 = self.summary.get("phase2")
         result = f"val PPL {phase2['val_ppl']:,.1f}" if phase2 else "prepared"
-        return f"Run({str(self.path)!r}: {format_count(self.config.data.samples)}, {result})"
+        return f"Run({str(self.path)!r}: {format_count(self.config.data.size('train'))}, {result})"
 
     @property
     def phase1(self) -> list[Metric]:
@@ -95,11 +95,7 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
         "caches_dense_fp32_mib": dense_fp32_mib(train_tokens, val_tokens, config.model),
         "provenance": result["provenance"],
         **({"test": test} if test else {}),
-        **{
-            name: folder.records[name].result
-            for name in MEASUREMENTS
-            if folder.holds(name) and folder.records[name].result
-        },
+        **({NGRAMS: folder.records[NGRAMS].result} if folder.holds(NGRAMS) else {}),
     }
 
 

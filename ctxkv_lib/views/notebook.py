@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from ..runs.config import ExperimentConfig
-from ..runs.presets import build_config
+from ..runs.presets import build_config, with_fitting_sizes
 
 
 def notebook_config(
@@ -18,7 +18,8 @@ def notebook_config(
     """Build the experiment of a notebook's form; an empty value takes the preset's own.
 
     `$CTXKV_PRESET`, `$CTXKV_SAMPLES`, `$CTXKV_RECIPE` and `$CTXKV_SEED` override the form; a line is printed
-    for each change. Without a preset it is `colab` on Colab, and `offline`, without a network, elsewhere.
+    for each change. Without a preset it is `colab` on Colab, and `offline`, without a network, elsewhere. If
+    the data is your own, it is read, and a line tells how it is split.
 
     Args:
         settings: of any other setting, such as `{"phase2.learning_rate": 5e-4}`.
@@ -36,4 +37,4 @@ def notebook_config(
     preset = values["preset"] or ("colab" if "google.colab" in sys.modules else "offline")
     numbers = {"data.samples": values["samples"], "runtime.seed": values["seed"]}
     chosen = {name: text for name, text in numbers.items() if text} | (settings or {})
-    return build_config(preset, values["recipe"] or None, None, chosen)
+    return with_fitting_sizes(build_config(preset, values["recipe"] or None, None, chosen))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from figures import used
+from probe import encoded
 from tables import DISTANCES
 from torch import Tensor
 
@@ -67,7 +68,8 @@ def held(offsets: list[int], decoded: list[dict[str, Any]]) -> list[float]:
 
 def evidence(run: ctxkv.Run) -> dict[str, Any]:
     """Measure a finished run, as a row of `results/evidence/evidence.json`."""
-    probed, trained, data = ctxkv.probe(run), ctxkv.open_run(run), run.config.data
+    trained, data = ctxkv.open_run(run), run.config.data
+    probed = encoded(trained.model, trained.caches)
     conversations = ctxkv.load_conversations(data, "validation")
     stream = ctxkv.validation_stream(conversations, ctxkv.load_tokenizer(data.tokenizer))
     return {

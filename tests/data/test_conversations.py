@@ -18,7 +18,9 @@ from ctxkv_lib.data.conversations import Conversations, check_splits, load_conve
 from ctxkv_lib.data.hub import ULTRACHAT
 from ctxkv_lib.data.texts import read_texts
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.runs.presets import build_config, compared_samples
+from ctxkv_lib.runs.config import config_from_dict
+from ctxkv_lib.runs.names import run_folder_of
+from ctxkv_lib.runs.presets import build_config, compared_samples, with_fitting_sizes
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 REFUSED = r"could not be read from the Hugging Face Hub .* use --preset offline\.$"
@@ -195,6 +197,8 @@ def test_splits_larger_than_the_data_are_refused_with_the_true_cause(tmp_path):
 def _fitted(path: str, settings: dict | None = None, samples: int | None = None):
     with redirect_stderr(io.StringIO()) as said:
         config = build_config("offline", None, samples, {"data.path": path, **(settings or {})})
+        assert not said.getvalue()
+        config = with_fitting_sizes(config)
     return config, said.getvalue().splitlines()
 
 
@@ -251,13 +255,29 @@ def test_sizes_that_are_asked_for_stay(tmp_path, capsys):
     assert (config.data.samples, config.data.validation_samples) == (20, 3)
     assert said == []
     with pytest.raises(UserError, match="has 40 conversations, but 500 for training"):
-        build_config("colab", None, 500, {"data.path": path})
+        with_fitting_sizes(build_config("colab", None, 500, {"data.path": path}))
     assert not capsys.readouterr().err  # a split that does not fit is not described as if it did
+
+
+def test_sizes_are_chosen_when_the_data_is_read_however_it_was_named(tmp_path):
+    asked = {"data.path": str(tmp_path / "chats.jsonl"), "data.test_samples": 2}
+    config = build_config("offline", "tuned", settings=asked)  # the file does not exist yet
+    assert config == build_config("offline", "tuned").replace(asked)
+    assert config == config_from_dict(config.to_dict())
+    _jsonl(tmp_path, 40)
+    with pytest.raises(UserError, match=r"data\.samples fits .* ctxkv\.with_fitting_sizes, or give a number"):
+        load_conversations(config.data, "train")
+    fitted = with_fitting_sizes(config)
+    assert (fitted.data.samples, fitted.data.validation_samples, fitted.data.test_samples) == (25, 13, 2)
+    assert fitted.data.corpus == "chitchat+own"
+    assert with_fitting_sizes(fitted) is fitted
+    assert run_folder_of(config, tmp_path) == run_folder_of(fitted, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
+        ({"samples": None}, "data.samples is None; allowed: a value, without data.path"),
         ({"source": "file"}, "data.source is 'file' without data.path; name your file"),
         ({"path": ""}, "data.path is ''; allowed: a path"),
         ({"split": "train"}, "data.split is 'train'; allowed: none without data.path"),

@@ -17,9 +17,10 @@ from ctxkv_lib.experiments import prepare, run
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.method.oacd import oacd_loss
 from ctxkv_lib.plugins import hooks
+from ctxkv_lib.runs.generation import generate_text
 from ctxkv_lib.runs.listing import results
 from ctxkv_lib.runs.names import run_folder_of, run_names
-from ctxkv_lib.runs.opened import generate_text, open_run
+from ctxkv_lib.runs.opened import open_run
 from ctxkv_lib.views.explore import explore_window
 
 

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 from conftest import PreviousToken
 
-import ctxkv_lib
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiments import prepare, run
+from ctxkv_lib.experiments import run
 from ctxkv_lib.measure import measurements as module
 from ctxkv_lib.measure.measurements import measure
 from ctxkv_lib.runs.folder import RunFolder
 from ctxkv_lib.runs.opened import open_run
 from ctxkv_lib.runs.records import Record
-from ctxkv_lib.runs.summary import MEASUREMENTS, load_run, summarize
+from ctxkv_lib.runs.summary import load_run, summarize
 
 
 @pytest.fixture
@@ -28,22 +27,20 @@ def copy(finished_run, tmp_path):
 def test_they_are_made_once_and_kept_in_summary_report_and_folder(copy, monkeypatch):
     found = measure(copy)
     assert load_run(copy.path).summary == found.summary
-    assert {*found.summary} - {*copy.summary} == {*MEASUREMENTS}
+    assert {*found.summary} - {*copy.summary} == {"ngrams"}
     baseline = found.summary["ngrams"]["kneser_ney"]
     tokens = [count for count, _ in copy.summary["test"]["conversations"]]  # of the model's losses
     loss = np.average(baseline["test_conversations"], weights=tokens)
     assert loss == pytest.approx(np.log(baseline["test_ppl"]))
-    assert found.summary["probe"]["changed"]["elsewhere"]["ppl"] > 1
     assert "n-grams" in (copy.path / "report.md").read_text()
-    monkeypatch.setattr(module, "MEASURES", {})
+    monkeypatch.setattr(module.ngrams, "of_run", None)
     assert measure(found).summary == found.summary
-    assert ctxkv_lib.probe(found) == found.summary["probe"]
     assert run(found.config, found.path).summary == found.summary
 
 
 def test_a_measurement_belongs_to_the_weights_that_it_was_made_of(copy, monkeypatch):
-    monkeypatch.setattr(module, "MEASURES", {"ngrams": lambda _: {"kneser_ney": {"val_ppl": 3.0}}})
-    measure(copy, ["ngrams"])
+    monkeypatch.setattr(module.ngrams, "of_run", lambda _: {"kneser_ney": {"val_ppl": 3.0}})
+    measure(copy)
     folder = RunFolder.read(copy.path)
     assert summarize(folder)["ngrams"] == {"kneser_ney": {"val_ppl": 3.0}}
     folder.write("test", Record({"code": "different weights"}))
@@ -51,20 +48,12 @@ def test_a_measurement_belongs_to_the_weights_that_it_was_made_of(copy, monkeypa
 
 
 def test_a_measurement_that_stops_keeps_the_results(copy, monkeypatch):
-    monkeypatch.setattr(module, "MEASURES", {"ngrams": Mock(side_effect=KeyboardInterrupt)})
+    monkeypatch.setattr(module.ngrams, "of_run", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        measure(copy, ["ngrams"])
+        measure(copy)
     assert load_run(copy.path).summary == copy.summary
-    monkeypatch.setattr(module, "MEASURES", {"ngrams": lambda _: {"kneser_ney": {"val_ppl": 3.0}}})
-    assert measure(copy, ["ngrams"]).summary["ngrams"]
-
-
-def test_contexts_are_probed_before_attention_is_trained(tiny_config, tmp_path):
-    measured = ctxkv_lib.probe(prepare(tiny_config, tmp_path / "run"))
-    assert measured["decodability"][0]["distance"] == 0
-    assert "changed" not in measured
-    with pytest.raises(UserError, match="a mixer instead of contexts to probe"):
-        ctxkv_lib.probe(prepare(tiny_config, tmp_path / "mixer", mixer=PreviousToken))
+    monkeypatch.setattr(module.ngrams, "of_run", lambda _: {"kneser_ney": {"val_ppl": 3.0}})
+    assert measure(copy).summary["ngrams"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ctxkv_lib.data.conversations import load_conversations
-from ctxkv_lib.data.cooccurrence import FALLBACK_DISCOUNTS, discounts, smoothed_unigram
+from ctxkv_lib.data.kneser_ney import FALLBACK_DISCOUNTS, discounts, smoothed_unigram
 from ctxkv_lib.data.tokens import train_stream
 from ctxkv_lib.measure import ngrams
 from ctxkv_lib.measure.ngrams import ORDERS, kneser_ney, ngram_baselines, recent_shares

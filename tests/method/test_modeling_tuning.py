@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import TUNED, tiny_ids, tiny_model
 from transformers import AutoModelForCausalLM
 
@@ -47,21 +46,6 @@ def test_an_adapter_of_any_linear_computes_and_trains_as_one_merged_into_the_wei
     assert not any(part.training for part in model.modules())
     merged = adapted.merge_and_unload()
     torch.testing.assert_close(merged(ids).logits, logits, atol=1e-4, rtol=1e-4)
-
-
-@each_shape
-def test_states_and_table_for_code_that_multiplies_give_the_logits_of_training(shape):
-    """As trl computes the loss from 1.16 on."""
-    model, ids = model_with_biases(**shape).train(), tiny_ids(24).view(2, 12)
-    mask = torch.ones_like(ids)
-    mask[0, :3] = 0
-    for _ in range(2):  # the table belongs to the states
-        states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        head = model.get_output_embeddings()
-        product = F.linear(states, head.weight, head.bias)
-        torch.testing.assert_close(product, model(ids, attention_mask=mask).logits)
-        assert model.get_output_embeddings() is None
-        ids = ids.flip(1)
 
 
 def test_logits_in_training_survive_what_mixed_precision_does_to_outputs():
@@ -114,7 +98,7 @@ def test_the_pages_examples_run_and_trl_has_the_models_own_loss(saved_model, tmp
     model = AutoModelForCausalLM.from_pretrained(saved_model, trust_remote_code=True).train()
     options = values["SFTConfig"]("runs/fp32", bf16=False, gradient_checkpointing=False, **values["settings"])
     datasets = {"train_dataset": values["lines"], "eval_dataset": values["lines"]}
-    trainer = values["SFTTrainer"](model, options, processing_class=values["tokenizer"], **datasets)
+    trainer = values["SupervisedTrainer"](model, options, processing_class=values["tokenizer"], **datasets)
     batch = next(iter(trainer.get_train_dataloader()))
     loss = trainer.compute_loss(model, dict(batch))
     torch.testing.assert_close(loss, ContextKVForCausalLM.forward(model, **batch).loss)

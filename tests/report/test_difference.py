@@ -14,7 +14,7 @@ from sample_runs import sample_run
 from tables import TEST
 
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.report.difference import difference, interval
+from ctxkv_lib.report.difference import difference, interval, standard_error
 
 
 def arrays(*values):
@@ -151,3 +151,10 @@ def test_the_page_on_own_ideas_ends_with_a_difference(tmp_path, monkeypatch, own
     import_module(own_module("own_ideas", f"{ideas}\nimport ctxkv_lib as ctxkv\n{verdict}"))
     printed = capsys.readouterr().out
     assert re.search(r"block GatedBlock +[-\d.]+ +[-\d.]+ +[-\d.]+ +1 +5 +conversations alone", printed)
+
+
+def test_the_standard_error_is_that_of_a_mean_weighted_by_tokens():
+    assert standard_error([(10, 5.0), (10, 5.2)]) == pytest.approx(0.1)  # as of two equal halves
+    assert standard_error([(5, 5.0), (50, 5.0)]) == 0
+    # Mean 2.5; tokens * (loss - mean) are -1.5 and 1.5, with a standard error of 1.5; of 2 tokens each.
+    assert standard_error([(1, 1.0), (3, 3.0)]) == pytest.approx(0.75)

@@ -6,7 +6,8 @@ import pytest
 from sample_runs import EPOCHS, sample_run
 
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.report.document import ORIGINAL, standard_error, write_report
+from ctxkv_lib.report.difference import standard_error
+from ctxkv_lib.report.document import ORIGINAL, write_report
 from ctxkv_lib.report.model_card import model_card
 from ctxkv_lib.report.tables import comparison_table, epochs_table
 from ctxkv_lib.runs.published import PUBLISHED
@@ -62,7 +63,6 @@ def test_numbers_follow_the_summary():
         "kneser_ney": {"val_ppl": 300.1, "test_ppl": 301.2},
         "kneser_ney_cache": {"val_ppl": 290.1, "test_ppl": 291.2},
     }
-    run.summary["probe"] = {"memory_span": 6, "window_share": 0.35, "changed": {"zero": {"percent": 12.34}}}
     run.summary["memory"][-1] |= {"cpu_gib": 3.4, "cpu_peak_gib": 3.6}
     report = write_report([run])
     for name, shown in {
@@ -76,9 +76,6 @@ def test_numbers_follow_the_summary():
         "Val PPL of n-grams and cache": "290.1",
         "Test PPL of n-grams": "301.2",
         "Test PPL of n-grams and cache": "291.2",
-        "Memory span (tokens)": "6",
-        "Val PPL if contexts are zeros (%)": "+12.3",
-        "Window within some context's memory span": "35.0%",
         "phase 2 prepared": "2.8 (3.1)",  # GiB at its end, and the most
         "last epoch": "3.4 (3.6)",
     }.items():
@@ -165,13 +162,6 @@ def test_overfitting_and_the_end_of_training_are_derived_from_the_epochs():
     epochs = epochs_table(sample_run().summary)
     assert [*epochs["Note"]] == ["improved", "improved", "best", "worse", "worse", "worse"]
     assert [*epochs["Val/Train Ratio"]] == ["0.52", "1.00", "1.67", "3.06", "4.02", "6.27"]
-
-
-def test_the_standard_error_is_that_of_a_mean_weighted_by_tokens():
-    assert standard_error([(10, 5.0), (10, 5.2)]) == pytest.approx(0.1)  # as of two equal halves
-    assert standard_error([(5, 5.0), (50, 5.0)]) == 0
-    # Mean 2.5; tokens * (loss - mean) are -1.5 and 1.5, with a standard error of 1.5; of 2 tokens each.
-    assert standard_error([(1, 1.0), (3, 3.0)]) == pytest.approx(0.75)
 
 
 def test_a_bar_in_a_text_from_outside_keeps_its_cell():

@@ -158,7 +158,7 @@ def test_the_name_of_a_folder_says_what_was_changed(tmp_path, monkeypatch):
 def test_the_text_counts_and_not_where_it_lies(tmp_path):
     configs = []
     for file in ("a.jsonl", "b.jsonl"):
-        (tmp_path / file).write_text(json.dumps({"text": "rain"}))
+        (tmp_path / file).write_text(2 * (json.dumps({"text": "rain"}) + "\n"))
         configs.append(CONFIG.replace({"data.source": "file", "data.path": str(tmp_path / file)}))
     here, moved = configs
     assert run_folder_of(here).name == run_folder_of(moved).name

@@ -2,13 +2,12 @@
 
 import math
 
+import probe
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY, tiny_method
-
-from ctxkv_lib.measure import probe
-from ctxkv_lib.measure.probe import (
+from probe import (
     STRENGTHS,
     Stream,
     decodability,
@@ -18,6 +17,7 @@ from ctxkv_lib.measure.probe import (
     other_contexts,
     window_share,
 )
+
 from ctxkv_lib.method.caches import StreamCache
 
 HELD = 3  # tokens that the contexts below encode

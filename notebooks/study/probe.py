@@ -1,13 +1,17 @@
-"""What the contexts of a run encode, and whether the trained model reads it.
+"""What contexts encode, and whether the model reads it: `python notebooks/study/probe.py RUN...`.
 
-Decodability: ridge regressions from the context at t to the embedding of the token at t - d, fitted on one
-stream and evaluated on another, for the run's contexts and for those of untrained blocks. Generalised
-cross-validation chooses the strength of the ridge for each distance (Golub, Heath and Wahba, 1979): where
-nothing is remembered, the weights shrink to zero.
-Use: perplexity of the same weights at the same positions with other contexts; nothing is trained.
+Decodability: ridge regressions predict the embedding of the token at t - d from the context at t. They are
+fitted on one stream and evaluated on another, for the run's contexts and for those of untrained blocks.
+Generalised cross-validation chooses the strength of the ridge for each distance (Golub, Heath and Wahba,
+1979): where nothing is remembered, the weights shrink to zero.
+
+Use: the perplexity of the same weights at the same positions is computed with other contexts. Nothing is
+trained.
 """
 
+import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
@@ -16,42 +20,39 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..method.caches import StreamCache
-from ..method.contexts import distinct_rows, exact_contexts
-from ..method.model import CONTEXT_WEIGHT_STD, ContextBlock, ContextKV
-from ..method.scoring import perplexity
-from ..runs.opened import OpenRun
+import ctxkv_lib as ctxkv
+from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
+from ctxkv_lib.method.model import CONTEXT_WEIGHT_STD, ContextBlock, ContextKV
+from ctxkv_lib.method.scoring import perplexity
 
-ROWS = {"train": 10_000, "val": 5_000}  # tokens of each stream that are decoded, from its start
-UNTRAINED_STDS = (CONTEXT_WEIGHT_STD, 0.01)  # of the weights of the untrained blocks
-TOLERANCE = 1e-5  # largest error of a component of their contexts
+ROWS = {"train": 10_000, "val": 5_000}  # tokens that are decoded from the start of each stream
+UNTRAINED_STDS = (CONTEXT_WEIGHT_STD, 0.01)  # standard deviations of the untrained blocks' weights
+TOLERANCE = 1e-5  # largest error of a component of the untrained blocks' contexts
 SPAN_R2 = 0.01  # a token counts as forgotten if R² is not above this
 NAMED_ROWS = 1024  # positions at which the token is named; enough for a share within 0.015
-STRENGTHS = torch.logspace(-6, 4, 41, dtype=torch.float64)  # of the ridge, in mean eigenvalues
-POSITIONS = 1024  # with a full window, at which other contexts are read
+STRENGTHS = torch.logspace(-6, 4, 41, dtype=torch.float64)  # strengths of the ridge, in mean eigenvalues
+POSITIONS = 1024  # number of positions with a full window at which other contexts are read
 
 
 class Stream(NamedTuple):
+    """A stream of tokens with the context after each."""
+
     contexts: Tensor  # float32 `[n, context_dim]`, after each token
     tokens: Tensor  # int64 `[n]`, rows of a table of embeddings
 
 
-def of_run(opened: OpenRun) -> dict[str, Any]:
-    """Compute `probe` of the summary on a run's caches: `encoded`, and of `other_contexts`."""
-    return encoded(opened.model, opened.caches) | other_contexts(opened.model, opened.caches["val"])
-
-
 @torch.no_grad()
 def encoded(model: ContextKV, caches: Mapping[str, StreamCache]) -> dict[str, Any]:
-    """Measure what cached contexts encode, on the CPU; of the model, only table and window are used.
+    """Measure on the CPU what cached contexts encode; only the model's table and window are used.
 
     Args:
-        caches: "train", to which regressions are fitted, and "val".
+        caches: by split; the regressions are fitted to "train" and evaluated on "val".
 
     Returns:
         `decodability`, a list of `{distance, r2, top1}`; `memory_span` in tokens; `window_share`, the share
-        of the window within some slot's memory span; `untrained`, these by standard deviation of the weights
-        of untrained blocks; `offsets` of the slots.
+        of the window that lies within some slot's memory span; `untrained`, the same values for untrained
+        blocks, by the standard deviation of their weights; `offsets`, those of the slots.
     """
     ids = [caches[split].ids[:-1][:rows].cpu() for split, rows in ROWS.items()]
     lengths = [len(stream) for stream in ids]
@@ -177,3 +178,9 @@ def other_contexts(model: ContextKV, cache: StreamCache) -> dict[str, Any]:
         ppl = perplexity(replaced.mean().item())
         changed[name] = {"ppl": ppl, "percent": 100 * (ratio - 1), "error": 100 * ratio * error}
     return {"positions": len(chosen), "changed": changed}
+
+
+if __name__ == "__main__":
+    for opened in map(ctxkv.open_run, sys.argv[1:]):
+        probed = encoded(opened.model, opened.caches) | other_contexts(opened.model, opened.caches["val"])
+        print(f"{opened.run.path}: {json.dumps(probed, indent=2)}")
