@@ -79,7 +79,7 @@ def test_a_record_stands_only_for_the_files_it_was_made_with(laboratory, tmp_pat
         ("caches/val_ctx.safetensors", delete, "contexts: recomputed, since"),
         ("checkpoint/context_block.safetensors", cut, "context_block.safetensors is damaged"),
         ("checkpoint/attention.safetensors", delete, "phase2: recomputed, since"),
-        ("checkpoint/phase2.json", delete, "its record is lost"),
+        ("checkpoint/phase2.json", delete, "record is lost"),
         ("checkpoint/contexts.json", flip, "contexts.json is damaged"),
         ("summary.json", flip, "summary.json is damaged"),
         ("figures/memory.png", delete, "Best epoch"),

@@ -1,0 +1,242 @@
+"""What a run is computed from: code, settings and texts, and what it takes from a run beside it."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import NearestTwo, local_experiment
+
+from ctxkv_lib import files
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.experiments import prepare, run
+from ctxkv_lib.files import PACKAGE, source_digest
+from ctxkv_lib.plugins import code_digest
+from ctxkv_lib.plugins.hooks import PlugIn
+from ctxkv_lib.report.info import describe_settings
+from ctxkv_lib.runs import inputs
+from ctxkv_lib.runs.inputs import Inputs, read_splits
+from ctxkv_lib.runs.names import run_folder_of
+from ctxkv_lib.runs.presets import build_config
+from ctxkv_lib.runs.stages import experiment_stages
+
+TRAINED = {"settings", "contexts", "phase2"}
+# The stages whose tables another value of a setting changes, beside that of the settings themselves.
+CHANGED_BY = {
+    "model": {"phase2"},
+    **dict.fromkeys(("model.context_dim", "model.hidden_size"), {"contexts", "phase2"}),
+    **dict.fromkeys(("phase1", "block"), {"contexts"}),
+    **dict.fromkeys(("phase2", "layer", "attention"), {"phase2"}),
+    **dict.fromkeys(("runtime.seed", "runtime.embedding_cache"), {"contexts"}),
+}
+
+
+def tables(config):
+    cpu = torch.device("cpu")
+    return {
+        stage.name: stage.made_from
+        for stage in experiment_stages(Inputs(config, read_splits(config), cpu, "fp32"))
+    }
+
+
+def another(config, row):
+    """The configuration with another value of a setting."""
+    value, is_number = row["value"], isinstance(row["value"], int | float)
+    values = (value + 1, 2 * value, value / 2, not value) if is_number else (*row["meanings"], "1")[::-1]
+    for candidate in values:
+        try:
+            if candidate != value:
+                return config.replace({row["setting"]: candidate})
+        except UserError:
+            continue
+    raise AssertionError(f"no other value of {row['setting']}")
+
+
+@pytest.mark.parametrize("recipe", ["exact", "tuned"])
+def test_every_setting_changes_the_stages_that_are_computed_with_it(recipe):
+    config = build_config("ci", recipe)
+    before = tables(config)
+    for row in describe_settings("ci", recipe):
+        setting, (group, _, _) = row["setting"], row["setting"].partition(".")
+        if (
+            group == "data" or setting == "model.hidden_size"
+        ):  # the texts and the token table count themselves
+            continue
+        after = tables(another(config, row))
+        expected = {"settings"} | (CHANGED_BY.get(setting) or CHANGED_BY.get(group) or set())
+        assert {name for name in before if before[name] != after[name]} == expected, setting
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of the package, whose code counts in the place of this one's."""
+    path = shutil.copytree(PACKAGE, tmp_path / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    for module in (files, code_digest, inputs):
+        monkeypatch.setattr(module, "PACKAGE", path)
+    source_digest.cache_clear()
+    yield path
+    source_digest.cache_clear()
+
+
+def test_code_counts_without_docstrings_comments_and_layout(package):
+    path = package / "method" / "oacd.py"
+    before = inputs.result_code()
+    code = re.sub(r'"""(?=[A-Z])', '"""Now: ', path.read_text(encoding="utf-8"))
+    path.write_text(code.replace("  # ", "  # now: ").replace("\n\n", "\n"), encoding="utf-8")
+    source_digest.cache_clear()
+    assert inputs.result_code() == before
+
+
+@pytest.mark.parametrize(
+    ("module", "counts"),
+    [
+        ("method/oacd", True),
+        ("method/scoring", True),
+        ("data/tokens", True),
+        ("runs/stages", True),
+        ("runs/build", True),
+        ("method/reference", False),
+        ("method/modeling", False),
+        ("method/memory", False),
+        ("runs/folder", False),
+        ("runs/driver", False),
+        ("report/tables", False),
+        ("measure/ngrams", False),
+        ("files", False),
+    ],
+)
+def test_only_code_that_computes_results_counts(package, module, counts):
+    before = inputs.result_code()
+    with (package / f"{module}.py").open("a") as file:
+        file.write("NUMBER = 1\n")
+    source_digest.cache_clear()
+    assert (inputs.result_code() != before) == counts
+
+
+MINE = """
+from torch import nn
+from .method.model import ContextBlock
+class Mine(ContextBlock):
+    def forward(self, contexts, inputs):
+        return super().forward(0.5 * contexts, inputs - SHARE * inputs.mean(dim=0))
+SHARE = 0
+"""
+
+
+def test_a_class_in_a_file_of_the_package_counts_and_is_tried(package, tiny_config, tmp_path, monkeypatch):
+    import ctxkv_lib
+
+    monkeypatch.setattr(ctxkv_lib, "__path__", [*ctxkv_lib.__path__, str(package)])
+    name, digests = "ctxkv_lib.mine:Mine", []
+    for source in (MINE, MINE + "# words\n", MINE.replace("0.5", "0.6")):
+        (package / "mine.py").write_text(source)
+        source_digest.cache_clear()
+        digests.append(PlugIn.of(name).code)
+    assert digests[0] == digests[1] != digests[2]
+    monkeypatch.setattr("ctxkv_lib.mine.SHARE", 1)
+    with pytest.raises(UserError, match=r"What ctxkv_lib\.mine:Mine returns in a row depends on other rows"):
+        prepare(tiny_config, tmp_path / "run", block=name)
+
+
+SPLITS = {"train": 0, "test": 8, "corpus": 10, "validation": 12}  # the first conversation, of `tiny_settings`
+
+
+def with_another(split, config, folder):
+    """The configuration with a file in which two conversations of a split are exchanged."""
+    lines = Path(config.data.path).read_text().splitlines()
+    first = SPLITS[split]
+    lines[first : first + 2] = reversed(lines[first : first + 2])
+    (folder / "other.jsonl").write_text("\n".join(lines))
+    return config.replace({"data.path": str(folder / "other.jsonl")})
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """A finished run, whose parts depend on all texts."""
+    folder = tmp_path_factory.mktemp("there")
+    settings = {"phase2.max_epochs": 1, "data.unigram": "corpus", "runtime.precision": "bf16"}
+    return run(build_config("ci", "exact", 8, local_experiment(folder) | settings), folder / "run")
+
+
+@pytest.fixture
+def copy(there, tmp_path):
+    return Path(shutil.copytree(there.path, tmp_path / "runs" / "there", copy_function=os.link))
+
+
+@pytest.mark.parametrize(
+    ("change", "is_taken"),
+    [
+        ("train", False),
+        ("validation", False),
+        ({"runtime.precision": "fp32"}, False),
+        ("test", True),
+        ("corpus", True),
+        ({"phase2.learning_rate": 0.5, "model.interval": 4}, True),
+        ({"attention": NearestTwo}, True),
+    ],
+    ids=str,
+)
+def test_a_run_takes_its_contexts_from_one_beside_it_if_they_are_the_same(
+    there, copy, tmp_path, capsys, change, is_taken
+):
+    config = there.config.replace(change) if isinstance(change, dict) else None
+    config = config or with_another(change, there.config, tmp_path)
+    prepare(config, copy.with_name("new"))
+    assert ("contexts: taken from there" in capsys.readouterr().err) == is_taken
+    prepare(config, tmp_path / "alone" / "new")
+    for name in (
+        "caches/train_ctx.safetensors",
+        "caches/val_ctx.safetensors",
+        "caches/train_emb.safetensors",
+    ):
+        assert (copy.with_name("new") / name).read_bytes() == (tmp_path / "alone/new" / name).read_bytes()
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_another_text_is_another_result(there, copy, tmp_path, split):
+    config, name = with_another(split, there.config, tmp_path), "training" if split == "train" else split
+    name = "token frequencies" if split == "corpus" else f"{name} text"
+    with pytest.raises(
+        UserError, match=f"holds a trained model, but the {name} differs; replace it with --again"
+    ):
+        run(config, copy)
+    changed = run(config, copy, again=True)
+    alone = run(config, tmp_path / "alone" / "run")
+    assert changed.summary["phase2"]["val_ppl"] == alone.summary["phase2"]["val_ppl"]
+    assert changed.summary["test"] == alone.summary["test"]
+
+
+def test_the_text_counts_and_not_where_it_lies(there, copy, tmp_path):
+    moved = Path(shutil.copy(there.config.data.path, tmp_path / "moved.jsonl"))
+    config = there.config.replace({"data.path": str(moved)})
+    assert run_folder_of(config) == run_folder_of(there.config)
+    assert run(config, copy).summary == there.summary
+
+
+def test_the_name_of_a_folder_says_what_was_changed(tmp_path, monkeypatch):
+    config = build_config("ci", samples=3)
+    name = run_folder_of(config).name
+    assert name == "ci-exact-3"
+    monkeypatch.setenv("CTXKV_RUNS", str(tmp_path / "runs"))  # is read at the call
+    assert run_folder_of(config) == tmp_path / "runs" / name
+    changed = run_folder_of(config.replace({"phase2.patience": 7})).name
+    assert changed.startswith("ci-exact-3-")
+    assert changed == run_folder_of(config.replace({"phase2.patience": "7"})).name
+
+
+def test_a_setting_that_is_new_has_its_default_and_one_that_is_not_known_is_of_another_version(copy):
+    from ctxkv_lib.runs.folder import RunFolder
+    from ctxkv_lib.runs.records import Record
+
+    folder = RunFolder.open(copy)
+    values = json.loads(json.dumps(folder.records["settings"].result))
+    del values["phase2"]["patience"]
+    folder.write("settings", Record({}, {}, values))
+    assert RunFolder.open(copy).config.phase2.patience == 3
+    values["phase2"]["momentum"] = 1
+    folder.write("settings", Record({}, {}, values))
+    with pytest.raises(UserError, match="another version of ctxkv_lib; use that version, or another folder"):
+        _ = RunFolder.open(copy).config
