@@ -40,8 +40,8 @@ def run(
         out: run folder; None takes `run_folder_of(config)`.
         listener: gets every metric in order; those of stages done earlier, too, with `"replayed": True`.
         again: replace a finished result of other code or data.
-        plugins: `block`, `loss`, `attention` or `mixer`: a class or function that replaces the method's, or
-            its name `module:Name`. docs/own-idea.md says what each is given and returns.
+        plugins: `block`, `loss` or `layer`: a class or function that replaces the method's, or its name
+            `module:Name`. docs/own-idea.md says what each is given and returns.
 
     Raises:
         UserError: bad input, an unreachable source, or a folder of another experiment.
@@ -75,8 +75,8 @@ def claimed_experiment(
     config = config.replace(plugins)
     for plugin in config.plugins.values():
         plugin.refuse_changed()
-    if ranks.world_size() > 1 and not config.has_contexts:
-        raise UserError("A mixer is trained in one process; start one.")
+    if ranks.world_size() > 1 and config.reads == "tokens":
+        raise UserError("A layer that reads tokens is trained in one process; start one.")
     device = choose_device(config.runtime.device)
     texts = read_splits(config)
     origin = {

@@ -21,12 +21,12 @@ MEASURES: dict[str, Callable[[OpenRun], dict[str, Any]]] = {"ngrams": ngrams.of_
 def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
     """Compute the missing measurements of a finished run, and write its summary and report anew.
 
-    A mixer has no contexts to probe, which is then left out.
+    The probe is left out if the layer reads tokens, since there are no contexts to probe.
 
     Raises:
         UserError: missing or damaged files; the user's own conversations have changed.
     """
-    wanted = [name for name in names if name != "probe" or run.config.has_contexts]
+    wanted = [name for name in names if name != "probe" or run.config.reads == "contexts"]
     with claimed(run.path, run.config, RunFolder.read(run.path).origin) as folder:
         keys = {name: stage_key(name, folder, {}) for name in wanted}
         missing = [name for name in wanted if not folder.finished(name, keys[name])]
@@ -49,14 +49,14 @@ def probe(run: Run | OpenRun) -> dict[str, Any]:
         run: finished, whose summary keeps it; or what `prepare` returns.
 
     Returns:
-        `probe` of a summary, without `positions` and `changed` where attention is not trained.
+        `probe` of a summary, without `positions` and `changed` where the layer is not trained.
 
     Raises:
-        UserError: a mixer, which has no contexts; and as `measure`.
+        UserError: the layer reads tokens, so there are no contexts; and as `measure`.
     """
     probed = run if isinstance(run, Run) else run.run
-    if not probed.config.has_contexts:
-        raise UserError(f"{probed.path} has a mixer instead of contexts to probe; it has n-grams.")
+    if probed.config.reads == "tokens":
+        raise UserError(f"The layer of {probed.path} reads tokens, so there are no contexts to probe.")
     if isinstance(run, Run):
         return {**measure(run, ["probe"]).summary["probe"]}
     with torch_state():

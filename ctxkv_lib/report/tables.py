@@ -25,7 +25,7 @@ SETTINGS: Rows = {
     "Commit": ("provenance.git_commit", ""),
     "Preset": ("config.preset", ""),
     "Recipe": ("config.recipe", ""),
-    **{f"Own {hook}": (f"config.{hook}.plugin", "") for hook in ("block", "loss", "attention", "mixer")},
+    **{f"Own {hook}": (f"config.{hook}.plugin", "") for hook in HOOKS},
     "Random seed": ("provenance.seed", ""),
     "Data": ("provenance.data.source", ""),
     "Token table": ("provenance.embeddings.table", ""),

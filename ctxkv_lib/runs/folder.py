@@ -11,7 +11,7 @@ The files, and who writes them:
 - `metrics.jsonl`: `Experiment.record` line by line; anew: `write_metrics`, when a phase begins and at the
   end;
 - `checkpoint/context_block.safetensors`, `caches/{train,val}_{ctx,emb}.safetensors`: `stages`, or `link`;
-- `checkpoint/attention.safetensors`, all that Phase 2 trains: `stages`; while it trains,
+- `checkpoint/layer.safetensors`, all that Phase 2 trains: `stages`; while it trains,
   `checkpoint/phase2.safetensors`: `saved_epochs`;
 - `model/`: `export.save_for_transformers`;
 - `summary.json`, `report.md`, `report.ja.md`, `figures/`, `model/README.md`: `experiments.write_results`;

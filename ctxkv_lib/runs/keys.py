@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .folder import RunFolder
 
 # `tuned`, since a user's part may be built on its parts; those themselves count as plug-ins.
-_BUILD = ("method.model", "method.tuned", "plugins.mixer", "runs.build", "runs.experiment", "runs.stages")
+_BUILD = ("method.block", "method.layer", "method.model", "method.tuned", "runs.build", "runs.experiment")
+_BUILD += ("runs.stages",)
 _CONTEXTS = (*_BUILD, "method.contexts", "method.oacd")
 _PHASE2_MODEL = ("method.caches", "method.copying", "method.losses", "method.windows")
 _SCORES = (*_PHASE2_MODEL, "method.scoring")
@@ -28,8 +29,11 @@ _TRAINING = ("method.optimizer", "method.phase2", "runs.saved_epochs", "data.coo
 _SAVED: tuple[str, ...] = (
     *_PHASE2_MODEL,
     "method.arguments",
+    "method.block",
     "method.config",
+    "method.contexts",
     "method.fields",
+    "method.layer",
     "method.model",
     "method.modeling",
 )
@@ -59,7 +63,7 @@ STAGES = {
     "phase1": Sources(  # not what only attention reads: window, heads
         settings=("model.context_dim", "model.hidden_size", "phase1", "runtime.seed"),
         inputs=("train text", "tokenizer", "token table"),
-        hooks=("block", "loss", "mixer"),
+        hooks=("block", "loss"),
         code=_CONTEXTS,
     ),
     "caches": Sources(
@@ -72,7 +76,7 @@ STAGES = {
         stages=("phase1",),
         settings=("model", "phase2", "runtime.embedding_cache"),
         inputs=("validation text", "precision", "log-frequencies"),
-        hooks=("attention", "mixer"),
+        hooks=("layer",),
         code=(*_CONTEXTS, *_SCORES, *_TRAINING),
     ),
     "model": Sources(stages=("phase2",), code=_SAVED),
@@ -106,6 +110,7 @@ def stage_key(name: str, folder: "RunFolder", inputs: Mapping[str, str]) -> str:
             "code": source_digest(*sources.code),
             "settings": settings,
             "inputs": [inputs[source] for source in sources.inputs],
+            "reads": folder.config.reads,
             "plugins": [plugin and plugin.to_dict() for plugin in plugins],
             "stages": [[stage.key, stage.files] for stage in stages],
         }

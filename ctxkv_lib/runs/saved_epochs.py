@@ -3,7 +3,7 @@
 A stopped training goes on from its last saved epoch to the same numbers, since each epoch's order and dropout
 depend on seed and epoch alone. A kill in Phase 2 leaves Phase 1, the caches and
 `checkpoint/phase2.safetensors` with the last saved epoch, if an epoch ended after the first minute. On the
-next run `stages.phase2_stage` makes a `RunLoop` with the stage's key, and `phase2.train_attention` calls its
+next run `stages.phase2_stage` makes a `RunLoop` with the stage's key, and `phase2.train_layer` calls its
 `restore`: a file of that key is restored and its metrics are passed on again, a damaged one is a notice, and
 any other is ignored. After the stage it is deleted.
 """

@@ -15,13 +15,12 @@ from .. import ranks
 from ..data.tokens import validation_stream
 from ..errors import UserError
 from ..files import remove, write_parts, write_tensors
-from ..method.caches import DTYPES, StreamCache, TokenCache
+from ..method.caches import DTYPES, Cache
 from ..method.contexts import contexts_by_passes, distinct_rows, exact_contexts
 from ..method.loop import Diverged
 from ..method.memory import mib, snapshot
-from ..method.model import project_inputs
 from ..method.oacd import UNTRAINED, train_context_block
-from ..method.phase2 import train_attention
+from ..method.phase2 import train_layer
 from ..method.scoring import effective_rank, perplexity, token_scores
 from ..plugins.checks import refuse_unsaved
 from ..progress import epochs_ahead, notice, say, stage
@@ -66,12 +65,12 @@ def _contexts_stages(experiment: Experiment) -> dict[str, Stage]:
 
 
 def _train_block(experiment: Experiment, generator: torch.Generator) -> Tensor | None:
-    """Run Phase 1, which a model without contexts does not have; return the last iteration's contexts."""
+    """Run Phase 1, which a model whose layer reads tokens does not have; return the last iteration's contexts."""
     folder, config = experiment.folder, experiment.config
     ids, model = _phase1_ids(experiment), experiment.model
     folder.write_metrics([])
     result, last, files, loop = UNTRAINED, None, [], RunLoop(experiment.record)
-    if model.has_contexts:
+    if model.context_block is not None:
         loss = config.plugins.get("loss")
         model.set_phase(1)
         model.train()
@@ -114,16 +113,16 @@ def _make_caches(experiment: Experiment, last: Tensor | None, generator: torch.G
     folder, model = experiment.folder, experiment.model
     path = folder.path / "caches"
     for split, ids in experiment.ids.items():
-        if model.has_contexts:
+        if model.context_block is not None:
             dtype = torch.float32 if split == "val" else DTYPES[experiment.precision]
             contexts = _stream_contexts(experiment, ids, last if split == "train" else None, generator)
             shape = (len(ids), experiment.config.model.context_dim)
             write_parts(path / f"{split}_ctx.safetensors", {"contexts": (dtype, shape, contexts)})
         write_parts(path / f"{split}_emb.safetensors", _token_tensors(experiment, ids))
     caches, rank = load_caches(path), None
-    if isinstance(validation := caches["val"], StreamCache):
+    if (contexts := caches["val"].contexts) is not None:
         draw = torch.Generator().manual_seed(experiment.config.runtime.seed)
-        rank = effective_rank(validation.contexts[1:], draw)
+        rank = effective_rank(contexts[1:], draw)
     summary = {
         "phase1": {"effective_rank": rank, "context_method": experiment.config.phase1.context_method},
         "tokens": {split: len(ids) for split, ids in experiment.ids.items()},
@@ -139,7 +138,7 @@ def _stream_contexts(
     """Compute the padded contexts of a stream, `[n + 1, context_dim]` in all, part by part."""
     model, config = experiment.model, experiment.config.phase1
     embeddings, tokens = distinct_rows(model, ids[:-1])
-    inputs = project_inputs(model.context_block, embeddings)
+    inputs = model.context_block.project_inputs(embeddings)
     if config.context_method == "passes":
         yield _finite(contexts_by_passes(model.context_block, inputs, tokens, config, generator, last))
         return
@@ -163,7 +162,7 @@ def _finite(contexts: Tensor) -> Tensor:
 def _token_tensors(experiment: Experiment, ids: Tensor) -> dict[str, Any]:
     """Return what a stream's `emb` file holds: token ids and, with the dense layout, their embeddings."""
     tensors: dict[str, Any] = {"ids": (torch.int32, (len(ids),), [ids])}
-    if experiment.config.runtime.embedding_cache == "dense" and experiment.model.has_contexts:
+    if experiment.config.runtime.embedding_cache == "dense" and experiment.model.context_block is not None:
         parts = ids[:-1].split(EMBEDDED_TOKENS)
         rows = (experiment.model.embed(part.to(experiment.device).int()) for part in parts)
         shape = (len(ids) - 1, experiment.config.model.hidden_size)
@@ -171,16 +170,16 @@ def _token_tensors(experiment: Experiment, ids: Tensor) -> dict[str, Any]:
     return tensors
 
 
-def _sizes_mib(caches: dict[str, TokenCache]) -> dict[str, float]:
+def _sizes_mib(caches: dict[str, Cache]) -> dict[str, float]:
     """Return the MiB that contexts and embeddings (or ids) of each stream take."""
     sizes = dict[str, int]()
     for split, cache in caches.items():
-        contexts = cache.contexts.nbytes if isinstance(cache, StreamCache) else 0
+        contexts = 0 if cache.contexts is None else cache.contexts.nbytes
         sizes |= {f"{split}_ctx": contexts, f"{split}_emb": cache.nbytes - contexts}
     return {name: mib(size) for name, size in {**sizes, "total": sum(sizes.values())}.items()}
 
 
-def load_streams(experiment: Experiment) -> tuple[dict[str, TokenCache], str]:
+def load_streams(experiment: Experiment) -> tuple[dict[str, Cache], str]:
     """Load the ContextBlock; return both streams as Phase 2 reads them, and where they are, in words."""
     load_block(experiment.model, experiment.folder.path)
     caches, placement = place_caches(load_caches(experiment.folder.path / "caches"), experiment.device)
@@ -195,11 +194,11 @@ def phase2_stage(experiment: Experiment) -> None:
         notice("Phase 2 finished: reused.")
         experiment.replay(finished)
     else:
-        _train_attention(experiment, RunLoop(experiment.record, saved, experiment.key("phase2")))
+        _train_layer(experiment, RunLoop(experiment.record, saved, experiment.key("phase2")))
     ranks.on_rank_0(lambda: remove(saved))  # after the record, also that of a run that was killed between
 
 
-def _train_attention(experiment: Experiment, loop: RunLoop) -> None:
+def _train_layer(experiment: Experiment, loop: RunLoop) -> None:
     """Run Phase 2, in all processes; `loop` has its key."""
     folder, config, model = experiment.folder, experiment.config, experiment.model
     streams, placement = load_streams(experiment)
@@ -214,8 +213,8 @@ def _train_attention(experiment: Experiment, loop: RunLoop) -> None:
 
     loop.tell = tell
     torch.manual_seed(config.runtime.seed)  # in each process, and whether Phase 1 was reused or not
-    model.init_attention(_phase1_ids(experiment), config.phase1)
-    result = train_attention(
+    model.init_layer(_phase1_ids(experiment), config.phase1)
+    result = train_layer(
         model,
         train,
         streams["val"],
@@ -226,18 +225,18 @@ def _train_attention(experiment: Experiment, loop: RunLoop) -> None:
     )
     summary = {
         "parameters": parameter_counts(model),
-        "offsets": model.slot_offsets,
+        "offsets": model.window.offsets,
         "stop_reason": result.stop_reason,
         "provenance": provenance(experiment, placement),
         "memory": [prepared],
     }
 
     def finish() -> None:
-        weights = folder.path / "checkpoint" / "attention.safetensors"
-        buffers = {f"attention.{name}": buffer for name, buffer in model.attention.named_buffers()}
+        weights = folder.path / "checkpoint" / "layer.safetensors"
+        buffers = {f"layer.{name}": buffer for name, buffer in model.layer.named_buffers()}
         write_tensors(weights, {**buffers, **model.trained_weights()})
         if config.has_own_parts:
-            loaded = experiment.new_model()
+            loaded = experiment.new_model(other_seed=True)
             load_weights(loaded, folder.path)
             refuse_unsaved(model, loaded, streams["val"])
         folder.finish("phase2", loop.key, [weights], summary, loop.metrics)
@@ -274,11 +273,11 @@ def _test_result(experiment: Experiment) -> dict[str, Any]:
     if not len(texts) or len((stream := validation_stream(texts, experiment.tokenizer)).ids) < 2:
         return {}
     load_weights(model, experiment.folder.path)
-    cache = TokenCache(stream.ids.int().to(device))
-    if model.has_contexts:  # computed as those of validation
+    cache = Cache(stream.ids.int().to(device))
+    if model.context_block is not None:  # contexts are computed as those of validation
         generator = torch.Generator(device).manual_seed(experiment.config.runtime.seed)
         contexts = torch.cat([*_stream_contexts(experiment, stream.ids, None, generator)])
-        cache = StreamCache(cache.ids, contexts)
+        cache = Cache(cache.ids, contexts)
     losses, correct = token_scores(model, cache, torch.arange(len(cache)))
     parts = losses.tensor_split((stream.starts[1:] - 1).clamp(min=0).cpu())  # from the second token on
     return {
