@@ -115,7 +115,7 @@ def _stages(config: ExperimentConfig, epochs: list[dict[str, Any]], gpu: bool) -
         },
         "phase2": {
             "parameters": parameter_counts(model),
-            "offsets": model.slot_offsets,
+            "offsets": model.window.offsets,
             "stop_reason": "early_stopping" if early else "max_epochs",
             "memory": [memory("phase 2 prepared", 2.8, 0.5)],
             "provenance": {

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..plugins.hooks import HOOKS
 from ..runs.config import differing_settings
 from ..runs.names import FEW_RUNS, run_names
 from ..runs.published import PUBLISHED, published_samples

@@ -46,7 +46,7 @@ class Target:
         return 0
 
 
-IDEAS = {"block": GatedBlock, "loss": squared, "attention": NearestTwo, "mixer": PreviousToken}
+IDEAS = {"block": GatedBlock, "loss": squared, "layer": NearestTwo, "layer": PreviousToken}
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ class Drawn(NearestTwo):
 
 @pytest.mark.slow
 def test_an_init_after_phase_1_draws_the_same_whether_phase_1_was_reused_or_not(config, tmp_path):
-    whole = run(config, tmp_path / "whole" / "run", attention=Drawn)
+    whole = run(config, tmp_path / "whole" / "run", layer=Drawn)
     prepare(whole.config, tmp_path / "stopped" / "run")
     again = run(whole.config, tmp_path / "stopped" / "run")
     assert again.summary["phase2"]["val_ppl"] == whole.summary["phase2"]["val_ppl"]

@@ -58,7 +58,7 @@ def test_a_killed_run_ends_with_the_numbers_of_an_undisturbed_one(laboratory, tm
 def test_a_record_stands_only_for_the_files_it_was_made_with(laboratory, tmp_path):
     """Begun from one text, overwritten from another but not recorded, then the first text again."""
     out = tmp_path / "run"
-    laboratory.killed_at(out, laboratory.after("checkpoint/attention.safetensors") - 1)
+    laboratory.killed_at(out, laboratory.after("checkpoint/layer.safetensors") - 1)
     write_conversations(laboratory.data, 16, seed=1)
     killed = laboratory.killed_at(out, laboratory.after("caches/val_emb.safetensors"))
     write_conversations(laboratory.data, 16)
@@ -72,7 +72,7 @@ def test_a_record_stands_only_for_the_files_it_was_made_with(laboratory, tmp_pat
         ("caches/train_emb.safetensors", flip, "train_emb.safetensors is damaged: caches is made again"),
         ("caches/val_ctx.safetensors", delete, "val_ctx.safetensors is missing: caches is made again"),
         ("checkpoint/context_block.safetensors", cut, "context_block.safetensors is damaged: phase1 is made"),
-        ("checkpoint/attention.safetensors", swap, "attention.safetensors is damaged: phase2 is made again"),
+        ("checkpoint/layer.safetensors", swap, "layer.safetensors is damaged: phase2 is made again"),
         ("summary.json", cut, "summary.json is damaged: results is made again"),
         ("figures/memory.png", delete, "Best epoch"),
     ],

@@ -76,7 +76,7 @@ def test_contexts_are_probed_before_attention_is_trained(tiny_config, tmp_path):
     assert measured["decodability"][0]["distance"] == 0
     assert "changed" not in measured
     with pytest.raises(UserError, match="a mixer instead of contexts to probe"):
-        ctxkv_lib.probe(prepare(tiny_config, tmp_path / "mixer", mixer=PreviousToken))
+        ctxkv_lib.probe(prepare(tiny_config, tmp_path / "mixer", layer=PreviousToken))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_contexts_are_probed_before_attention_is_trained(tiny_config, tmp_path):
     [
         ("test", 8, {}, measure),
         ("corpus", 10, {}, measure),
-        ("corpus", 10, {"mixer": PreviousToken}, open_run),
+        ("corpus", 10, {"layer": PreviousToken}, open_run),
     ],
 )
 def test_a_run_is_not_used_with_other_conversations(tiny_config, tmp_path, split, first, parts, use):

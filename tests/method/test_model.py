@@ -6,14 +6,13 @@ import torch.nn.functional as F
 from conftest import TINY, NearestTwo, cloned, tiny_ids, tiny_method, tiny_stream
 
 from ctxkv_lib.method import reference
-from ctxkv_lib.method.caches import StreamCache
-from ctxkv_lib.method.model import Parts
+from ctxkv_lib.method.caches import Cache
 from ctxkv_lib.runs.build import parameter_counts
 
 
 def double_stream(count):
     stream = tiny_stream(count)
-    return StreamCache(stream.ids, stream.contexts.double())
+    return Cache(stream.ids, stream.contexts.double())
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -40,7 +39,7 @@ def test_logits_and_gradients_equal_the_reference(kv_method, dropout):
 
 
 def test_a_users_attention_says_its_slots_and_is_what_phase_2_trains():
-    model, cache = tiny_method(Parts(attention=NearestTwo)).double(), double_stream(9)
+    model, cache = tiny_method(layer=NearestTwo).double(), double_stream(9)
     assert parameter_counts(model)["trainable_phase2"] == 24 * 16 + 24
     hidden, weights = cache.attend(model, torch.tensor([0, 5]))
     assert weights is None
@@ -49,7 +48,7 @@ def test_a_users_attention_says_its_slots_and_is_what_phase_2_trains():
 
 
 def test_log_frequencies_and_the_bias_of_the_current_token_are_in_logits_and_losses():
-    model = tiny_method(Parts(attention=NearestTwo), has_unigram=True)
+    model = tiny_method(layer=NearestTwo, has_unigram=True)
     bias, read, targets = torch.randn(TINY["vocab_size"]), tiny_ids(6), tiny_ids(6, seed=1)
     model.load_table(model.wte.weight.detach().clone(), bias)
     hidden = torch.randn(6, TINY["hidden_size"])

@@ -10,16 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.caches import Cache
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
-from ctxkv_lib.method.model import Parts, project_inputs
 from ctxkv_lib.method.modeling import CACHE_NAME, ContextKVForCausalLM
 
 
 def copying(weight):
     """The tiny model's parts, with attention that copies."""
     own = {"copy_weight": weight, "copy_sharpness": 5.0}
-    return {"parts": {"attention": {"name": "SlotAttention", "settings": own}}}
+    return {"parts": {"attention": {"name": "SlotLayer", "settings": own}}}
 
 
 MODELS = {"fixed": {}, "variable": {"kv_method": "variable"}, "copies": copying(0.4)}
@@ -39,9 +38,9 @@ def read_in_chunks(model, ids, cuts, mask):
 def exact_cache(model, ids):
     """One stream as Phase 2 has it."""
     embeddings, tokens = distinct_rows(model, ids)
-    inputs = project_inputs(model.context_block, embeddings)
+    inputs = model.context_block.project_inputs(embeddings)
     contexts = exact_contexts(model.context_block, inputs, tokens, tolerance=1e-6)
-    return StreamCache(torch.cat([ids, ids[:1]]).int(), contexts)
+    return Cache(torch.cat([ids, ids[:1]]).int(), contexts)
 
 
 def phase2_logits(model, ids):
@@ -271,7 +270,7 @@ REFUSED = {
     "few_labels": (lambda m: m(ONE, labels=ONE[:, :5]), r"labels\.shape is \(1, 5\); allowed: \(1, 6\)"),
     "other_batch": (lambda m: m(ONE.expand(2, 6), **{CACHE_NAME: m(ONE)[CACHE_NAME]}), "is 1; allowed: 2"),
     "no_weights": (
-        lambda _: ContextKVForCausalLM.of(tiny_method(Parts(attention=NearestTwo)))(
+        lambda _: ContextKVForCausalLM.of(tiny_method(layer=NearestTwo))(
             ONE, output_attentions=True
         ),
         "output_attentions is True; allowed: False, as this attention returns none",

@@ -10,7 +10,6 @@ import torch
 from conftest import TUNED, NearestTwo, in_python, tiny_ids, tiny_method, tiny_model
 from safetensors.torch import load_file, save_file
 
-from ctxkv_lib.method.model import Parts
 from ctxkv_lib.method.modeling import ContextKVForCausalLM
 
 MINE = """
@@ -126,7 +125,7 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path):
     class Inner(NearestTwo):
         pass
 
-    model = ContextKVForCausalLM.of(tiny_method(Parts(attention=Inner)), {"attention": {}})
+    model = ContextKVForCausalLM.of(tiny_method(layer=Inner), {"attention": {}})
     with pytest.raises(ValueError, match="a part of the model is 'Inner'; allowed: a class of a module"):
         model.save_pretrained(tmp_path)
     model = tiny_model()

@@ -11,7 +11,7 @@ from ctxkv_lib.method import caches, phase2, reference
 from ctxkv_lib.method.caches import epoch_seed
 from ctxkv_lib.method.config import Phase2Config
 from ctxkv_lib.method.loop import Diverged, Loop
-from ctxkv_lib.method.phase2 import train_attention
+from ctxkv_lib.method.phase2 import train_layer
 from ctxkv_lib.method.scoring import evaluate, perplexity
 
 SEED = 3
@@ -22,7 +22,7 @@ CONFIG = Phase2Config(max_epochs=3, batch_size=100, patience=3)
 def train(config=CONFIG, model=None, loop=None, precision="fp32"):
     """Model, epochs without times, and stop reason."""
     model = model or tiny_method(attention_dropout=0.1)
-    result = train_attention(model, TRAIN, VAL, config, SEED, precision, loop)
+    result = train_layer(model, TRAIN, VAL, config, SEED, precision, loop)
     epochs = [{k: v for k, v in e.items() if k not in ("seconds", "memory")} for e in result.epochs]
     return model, epochs, result.stop_reason
 

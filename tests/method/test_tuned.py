@@ -11,14 +11,13 @@ from conftest import TINY, tiny_method
 from ctxkv_lib.method import tuned
 from ctxkv_lib.method.config import ModelConfig, Phase1Config
 from ctxkv_lib.method.contexts import exact_contexts
-from ctxkv_lib.method.model import Parts
-from ctxkv_lib.method.tuned import SlotAttention, StructuredBlock, geometric_offsets
+from ctxkv_lib.method.tuned import SlotLayer, StructuredBlock, geometric_offsets
 
 
 def tiny_model(shapes=None, **attention):
     parts = Parts(
         partial(StructuredBlock, settings=StructuredBlock.Settings()),
-        partial(SlotAttention, settings=SlotAttention.Settings(**attention)),
+        partial(SlotLayer, settings=SlotLayer.Settings(**attention)),
     )
     return tiny_method(parts, **(shapes or {}))
 

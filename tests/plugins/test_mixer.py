@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import SHAPES, TINY, PreviousToken, tiny_ids
 
-from ctxkv_lib.method.caches import TokenCache
+from ctxkv_lib.method.caches import Cache
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.plugins import mixer
 from ctxkv_lib.plugins.mixer import MixerModel
@@ -29,7 +29,7 @@ def test_rows_give_what_the_whole_stream_gives(first, training, monkeypatch):
     model = MixerModel(ModelConfig(**SHAPES), TwoBefore, TINY["vocab_size"], False).train(training)
     ids = tiny_ids(40).int()
     positions = torch.tensor([*range(first, first + 6), 20, *range(30, 39)])
-    batch = TokenCache(ids).batch(positions, model)
+    batch = Cache(ids).batch(positions, model)
     whole = model.attention(model.embed(ids[None]), 0)[0]
     torch.testing.assert_close(batch.attend(model)[0], whole[positions])
     assert torch.equal(batch.tokens, ids[positions])

@@ -191,7 +191,7 @@ def test_a_class_in_a_file_of_the_package_counts_and_is_tried(package, tiny_conf
         prepare(tiny_config, tmp_path / "run", block=name)
 
 
-FUNCTIONS = ("_train_block", "_make_caches", "_train_attention", "model_stage", "test_stage")
+FUNCTIONS = ("_train_block", "_make_caches", "_train_layer", "model_stage", "test_stage")
 STARTS = {name: ("runs.stages", function) for name, function in zip(ALL, FUNCTIONS, strict=True)}
 STARTS |= {name: (f"measure.{name}", "of_run") for name in MEASUREMENTS}
 REASONS = {
@@ -300,7 +300,7 @@ def copy(there, tmp_path):
         ("test", ["phase1", "caches"]),
         ("corpus", ["phase1", "caches"]),
         ({"phase2.learning_rate": 0.5, "model.interval": 4}, ["phase1", "caches"]),
-        ({"attention": NearestTwo}, ["phase1", "caches"]),
+        ({"layer": NearestTwo}, ["phase1", "caches"]),
     ],
     ids=str,
 )
