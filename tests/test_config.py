@@ -18,11 +18,11 @@ def test_config_survives_its_dictionary(preset, recipe):
 def test_a_plug_in_has_its_own_settings_and_a_mixer_takes_the_place_of_contexts():
     tuned = build_config("offline", "tuned", settings={"layer.layer_dropout": "0.3"})
     tuned = tuned.replace({"layer.copy_weight": 0.1})  # keeps the other settings
-    assert tuned.plugins["attention"].settings["layer_dropout"] == 0.3
-    plain = tuned.replace({"attention": "null", "block": None})
+    assert tuned.plugins["layer"].settings["layer_dropout"] == 0.3
+    plain = tuned.replace({"layer": "null", "block": None})
     assert plain.plugins == {}
-    mixed = tuned.replace({"mixer": "plugins:GRU", "mixer.input_dropout": 0.1})
-    assert {*mixed.plugins} == {"mixer"}
+    mixed = tuned.replace({"layer": "plugins:GRU", "layer.input_dropout": 0.1})
+    assert {*mixed.plugins} == {"layer"}
     assert config_from_dict(mixed.to_dict()) == mixed
     with pytest.raises(UserError, match="loss does not go with it"):
         mixed.replace({"loss": "ctxkv_lib.method.oacd:oacd_loss"})

@@ -72,7 +72,7 @@ def test_an_idea_is_trained_named_wherever_its_run_is_and_reused(hook, plain, tm
     assert f"{hook} {IDEAS[hook].__name__}" in run_names([plain, made])[1]
     assert IDEAS[hook].__name__ in run_folder_of(made.config).name
     assert run(plain.config, made.path, **{hook: IDEAS[hook]}).summary == made.summary
-    if hook in ("attention", "mixer"):
+    if hook in ("layer", "mixer"):
         with pytest.raises(UserError, match="returns no attention weights to look at"):
             explore_window(made, 3)
     if hook != "mixer":
@@ -117,7 +117,7 @@ def test_a_module_may_hold_a_loss_that_is_an_object(config, own_module):
 
 MY_IDEAS = """
 from dataclasses import dataclass
-from ctxkv_lib.method.model import ContextBlock
+from ctxkv_lib.method.block import ContextBlock
 FACTOR = 0.9
 class Mine(ContextBlock):
     @dataclass
@@ -179,7 +179,7 @@ def test_contexts_are_those_of_the_block_that_is_opened_later(config, tmp_path):
 
 
 class Drawn(NearestTwo):
-    def init_from_block(self, block):
+    def init_weights(self, embeddings, tokens, config):
         torch.nn.init.normal_(self.out.weight, std=0.05)
 
 
@@ -226,7 +226,7 @@ class LaterOther(NearestTwo):
         return super().forward(embeddings, window, present) * (1 + (self.steps > 3))
 
 
-@pytest.mark.parametrize(("hook", "part"), [("block", Remembering), ("attention", LaterOther)])
+@pytest.mark.parametrize(("hook", "part"), [("block", Remembering), ("layer", LaterOther)])
 def test_what_is_not_saved_is_not_trained_in_silence(config, tmp_path, hook, part):
     with pytest.raises(UserError, match="computes something else than what is saved of it; keep all"):
         run(config, tmp_path / "run", **{hook: part})
@@ -255,7 +255,7 @@ class Buffered(NearestTwo):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("hook", "part"), [("attention", Drawing), ("block", Tied), ("attention", Buffered)])
+@pytest.mark.parametrize(("hook", "part"), [("block", Tied), ("layer", Buffered)])
 def test_what_draws_or_transformers_cannot_save_trains_and_generates(config, tmp_path, hook, part):
     made = run(config, tmp_path / "run", **{hook: part})
     assert generate_text(made, "tea", max_new_tokens=2, temperature=0).startswith("tea")

@@ -16,7 +16,7 @@ from ctxkv_lib.method.phase2 import train_layer, train_step
 
 pytestmark = pytest.mark.usefixtures("gpu")
 PLACES = (torch.device("cuda"), torch.device("cpu"))
-COPIES = {"attention": {"name": "SlotLayer", "settings": {"copy_weight": 0.3}}}
+COPIES = {"layer": {"name": "SlotLayer", "settings": {"copy_weight": 0.3}}}
 
 
 def test_phase_1_and_exact_contexts_are_those_of_a_cpu():
@@ -75,7 +75,7 @@ def test_a_step_of_phase_2_waits_for_nothing(waits):
     order = torch.arange(128, device="cuda")
     model.window.rows(order)  # which moves the offsets to the GPU, once
     before = waits()
-    for batch in cache.batches(order, 32, model):
+    for batch in model.batches(cache, order, 32):
         total += train_step(model, table, stepper, Loop(), batch, 32)
     assert waits() == before
 

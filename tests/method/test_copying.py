@@ -17,7 +17,7 @@ def model_that_copies(weight, sharpness):
 
 def mixture(model, stream, position, weight, sharpness):
     """The probabilities of the next token at one position."""
-    hidden, _ = stream.attend(model, torch.tensor([position]))
+    hidden, _ = model.read(model.batch(stream, torch.tensor([position])))
     found = model.logits(hidden, stream.ids[[position]])[0].softmax(dim=0)
     contexts = stream.contexts[1:]
     votes = {

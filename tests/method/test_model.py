@@ -25,7 +25,7 @@ def test_logits_and_gradients_equal_the_reference(kv_method, dropout):
     reference.trainable(p, ("attention.", "feed_forward."))
 
     torch.manual_seed(3)
-    found = model.logits(cache.attend(model, positions)[0], cache.ids[positions])
+    found = model.logits(model.read(model.batch(cache, positions))[0], cache.ids[positions])
     (found * direction).sum().backward()
     torch.manual_seed(3)
     ids, contexts = cache.ids.long(), cache.contexts[1:]
@@ -34,17 +34,19 @@ def test_logits_and_gradients_equal_the_reference(kv_method, dropout):
 
     torch.testing.assert_close(found, expected)
     for name, weight in model.trained_weights().items():
-        torch.testing.assert_close(weight.grad, p[name].grad, msg=name)
-    assert {name for name, tensor in p.items() if tensor.grad is not None} == {*model.trained_weights()}
+        torch.testing.assert_close(weight.grad, p[name.removeprefix("layer.")].grad, msg=name)
+    assert {name for name, tensor in p.items() if tensor.grad is not None} == {
+        name.removeprefix("layer.") for name in model.trained_weights()
+    }
 
 
 def test_a_users_attention_says_its_slots_and_is_what_phase_2_trains():
     model, cache = tiny_method(layer=NearestTwo).double(), double_stream(9)
     assert parameter_counts(model)["trainable_phase2"] == 24 * 16 + 24
-    hidden, weights = cache.attend(model, torch.tensor([0, 5]))
+    hidden, weights = model.read(model.batch(cache, torch.tensor([0, 5])))
     assert weights is None
     seen = torch.stack([cache.contexts[1] / 2, (cache.contexts[6] + cache.contexts[5]) / 2])
-    torch.testing.assert_close(hidden, model.embed(cache.ids[[0, 5]]) + model.attention.out(seen))
+    torch.testing.assert_close(hidden, model.embed(cache.ids[[0, 5]]) + model.layer.out(seen))
 
 
 def test_log_frequencies_and_the_bias_of_the_current_token_are_in_logits_and_losses():

@@ -18,7 +18,7 @@ from ctxkv_lib.method.modeling import CACHE_NAME, ContextKVForCausalLM
 def copying(weight):
     """The tiny model's parts, with attention that copies."""
     own = {"copy_weight": weight, "copy_sharpness": 5.0}
-    return {"parts": {"attention": {"name": "SlotLayer", "settings": own}}}
+    return {"parts": {"layer": {"name": "SlotLayer", "settings": own}}}
 
 
 MODELS = {"fixed": {}, "variable": {"kv_method": "variable"}, "copies": copying(0.4)}
@@ -44,7 +44,7 @@ def exact_cache(model, ids):
 
 
 def phase2_logits(model, ids):
-    (batch,) = exact_cache(model, ids).batches(torch.arange(len(ids)), len(ids), model)
+    (batch,) = model.batches(exact_cache(model, ids), torch.arange(len(ids)), len(ids))
     return batch.logits(model)
 
 
@@ -136,7 +136,7 @@ def test_a_cache_is_of_constant_size_and_may_be_repeated_and_passed_on(shape):
     assert torch.equal(model(ids, **{CACHE_NAME: DynamicCache()}).logits, model(ids).logits)
 
 
-@pytest.mark.parametrize(("phase", "trained"), [(1, {"context_block"}), (2, {"attention", "feed_forward"})])
+@pytest.mark.parametrize(("phase", "trained"), [(1, {"context_block"}), (2, {"layer"})])
 def test_only_the_phase_gets_gradients(phase, trained):
     model, ids = tiny_model(), tiny_ids(20)[None]
     model.model.set_phase(phase)
@@ -145,7 +145,7 @@ def test_only_the_phase_gets_gradients(phase, trained):
     assert {name.split(".")[0] for name in gradients} == trained
     assert all(gradient is not None for gradient in gradients.values())  # else a distributed wrapper stops
     zero = {name for name, gradient in gradients.items() if not gradient.any()}
-    assert zero == ({"attention.k.bias"} if phase == 2 else set())  # it cannot change the softmax
+    assert zero == ({"layer.attention.k.bias"} if phase == 2 else set())  # it cannot change the softmax
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 
 
@@ -209,7 +209,7 @@ def test_hidden_states_and_attentions_are_those_of_each_slot(shape, monkeypatch)
         torch.testing.assert_close(embeddings, model.model.embed(ids))
         for text, tokens in enumerate(ids):
             cache = exact_cache(model.model, tokens)
-            expected_hidden, expected_weights = cache.attend(model.model, torch.arange(len(tokens)))
+            expected_hidden, expected_weights = model.model.read(model.model.batch(cache, torch.arange(len(tokens))))
             torch.testing.assert_close(hidden[text], expected_hidden, atol=1e-4, rtol=0)
             torch.testing.assert_close(weights[text].transpose(0, 1), expected_weights, atol=1e-4, rtol=0)
 
@@ -273,7 +273,7 @@ REFUSED = {
         lambda _: ContextKVForCausalLM.of(tiny_method(layer=NearestTwo))(
             ONE, output_attentions=True
         ),
-        "output_attentions is True; allowed: False, as this attention returns none",
+        "output_attentions is True; allowed: False, as this layer returns none",
     ),
     "on_the_disk": (lambda m: reloaded(m, device_map={"": "disk"}), "device_map"),
     "tuple": (lambda m: m(ONE, **{CACHE_NAME: filled()}), "is 'DynamicCache'; allowed: .*ContextCache"),

@@ -32,7 +32,7 @@ DATA = "data.samples data.table data.neighbours data.row_length data.corpus_samp
 CHANGED_BY = {
     **dict.fromkeys(f"model.context_dim model.hidden_size phase1 block runtime.seed {DATA}".split(), ALL),
     **dict.fromkeys(("runtime.precision", "runtime.embedding_cache", "data.validation_samples"), FROM_CACHES),
-    **dict.fromkeys(("model", "phase2", "attention", "data.unigram"), FROM_PHASE2),
+    **dict.fromkeys(("model", "phase2", "layer", "data.unigram"), FROM_PHASE2),
     "data.test_samples": TEST,
 }
 UNCOUNTED = {
@@ -46,7 +46,7 @@ INPUTS = {
     "log-frequencies": FROM_PHASE2,
     "test text": TEST,
 }
-PLUGGED = {"block": ALL, "loss": ALL, "mixer": ALL, "attention": FROM_PHASE2}
+PLUGGED = {"block": ALL, "loss": ALL, "layer": FROM_PHASE2}
 
 
 def inputs_of(config):
@@ -316,7 +316,7 @@ def test_a_run_takes_what_it_may_from_one_beside_it(there, copy, tmp_path, capsy
 
 
 KEPT = {"train": set(), "validation": {"context_block"}, "corpus": {"context_block"}}
-KEPT["test"] = {"context_block", "attention"}
+KEPT["test"] = {"context_block", "layer"}
 
 
 @pytest.mark.parametrize(("split", "kept"), KEPT.items(), ids=KEPT)

@@ -55,10 +55,10 @@ def test_attention_with_other_options_trains(slot_bias, residual):
 
 def test_chunked_attention_is_trained_on_consecutive_positions():
     model = ctxkv.ContextKV(
-        CONFIG, 30, parts=Parts(attention=lambda c: plugins.Chunked(c, plugins.Chunked.Settings()))
+        CONFIG, 30, layer=lambda c: plugins.Chunked(c, plugins.Chunked.Settings())
     )
     stream = Cache(torch.arange(301), torch.zeros(301, 16))
-    order = stream.epoch_order(0, 1, model.chunk)
+    order = epoch_order(len(stream), 0, 1, model.window.chunk)
     assert sorted(order.tolist()) == [*range(300)]
     assert (order.diff() != 1).sum() <= 5  # between chunks of 64
 
