@@ -15,17 +15,19 @@ def test_config_survives_its_dictionary(preset, recipe):
     assert config.phase2.batch_size == 64
 
 
-def test_a_plug_in_has_its_own_settings_and_a_mixer_takes_the_place_of_contexts():
+def test_a_plug_in_has_its_own_settings_and_a_layer_of_tokens_drops_phase_1():
     tuned = build_config("offline", "tuned", settings={"layer.layer_dropout": "0.3"})
     tuned = tuned.replace({"layer.copy_weight": 0.1})  # keeps the other settings
     assert tuned.plugins["layer"].settings["layer_dropout"] == 0.3
     plain = tuned.replace({"layer": "null", "block": None})
     assert plain.plugins == {}
-    mixed = tuned.replace({"layer": "plugins:GRU", "layer.input_dropout": 0.1})
+    mixed = tuned.replace({"layer": "tiny:PreviousToken"})
     assert {*mixed.plugins} == {"layer"}
     assert config_from_dict(mixed.to_dict()) == mixed
-    with pytest.raises(UserError, match="loss does not go with it"):
-        mixed.replace({"loss": "ctxkv_lib.method.oacd:oacd_loss"})
+    with pytest.raises(
+        UserError, match="reads tokens, so there is no Phase 1 and loss has no effect; give one"
+    ):
+        mixed.replace({"loss": "torch:sum"})
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def test_caches_are_written_part_by_part_and_mapped(tmp_path):
         )
         ids = {"ids": (torch.int32, (count,), [torch.zeros(count)])}
         write_parts(tmp_path / f"{split}_emb.safetensors", ids)
-    batch = ContextWindow([20 * slot for slot in range(32)]).gather(load_caches(tmp_path)["train"], torch.tensor([0, count - 2]), False)
-    assert batch.window[:, 0, 0].tolist() == [0, count // 2**12 - 1]
+    window, cache = ContextWindow(range(0, 640, 20)), load_caches(tmp_path)["train"]
+    contexts, _ = window.gather(cache, torch.tensor([0, count - 2]), training=False).inputs
+    assert contexts[:, 0, 0].tolist() == [0, count // 2**12 - 1]
     assert memory.snapshot("after", CPU)["cpu_peak_gib"] < before + 0.2

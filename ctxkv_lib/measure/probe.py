@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..method.block import CONTEXT_WEIGHT_STD, ContextBlock
 from ..method.caches import Cache
 from ..method.contexts import distinct_rows, exact_contexts
-from ..method.block import CONTEXT_WEIGHT_STD, ContextBlock
 from ..method.model import ContextKV
 from ..method.scoring import perplexity
 from ..runs.opened import OpenRun

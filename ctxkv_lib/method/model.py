@@ -85,7 +85,9 @@ class ContextKV(nn.Module):
         self.wte = nn.Embedding(vocab_size, config.hidden_size)
         self.embedding_norm = nn.LayerNorm(config.hidden_size)
         self.register_buffer("log_unigram", torch.zeros(vocab_size) if has_unigram else None)
-        self.context_block: Any = block and with_defaults(block(config.context_dim, config.hidden_size), Block)
+        self.context_block: Any = block and with_defaults(
+            block(config.context_dim, config.hidden_size), Block
+        )
         if block:
             self.context_block.context_dim = config.context_dim
         self.layer: Layer = with_defaults(layer(config), Layer)

@@ -378,7 +378,9 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         embeddings = self.model.embed(input_ids)
         past = self._read(embeddings, input_ids, is_read, ContextCache(self.model, len(input_ids)))
         hidden, _ = self._attend(embeddings, past)
-        hidden, table = as_product(hidden, self.model.wte.weight, input_ids, self.model.layer.current_token_bias)
+        hidden, table = as_product(
+            hidden, self.model.wte.weight, input_ids, self.model.layer.current_token_bias
+        )
         self._product_head = SimpleNamespace(weight=table, bias=self.model.log_unigram)
         return BaseModelOutput(last_hidden_state=hidden)
 

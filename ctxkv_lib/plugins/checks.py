@@ -70,7 +70,9 @@ def _try_on_contexts(model: ContextKV, name: str) -> None:
     present = torch.ones(2, len(offsets), dtype=torch.bool, device=model.device)
     present[0, 1:] = False  # as at the start of a stream
     if not _takes(model.layer.forward, 3):
-        hint = 'write reads = "tokens" in the class if it reads rows of tokens. ' * _takes(model.layer.forward, 2)
+        hint = 'write reads = "tokens" in the class if it reads rows of tokens. ' * _takes(
+            model.layer.forward, 2
+        )
         raise UserError(
             f"forward of {name} cannot be called with (embeddings, window, present), as a layer that reads "
             f"contexts is; {hint or 'give it these arguments.'}".strip()
@@ -147,7 +149,9 @@ def _refuse_hidden_weights(name: str, part: nn.Module, base: type[nn.Module]) ->
                 )
     registered = {**part._parameters, **part._buffers, **part._modules}
     if taken := sorted(registered.keys() & (vars(base).keys() | base.__annotations__.keys())):
-        raise UserError(f"{name} has a weight or module named {taken[0]}, which means something else here; rename it.")
+        raise UserError(
+            f"{name} has a weight or module named {taken[0]}, which means something else here; rename it."
+        )
     if not _takes(part.init_weights, 3):  # type: ignore[arg-type]
         raise UserError(
             f"init_weights of {name} cannot be called with (embeddings, tokens, config), as it is before "

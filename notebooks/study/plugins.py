@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctxkv_lib import ModelConfig
-from ctxkv_lib.method.fields import setting
 from ctxkv_lib.method.block import Block
+from ctxkv_lib.method.fields import setting
 from ctxkv_lib.method.layer import ContextKVAttention, FeedForward, Layer
 from ctxkv_lib.method.reference import dispersion_loss
 from ctxkv_lib.method.tuned import BiasedAttention, SlotLayer

@@ -167,7 +167,7 @@ def test_an_opened_run_is_the_trained_one_and_refuses_damage(trained, finished_r
     assert trained.tokenizer.decode(trained.caches["val"].ids[:40].tolist())
     copy = Path(shutil.copytree(finished_run.path, tmp_path / "run"))
     flip(copy / "checkpoint" / "layer.safetensors")
-    with pytest.raises(UserError, match=r"attention\.safetensors is damaged; make it again with"):
+    with pytest.raises(UserError, match=r"layer\.safetensors is damaged; make it again with"):
         open_run(copy)
 
 

@@ -104,10 +104,12 @@ def test_other_windows_are_those_of_positions_half_the_stream_away(count, monkey
     found = other_contexts(model, cache)["changed"]
     positions = torch.arange(first, count - 1)
     half = (count - 1 - first) // 2
-    own, far = (cache.gather(each, model.window).window for each in (positions, positions.roll(-half)))
+    own, far = (model.batch(cache, each).inputs[0] for each in (positions, positions.roll(-half)))
     losses = {}
     for name, window in {"own": own, "zero": own * 0, "elsewhere": far}.items():
-        hidden, _ = model.apply_layer(model.embed(ids[positions]), window, torch.ones(window.shape[:2]).bool())
+        hidden, _ = model.apply_layer(
+            model.embed(ids[positions]), window, torch.ones(window.shape[:2]).bool()
+        )
         logits = model.logits(hidden, ids[positions])
         losses[name] = F.cross_entropy(logits, ids[positions + 1], reduction="none").double()
     for name, each in found.items():

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import PreviousToken, tiny_ids, tiny_method
 
-from ctxkv_lib.method.caches import Cache
 from ctxkv_lib.method import windows
+from ctxkv_lib.method.caches import Cache
 
 
 class TwoBefore(PreviousToken):

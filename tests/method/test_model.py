@@ -1,5 +1,8 @@
 """The layers against their definitions, and what a user's own block or attention may be."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +10,9 @@ from conftest import TINY, NearestTwo, cloned, tiny_ids, tiny_method, tiny_strea
 
 from ctxkv_lib.method import reference
 from ctxkv_lib.method.caches import Cache
+from ctxkv_lib.method.config import ModelConfig
+from ctxkv_lib.method.layer import Layer
+from ctxkv_lib.method.model import class_as_written
 from ctxkv_lib.runs.build import parameter_counts
 
 
@@ -59,3 +65,12 @@ def test_log_frequencies_and_the_bias_of_the_current_token_are_in_logits_and_los
     torch.testing.assert_close(model.logits(hidden, read), expected)
     losses, _ = model.losses(hidden, read, targets)
     torch.testing.assert_close(losses, F.cross_entropy(expected, targets, reduction="none"))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda part: pickle.loads(pickle.dumps(part))])
+def test_a_class_that_inherits_nothing_gets_the_defaults_and_stays_what_its_author_wrote(copied):
+    layer = copied(tiny_method(layer=NearestTwo).layer)
+    assert class_as_written(layer) is NearestTwo
+    assert (layer.reads, layer.history, layer.current_token_bias) == ("contexts", 0, -2.5)
+    assert isinstance(layer, Layer)
+    assert not isinstance(NearestTwo(ModelConfig()), Layer)

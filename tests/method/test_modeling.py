@@ -45,7 +45,7 @@ def exact_cache(model, ids):
 
 def phase2_logits(model, ids):
     (batch,) = model.batches(exact_cache(model, ids), torch.arange(len(ids)), len(ids))
-    return batch.logits(model)
+    return torch.cat([*model.predictions(batch)])
 
 
 @torch.no_grad()
@@ -209,7 +209,9 @@ def test_hidden_states_and_attentions_are_those_of_each_slot(shape, monkeypatch)
         torch.testing.assert_close(embeddings, model.model.embed(ids))
         for text, tokens in enumerate(ids):
             cache = exact_cache(model.model, tokens)
-            expected_hidden, expected_weights = model.model.read(model.model.batch(cache, torch.arange(len(tokens))))
+            expected_hidden, expected_weights = model.model.read(
+                model.model.batch(cache, torch.arange(len(tokens)))
+            )
             torch.testing.assert_close(hidden[text], expected_hidden, atol=1e-4, rtol=0)
             torch.testing.assert_close(weights[text].transpose(0, 1), expected_weights, atol=1e-4, rtol=0)
 
@@ -270,9 +272,7 @@ REFUSED = {
     "few_labels": (lambda m: m(ONE, labels=ONE[:, :5]), r"labels\.shape is \(1, 5\); allowed: \(1, 6\)"),
     "other_batch": (lambda m: m(ONE.expand(2, 6), **{CACHE_NAME: m(ONE)[CACHE_NAME]}), "is 1; allowed: 2"),
     "no_weights": (
-        lambda _: ContextKVForCausalLM.of(tiny_method(layer=NearestTwo))(
-            ONE, output_attentions=True
-        ),
+        lambda _: ContextKVForCausalLM.of(tiny_method(layer=NearestTwo))(ONE, output_attentions=True),
         "output_attentions is True; allowed: False, as this layer returns none",
     ),
     "on_the_disk": (lambda m: reloaded(m, device_map={"": "disk"}), "device_map"),

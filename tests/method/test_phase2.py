@@ -7,11 +7,10 @@ import pytest
 import torch
 from conftest import cloned, tiny_method, tiny_stream
 
-from ctxkv_lib.method import caches, phase2, reference
-from ctxkv_lib.method.caches import epoch_seed
+from ctxkv_lib.method import phase2, reference
 from ctxkv_lib.method.config import Phase2Config
 from ctxkv_lib.method.loop import Diverged, Loop
-from ctxkv_lib.method.phase2 import epoch_order, train_layer
+from ctxkv_lib.method.phase2 import epoch_order, epoch_seed, train_layer
 from ctxkv_lib.method.scoring import evaluate, perplexity
 
 SEED = 3
@@ -75,7 +74,7 @@ def test_same_seed_same_numbers_in_whatever_mode_the_model_comes():
 
 @pytest.mark.parametrize("pool", [100, 333, 5000])
 def test_every_epoch_and_seed_visits_all_positions_in_an_order_of_its_own(pool, monkeypatch):
-    monkeypatch.setattr(caches, "POOL", pool)
+    monkeypatch.setattr(phase2, "POOL", pool)
     orders = [epoch_order(len(TRAIN), seed, epoch).tolist() for seed in (1, 2) for epoch in (1, 2)]
     assert all(sorted(order) == list(range(len(TRAIN))) for order in orders)
     assert len({tuple(order) for order in orders}) == 4

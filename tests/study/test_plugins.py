@@ -11,6 +11,7 @@ from torch import nn
 
 import ctxkv_lib as ctxkv
 from ctxkv_lib.method.caches import Cache
+from ctxkv_lib.method.phase2 import epoch_order
 
 CONFIG = ctxkv.ModelConfig(
     hidden_size=24, context_dim=16, num_heads=4, intermediate_size=64, interval=3, max_contexts=4
@@ -54,9 +55,7 @@ def test_attention_with_other_options_trains(slot_bias, residual):
 
 
 def test_chunked_attention_is_trained_on_consecutive_positions():
-    model = ctxkv.ContextKV(
-        CONFIG, 30, layer=lambda c: plugins.Chunked(c, plugins.Chunked.Settings())
-    )
+    model = ctxkv.ContextKV(CONFIG, 30, layer=lambda c: plugins.Chunked(c, plugins.Chunked.Settings()))
     stream = Cache(torch.arange(301), torch.zeros(301, 16))
     order = epoch_order(len(stream), 0, 1, model.window.chunk)
     assert sorted(order.tolist()) == [*range(300)]

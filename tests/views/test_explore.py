@@ -5,6 +5,7 @@ import sys
 from html import escape
 
 import pytest
+import torch
 from ipywidgets import HTML
 from sample_runs import sample_run, write_run
 
