@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from . import __version__, ranks
 from .errors import UserError, did_you_mean, in_a_sentence, is_utf8, one_line, user_file
 from .files import read_json, write_json
+from .plugins.hooks import HOOKS
 from .progress import epoch_printer, print_on_terminal, stage
 from .runs.config import ExperimentConfig, Sampling, config_from_dict, setting_names
 from .runs.presets import (
@@ -25,13 +26,7 @@ from .runs.presets import (
     with_fitting_sizes,
 )
 
-PLUG_INS = {
-    "block": "a ContextBlock of your own",
-    "loss": "a Phase 1 loss of your own",
-    "attention": "what Phase 2 trains",
-    "mixer": "what predicts instead of contexts, attention and feed-forward",
-}
-EXPERIMENT = ("preset", "recipe", "data", "split", "samples", "set", *PLUG_INS)
+EXPERIMENT = ("preset", "recipe", "data", "split", "samples", "set", *HOOKS)
 DATA = "your own conversations: a file, a folder of files, or a data set on the Hub"
 
 
@@ -130,8 +125,8 @@ def parser() -> argparse.ArgumentParser:
         add("--data", metavar="X", help=f"{DATA}; sizes that are not given fit it")
         add("--split", metavar="NAME", help="of a data set on the Hub that has several (default: train)")
         add("--set", action="append", metavar="K=V", help="a setting, phase2.batch_size=256; repeatable")
-        for name, text in PLUG_INS.items():
-            add(f"--{name}", metavar="MODULE:NAME", help=text)
+        for name, hook in HOOKS.items():
+            add(f"--{name}", metavar="MODULE:NAME", help=hook.help)
         several = {"nargs": "+"} if many else {}
         add("--samples", type=int, metavar="N", help="training conversations", **several)
 
@@ -186,7 +181,7 @@ def _config(options: argparse.Namespace, samples: int | None) -> ExperimentConfi
         except (AttributeError, LookupError, TypeError):
             raise UserError(f"{out} holds no configuration; name another folder with --out.") from None
     given = {"data.path": options.data, "data.split": options.split}
-    given |= {hook: getattr(options, hook) for hook in PLUG_INS}
+    given |= {hook: getattr(options, hook) for hook in HOOKS}
     given = {key: value for key, value in given.items() if value is not None}
     asked = parse_settings(options.set or [])
     if twice := given.keys() & asked.keys():

@@ -61,8 +61,8 @@ def run(
         out: run folder; None takes `run_folder_of(config)`.
         listener: gets every metric in order; the metrics of reused stages with `"replayed": True`.
         again: replace a finished result with different code or data, and check all files of a finished run.
-        plugins: `block`, `loss`, `attention` or `mixer`: a class or function that replaces the method's, or
-            its name `module:Name`. docs/own-idea.md says what each is given and returns.
+        plugins: `block`, `loss` or `layer`: a class or function that replaces the method's, or its name
+            `module:Name`. docs/own-idea.md says what each is given and returns.
 
     Raises:
         UserError: bad input, an unreachable source, or a folder of another experiment.
@@ -101,8 +101,8 @@ def claimed_experiment(
     config = config.replace(plugins)
     for plugin in config.plugins.values():
         plugin.refuse_changed()
-    if ranks.world_size() > 1 and not config.has_contexts:
-        raise UserError("A mixer is trained in one process; start one.")
+    if ranks.world_size() > 1 and config.reads == "tokens":
+        raise UserError("A layer that reads tokens is trained in one process; start one.")
     config = with_fitting_sizes(config)
     device = choose_device(config.runtime.device)
     ranks.join(device)

@@ -91,11 +91,11 @@ def window_data(opened: Any, first: int, count: int = CLICKED) -> dict[str, Any]
 
     model, cache, decode = opened.model, opened.caches["val"], opened.tokenizer.decode
     at = torch.arange(first, first + count)
-    batch, slots = cache.gather(at, model.window), model.window.slots(at)
+    batch, slots = model.batch(cache, at), model.window.slots(at)
     with torch.no_grad():
         weights, probabilities = (
-            batch.attend(model)[1],
-            batch.logits(model).softmax(dim=1),
+            model.read(batch)[1],
+            torch.cat([*model.predictions(batch)]).softmax(dim=1),
         )
     positions = []
     for row, target, shares in zip(

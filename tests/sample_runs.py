@@ -117,7 +117,7 @@ def _records(config: ExperimentConfig, epochs: list[dict[str, Any]], gpu: bool) 
         },
         "phase2": {
             "parameters": parameter_counts(model),
-            "offsets": model.slot_offsets,
+            "offsets": model.window.offsets,
             "stop_reason": "early_stopping" if early else "max_epochs",
             "provenance": {
                 "seed": config.runtime.seed,

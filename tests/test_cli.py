@@ -72,8 +72,8 @@ def test_info_counts_the_tokens_of_your_own_conversations(printed_by, tmp_path):
         ("info --set learning_rate=3", "Did you mean phase2.learning_rate or phase1.learning_rate?"),
         ("info --set phase2.lr=3", "Did you mean phase2.learning_rate?"),
         ("info --set phase2.seed=3", "Did you mean runtime.seed?"),
-        ("info --recipe tuned --set layer_dropout=0", "Did you mean attention.layer_dropout?"),
-        ("info --set qqqqqq.x=3", "or one of block, loss, attention, mixer.\n"),  # nothing like it was meant
+        ("info --recipe tuned --set layer_dropout=0", "Did you mean layer.layer_dropout?"),
+        ("info --set qqqqqq.x=3", "or one of block, loss, layer.\n"),  # nothing like it was meant
     ],
 )
 def test_bad_input_is_refused_in_one_sentence_before_anything_is_computed(

@@ -15,17 +15,19 @@ def test_config_survives_its_dictionary(preset, recipe):
     assert config.phase2.batch_size == 64
 
 
-def test_a_plug_in_has_its_own_settings_and_a_mixer_takes_the_place_of_contexts():
-    tuned = build_config("offline", "tuned", settings={"attention.layer_dropout": "0.3"})
-    tuned = tuned.replace({"attention.copy_weight": 0.1})  # keeps the other settings
-    assert tuned.plugins["attention"].settings["layer_dropout"] == 0.3
-    plain = tuned.replace({"attention": "null", "block": None})
+def test_a_plug_in_has_its_own_settings_and_a_layer_of_tokens_drops_phase_1():
+    tuned = build_config("offline", "tuned", settings={"layer.layer_dropout": "0.3"})
+    tuned = tuned.replace({"layer.copy_weight": 0.1})  # keeps the other settings
+    assert tuned.plugins["layer"].settings["layer_dropout"] == 0.3
+    plain = tuned.replace({"layer": "null", "block": None})
     assert plain.plugins == {}
-    mixed = tuned.replace({"mixer": "plugins:GRU", "mixer.input_dropout": 0.1})
-    assert {*mixed.plugins} == {"mixer"}
+    mixed = tuned.replace({"layer": "tiny:PreviousToken"})
+    assert {*mixed.plugins} == {"layer"}
     assert config_from_dict(mixed.to_dict()) == mixed
-    with pytest.raises(UserError, match="loss does not go with it"):
-        mixed.replace({"loss": "ctxkv_lib.method.oacd:oacd_loss"})
+    with pytest.raises(
+        UserError, match="reads tokens, so there is no Phase 1 and loss has no effect; give one"
+    ):
+        mixed.replace({"loss": "torch:sum"})
 
 
 @pytest.mark.parametrize(
@@ -36,7 +38,7 @@ def test_a_plug_in_has_its_own_settings_and_a_mixer_takes_the_place_of_contexts(
         ("model.num_heads", "7", "allowed: a divisor of model.hidden_size (768)."),
         ("loss.power", "2", "there is none; give one with loss=module:Name."),
         ("block", "", "'' names no plug-in; write package.module:Name."),
-        ("attention.copy_weight", "1", "attention.copy_weight is 1.0; allowed: 0 or more, less than 1."),
+        ("layer.copy_weight", "1", "layer.copy_weight is 1.0; allowed: 0 or more, less than 1."),
         ("phase2.learning_rate", "NaN", "allowed: finite numbers."),
         ("runtime.seed", 2**63, "allowed: whole numbers up to 9223372036854775807."),
         ("phase2.learning_rate", "0", "allowed: more than 0, at most 1e30."),

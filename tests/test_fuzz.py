@@ -53,7 +53,7 @@ set_options = st.tuples(st.sampled_from(KEYS), st.one_of(values, st.sampled_from
 odd_sets = values.map(lambda value: ["--set", value])
 presets = st.sampled_from([[], ["--preset", "ci"], ["--preset", "offline"], ["--recipe", "exact"]])
 flags = "samples preset recipe out train-tokens val-tokens lang seed prompt data max-new-tokens temperature"
-flags = [f"--{name}" for name in f"{flags} split top-k block loss attention mixer".split()]
+flags = [f"--{name}" for name in f"{flags} split top-k block loss layer".split()]
 odd_options = st.one_of(
     st.tuples(st.sampled_from(flags), values).map(list),
     st.sampled_from([["--json"], ["--help"], ["--version"], ["--unknown"], ["--"]]),

@@ -7,8 +7,7 @@ from conftest import tiny_stream
 from ctxkv_lib.experiments import prepare
 from ctxkv_lib.files import write_parts
 from ctxkv_lib.method import memory
-from ctxkv_lib.method.config import ModelConfig
-from ctxkv_lib.method.windows import Window
+from ctxkv_lib.method.windows import ContextWindow
 from ctxkv_lib.runs.build import load_caches, place_caches
 
 CPU = torch.device("cpu")
@@ -63,6 +62,7 @@ def test_caches_are_written_part_by_part_and_mapped(tmp_path):
         )
         ids = {"ids": (torch.int32, (count,), [torch.zeros(count)])}
         write_parts(tmp_path / f"{split}_emb.safetensors", ids)
-    batch = load_caches(tmp_path)["train"].gather(torch.tensor([0, count - 2]), Window(ModelConfig()))
-    assert batch.window[:, 0, 0].tolist() == [0, count // 2**12 - 1]
+    window, cache = ContextWindow(range(0, 640, 20)), load_caches(tmp_path)["train"]
+    contexts, _ = window.gather(cache, torch.tensor([0, count - 2]), training=False).inputs
+    assert contexts[:, 0, 0].tolist() == [0, count // 2**12 - 1]
     assert memory.snapshot("after", CPU)["cpu_peak_gib"] < before + 0.2

@@ -4,7 +4,7 @@ import re
 from importlib import import_module
 
 import torch
-from conftest import TOP
+from conftest import TOP, cloned
 
 from ctxkv_lib.method import reference
 from ctxkv_lib.method.config import ModelConfig
@@ -19,7 +19,7 @@ def test_its_lines_of_the_method_compute_what_the_package_does():
     torch.manual_seed(0)
     model, ids = ContextKV(ModelConfig(), 50), torch.randint(50, (700,))
     table = model.wte.weight.detach()
-    weights = {name: value.detach() for name, value in model.state_dict().items()}
+    weights = cloned(model)
     x, contexts = reference.normed_embedding(table, ids), torch.randn(700, 256)
     torch.testing.assert_close(
         code["next_context"](model.context_block, contexts, x), reference.context_block(weights, contexts, x)

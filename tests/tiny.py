@@ -6,9 +6,11 @@ import random
 import torch
 from torch import nn
 
-from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.block import ContextBlock
+from ctxkv_lib.method.caches import Cache
 from ctxkv_lib.method.config import ModelConfig
-from ctxkv_lib.method.model import ContextKV, Parts
+from ctxkv_lib.method.layer import AttentionLayer
+from ctxkv_lib.method.model import ContextKV
 
 TINY = {
     "vocab_size": 211,
@@ -22,7 +24,7 @@ TINY = {
 TUNED = {  # what a model of recipe `tuned` is made with
     "parts": {
         "block": {"name": "StructuredBlock", "settings": {}},
-        "attention": {"name": "SlotAttention", "settings": {"input_dropout": 0.0, "layer_dropout": 0.0}},
+        "layer": {"name": "SlotLayer", "settings": {"input_dropout": 0.0, "layer_dropout": 0.0}},
     },
     "has_unigram": True,
 }
@@ -38,30 +40,26 @@ def tiny_model(**changes):
     return ContextKVForCausalLM(ContextKVConfig(**{**TINY, **changes}))
 
 
-def tiny_method(
-    parts: Parts = Parts(),  # noqa: B008 (immutable)
-    has_unigram: bool = False,
-    **changes,
-) -> ContextKV:
+def tiny_method(block=ContextBlock, layer=AttentionLayer, has_unigram: bool = False, **changes) -> ContextKV:
     """The same model as `tiny_model` without transformers."""
     torch.manual_seed(0)
-    return ContextKV(ModelConfig(**{**SHAPES, **changes}), TINY["vocab_size"], has_unigram, parts)
+    return ContextKV(ModelConfig(**{**SHAPES, **changes}), TINY["vocab_size"], has_unigram, block, layer)
 
 
 def cloned(model) -> dict[str, torch.Tensor]:
-    """Copies of all weights, as the reference takes them."""
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+    """Copies of all weights, with the names that the reference has for them."""
+    return {name.removeprefix("layer."): value.detach().clone() for name, value in model.state_dict().items()}
 
 
 def tiny_ids(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, TINY["vocab_size"], (count,), generator=torch.Generator().manual_seed(seed))
 
 
-def tiny_stream(count: int) -> StreamCache:
+def tiny_stream(count: int) -> Cache:
     """A cached stream of random contexts at `count` positions, float32."""
     contexts = torch.randn(count + 1, TINY["context_dim"], generator=torch.Generator().manual_seed(count))
     contexts[0] = 0
-    return StreamCache(tiny_ids(count + 1, seed=count).int(), contexts)
+    return Cache(tiny_ids(count + 1, seed=count).int(), contexts)
 
 
 def write_conversations(path, count: int, seed: int = 0) -> None:
@@ -109,7 +107,7 @@ class GatedBlock(nn.Module):
 
 
 class NearestTwo(nn.Module):
-    """Attention as a user writes it: the mean of the two nearest contexts."""
+    """A layer as a user writes it: the mean of the two nearest contexts."""
 
     current_token_bias = -2.5
 
@@ -126,8 +124,9 @@ class NearestTwo(nn.Module):
 
 
 class PreviousToken(nn.Module):
-    """A mixer as a user writes it: the token before."""
+    """A layer that reads tokens, as a user writes it: the token before."""
 
+    reads = "tokens"
     history = 1
 
     def __init__(self, config):

@@ -88,7 +88,7 @@ class Phase1Config:
 
 @dataclass(frozen=True)
 class Phase2Config:
-    """Next-token training of attention and feed-forward on the cached contexts."""
+    """Next-token training of the layer on the caches."""
 
     max_epochs: int = setting(40, "it stops earlier once validation PPL stalls", at_least(1), "epochs")
     batch_size: int = setting(512, "drawn by a random permutation each epoch", at_least(1), "positions")

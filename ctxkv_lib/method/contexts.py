@@ -9,13 +9,13 @@ These functions compute the caches and the test split (`runs.stages`). `oacd` co
 user's block. `reference` computes all of them in plain lines, unpadded.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .block import Block
 from .config import Phase1Config
 
 PASS_ROWS = 2**14  # contexts of a parallel pass at a time
@@ -23,9 +23,6 @@ SEGMENTS = 256  # of a stream at most, computed in lock-step
 SEGMENT = 128  # tokens of one at least: most trained blocks forget within one, and its end is right at once
 ROUNDS = 8  # of lock-step; what a block has not forgotten by then is cheaper to read token by token
 AGREEMENT = 1 / 4  # of the tolerance: differences at several boundaries may add up
-
-# Next contexts `[m, context_dim]`, from the contexts and the input projections of m tokens.
-Block = Callable[[Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -54,15 +51,10 @@ def contexts_by_passes(
     """
     if trained_on is not None:
         return parallel_pass(block, projected_inputs, tokens, trained_on)
-    contexts = draw_contexts(len(tokens), context_dim(block, projected_inputs), config.initial_std, generator)
+    contexts = draw_contexts(len(tokens), block.context_dim, config.initial_std, generator)
     for _ in range(config.validation_passes):
         contexts = parallel_pass(block, projected_inputs, tokens, contexts)
     return contexts
-
-
-def context_dim(block: Block, projected_inputs: Tensor) -> int:
-    """Return the size of a block's contexts: that of its inputs, if it does not know."""
-    return int(getattr(block, "context_dim", projected_inputs.shape[-1]))
 
 
 def draw_contexts(count: int, width: int, std: float, generator: torch.Generator) -> Tensor:
@@ -102,7 +94,7 @@ def exact_contexts(
         before: context before the first token, `[context_dim]`; None: zeros. A long stream can be read part
             by part, each from the last context of the one before.
     """
-    first = projected_inputs.new_zeros(context_dim(block, projected_inputs)) if before is None else before
+    first = projected_inputs.new_zeros(block.context_dim) if before is None else before
     length = max(1, min(len(tokens), SEGMENT), -(-len(tokens) // SEGMENTS))
     rows = F.pad(tokens, (0, -len(tokens) % length)).view(-1, length)  # (segments, length)
     starts = first.new_zeros(len(rows), len(first))

@@ -1,7 +1,7 @@
 """Copying: a token that followed a similar context before becomes more likely (Grave et al., 2017).
 
-An attention turns it on by an attribute `copying`. Nothing is trained, and training does without it:
-it takes part in validation, tests, generation and evaluation.
+A layer turns it on by its attribute `copying`. Nothing is trained for it, and training does not copy: copying
+takes part in validation, tests, generation and evaluation.
 """
 
 from typing import NamedTuple

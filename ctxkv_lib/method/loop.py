@@ -22,7 +22,7 @@ class Diverged(ArithmeticError):
 
 
 class Loop:
-    """The hooks of `train_context_block`, `train_attention` and `token_scores`."""
+    """The hooks of `train_context_block`, `train_layer` and `token_scores`."""
 
     def restore(self, state: Any) -> None:
         """Continue from a saved `phase2.Phase2State`, if there is one: overwrite what `state` holds."""

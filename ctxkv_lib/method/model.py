@@ -1,223 +1,113 @@
-"""The model: recurrent ContextBlock, attention over contexts, feed-forward, output tied to a frozen table.
+"""The model: a frozen token table, a recurrent block, the layer, and an output head tied to the table."""
 
-Plug-ins may take the place of ContextBlock and of attention with feed-forward (`Parts`).
-"""
-
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .block import Block, ContextBlock
+from .caches import Batch, Cache, rows_of
 from .config import GPT2_VOCAB_SIZE, ModelConfig, Phase1Config
-from .copying import Copying
+from .contexts import distinct_rows
+from .copying import mix
+from .layer import AttentionLayer, Layer
 from .losses import add_to_logit, frozen_head_cross_entropy
-from .windows import Window
+from .windows import ContextWindow, TokenWindow
 
-CONTEXT_WEIGHT_STD = 0.1
-CONTEXT_BIAS_STD = 0.01
+MIXED_ROWS = 256  # positions whose logits, with copies, are held at a time
+TOKEN_CHUNK = 64  # consecutive positions that an epoch visits together if the layer reads tokens
 
-
-class ContextBlock(nn.Module):
-    """One step of the recurrence: `c' = LayerNorm(c + GELU(Linear(concat(c, x))))`.
-
-    What the Linear makes of x depends on the token alone: `project_inputs` computes it once a distinct token.
-    """
-
-    def __init__(self, context_dim: int, hidden_size: int) -> None:
-        super().__init__()
-        self.context_dim = context_dim
-        self.linear = nn.Linear(context_dim + hidden_size, context_dim)
-        self.norm = nn.LayerNorm(context_dim)
-        nn.init.normal_(self.linear.weight, std=CONTEXT_WEIGHT_STD)
-        nn.init.normal_(self.linear.bias, std=CONTEXT_BIAS_STD)
-
-    @torch.no_grad()
-    def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
-        """Initialise the weights before Phase 1: scale those that were drawn to `weight_std`.
-
-        `embeddings`, `[num_distinct, hidden_size]`, are the normed ones of the distinct training tokens;
-        `tokens`, int64 `[n]`, is the training stream as rows of them.
-        """
-        self.linear.weight.mul_(config.weight_std / CONTEXT_WEIGHT_STD)
-
-    def project_inputs(self, embeddings: Tensor) -> Tensor:
-        """Project token embeddings `[..., hidden_size]` to what `forward` takes, `[..., context_dim]`.
-
-        They stay as they are for an adapter in the place of the Linear, which takes context and embedding.
-        """
-        if type(self.linear) is not nn.Linear:
-            return embeddings
-        return F.linear(embeddings, self.linear.weight[:, self.context_dim :], self.linear.bias)
-
-    def forward(self, contexts: Tensor, inputs: Tensor) -> Tensor:
-        """Compute the next contexts from the previous ones and `project_inputs`, all `[n, context_dim]`."""
-        if type(self.linear) is nn.Linear:
-            mixed = torch.addmm(inputs, contexts, self.linear.weight[:, : self.context_dim].T)
-        else:
-            mixed = self.linear(torch.cat([contexts, inputs], dim=-1))
-        return self.norm(F.gelu(mixed).add_(contexts))
+Shard = Callable[[int], slice]  # which rows of a batch a process takes; see `Loop.shard`
 
 
-def project_inputs(block: nn.Module, embeddings: Tensor) -> Tensor:
-    """Compute what a block's `forward` takes for each token: its `project_inputs`, or the embeddings."""
-    return getattr(block, "project_inputs", lambda inputs: inputs)(embeddings)
+@functools.cache
+def _derived(kind: Any, base: Any) -> Any:
+    """Return a class that takes from `base` what `kind`, a user's class, does not define."""
+
+    def reduce(part: Any, _: int) -> tuple[Any, ...]:  # pickle looks up the class that the user wrote
+        return _blank, (kind, base), vars(part)
+
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__reduce_ex__": reduce}
+    return type(kind.__name__, (kind, base), {**names, "as_written": kind})
 
 
-def weight_of(layer: nn.Module, dtype: torch.dtype) -> Tensor:
-    """Return the weight `[out, in]` that a Linear applies, with what an adapter adds to it, not quantised.
-
-    What took the place of a Linear is asked for its outputs of unit vectors, in `dtype`.
-    """
-    if type(layer) is nn.Linear:
-        return layer.weight
-    linear: Any = layer
-    outputs = linear(torch.eye(linear.in_features, dtype=dtype, device=linear.weight.device))
-    return (outputs if linear.bias is None else outputs - linear.bias).T.to(dtype)
+def _blank(kind: type, base: type) -> Any:
+    """Return an object of the class derived from both, whose state pickle then restores."""
+    derived: Any = _derived(kind, base)
+    return derived.__new__(derived)
 
 
-class ContextKVAttention(nn.Module):
-    """Attention of one token over its window of contexts: `LayerNorm(x + attention(x, window))`.
-
-    Keys and values are never formed. With `k_s = W_k c_s + b_k` and a head's query q, the score is
-    `q . k_s = (W_k^T q) . c_s + q . b_k`, whose last term is the same for all slots: softmax drops it.
-    The output is `sum_s w_s (W_v c_s + b_v) = W_v (sum_s w_s c_s) + b_v sum_s w_s`, where the last sum is not
-    1 under dropout. So scores and mixes are computed on the raw contexts. `k.bias` takes part with weight 0:
-    its gradient is zero, as it should be, and not missing, which a distributed wrapper would wait for.
-    """
-
-    def __init__(self, config: ModelConfig, key_bias: bool = True) -> None:
-        super().__init__()
-        size = config.hidden_size
-        self.num_heads, self.head_dim = config.num_heads, size // config.num_heads
-        self.q = nn.Linear(size, size)
-        self.k = nn.Linear(config.context_dim, size, bias=key_bias)
-        self.v = nn.Linear(config.context_dim, size)
-        self.out = nn.Linear(size, size)
-        self.dropout = nn.Dropout(config.attention_dropout)
-        self.norm = nn.LayerNorm(size)
-
-    def forward(self, embeddings: Tensor, window: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute hidden `[n, hidden_size]` and the attention weights before dropout `[n, num_heads, slots]`.
-
-        Args:
-            embeddings: x, the normed token embeddings, `[n, hidden_size]`.
-            window: contexts seen by each position, `[n, slots, context_dim]`.
-            mask: bool `[n, slots]`, which slots may be attended; None attends all.
-        """
-        attended, weights = self.attend(embeddings, window, mask)
-        return self.norm(embeddings + attended), weights
-
-    def attend(self, embeddings: Tensor, window: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute what attention adds to the embeddings, and its weights; arguments as of `forward`."""
-        heads = (self.num_heads, self.head_dim)
-        query = self.q(embeddings).unflatten(1, heads) * self.head_dim**-0.5
-        key_weight = weight_of(self.k, query.dtype).unflatten(0, heads)  # (heads, head_dim, context_dim)
-        value_weight = weight_of(self.v, query.dtype).unflatten(0, heads)
-        context_query = torch.einsum("nhd,hdc->nhc", query, key_weight)
-        window = window.to(context_query.dtype)
-        weights = self.attention_weights(context_query @ window.transpose(1, 2), mask)
-        dropped = self.dropout(weights)
-        mixed = torch.einsum("nhc,hdc->nhd", dropped @ window, value_weight)
-        bias = self.v.bias if self.k.bias is None else self.v.bias + 0 * self.k.bias
-        values = mixed + dropped.sum(dim=-1, keepdim=True) * bias.unflatten(0, heads)
-        return self.out(values.flatten(1)), weights
-
-    def attention_weights(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        """Turn scores `[n, num_heads, slots]` into weights of the same shape."""
-        if mask is not None:
-            scores = scores.masked_fill(~mask[:, None], -torch.inf)
-        return scores.softmax(dim=-1)
+def with_defaults(part: nn.Module, base: Any) -> Any:
+    """Give a part that does not inherit from `base` all that it does not define itself; return the part."""
+    if not isinstance(part, base):
+        kind: Any = type(part)
+        part.__class__ = _derived(kind, base)  # as torch's own parametrizations do
+    return part
 
 
-class FeedForward(nn.Module):
-    """`LayerNorm(Linear(GELU(Linear(h))))`."""
-
-    def __init__(self, hidden_size: int, intermediate_size: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.up = nn.Linear(hidden_size, intermediate_size)
-        self.down = nn.Linear(intermediate_size, hidden_size)
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(hidden_size)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.norm(self.dropout(self.down(self.dropout(F.gelu(self.up(hidden))))))
-
-
-class Parts(NamedTuple):
-    """What builds the parts of a model that a user may replace.
-
-    Attributes:
-        block: makes the recurrence from `(context_dim, hidden_size)`; see `ContextBlock`. It may lack
-            `init_weights` and `project_inputs`; without the latter, `forward` gets the normed embeddings.
-        attention: makes from a `ModelConfig` all that Phase 2 trains, in the place of attention and
-            feed-forward. Called as `attention(embeddings [n, hidden_size], window [n, slots, context_dim],
-            present bool [n, slots])`, it returns the hidden state for the output head, `[n, hidden_size]`, or
-            a pair of that and attention weights `[n, heads, slots]`. It may have `slot_offsets(config) ->
-            list[int]`, the distances of its slots in tokens; `chunk`, how many consecutive positions an epoch
-            visits together; `current_token_bias`, a number added to the current token's logit; `copying`, a
-            `copying.Copying`; and `init_from_block(block)`, which initialises it from the trained block.
-    """
-
-    block: Callable[[int, int], nn.Module] = ContextBlock
-    attention: Callable[[ModelConfig], nn.Module] | None = None
+def class_as_written(part: nn.Module) -> type[nn.Module]:
+    """Return the class of a part as its author wrote it, before `with_defaults`."""
+    kind: type[nn.Module] = vars(type(part)).get("as_written", type(part))
+    return kind
 
 
 class ContextKV(nn.Module):
-    """Frozen token table, recurrent contexts, one attention and feed-forward layer, output tied to the table.
+    """Frozen token table, recurrent contexts if the layer reads them, the layer, output tied to the table.
 
     The output head *is* the table (`hidden @ wte.weight.T`). Table and embedding norm are never trained.
 
     Attributes:
-        has_contexts: whether Phase 1 trains a ContextBlock, whose contexts are cached.
-        log_unigram: a bias of the logits, float32 `[vocab_size]`, never trained; None without.
-        window: which contexts a position sees.
-        slot_offsets: how many tokens back each slot lies, for reports; None without contexts.
-        chunk: consecutive positions that an epoch visits together.
+        log_unigram: a bias of the logits, float32 `[vocab_size]`, never trained; None if there is none.
+        context_block: what Phase 1 trains; None if the layer reads tokens.
+        layer: what Phase 2 trains.
+        window: what a position sees of a cache.
     """
-
-    has_contexts = True
-    slot_offsets: list[int] | None = None
-    chunk: int
 
     def __init__(
         self,
         config: ModelConfig,
         vocab_size: int = GPT2_VOCAB_SIZE,
         has_unigram: bool = False,
-        parts: Parts = Parts(),  # noqa: B008 (immutable)
+        block: Callable[[int, int], nn.Module] | None = ContextBlock,
+        layer: Callable[[ModelConfig], nn.Module] = AttentionLayer,
     ) -> None:
-        """Make all layers; their random weights depend on torch's seed and the shapes alone."""
-        super().__init__()
-        self.build_frozen(config, vocab_size, has_unigram)
-        block: Any = parts.block(config.context_dim, config.hidden_size)
-        block.context_dim = config.context_dim  # which a user's class may not keep
-        self.context_block = block
-        if parts.attention is None:
-            self.attention: nn.Module = ContextKVAttention(config)
-            self.feed_forward: nn.Module | None = FeedForward(config.hidden_size, config.intermediate_size)
-        else:
-            self.attention, self.feed_forward = parts.attention(config), None
-        self.chunk = getattr(self.attention, "chunk", 1)
-        offsets = getattr(self.attention, "slot_offsets", None)
-        self.window = Window(config, offsets and offsets(config))
-        self.slot_offsets = self.window.offsets
-        self.set_phase(2)
+        """Make all parts; their random weights depend on torch's seed and the shapes alone.
 
-    def build_frozen(self, config: ModelConfig, vocab_size: int, has_unigram: bool) -> None:
-        """Make what is never trained."""
+        Args:
+            block: makes the recurrence; see `Block`. None if the layer reads tokens.
+            layer: makes what Phase 2 trains; see `Layer`.
+        """
+        super().__init__()
         self.config = config
         self.wte = nn.Embedding(vocab_size, config.hidden_size)
         self.embedding_norm = nn.LayerNorm(config.hidden_size)
         self.register_buffer("log_unigram", torch.zeros(vocab_size) if has_unigram else None)
+        self.context_block: Any = None
+        if block:
+            self.context_block = with_defaults(block(config.context_dim, config.hidden_size), Block)
+            self.context_block.context_dim = config.context_dim
+        self.layer: Layer = with_defaults(layer(config), Layer)
+        self.window: Any = self._window()
+        self.set_phase(2)
+
+    def _window(self) -> ContextWindow | TokenWindow:
+        layer = self.layer
+        if layer.reads == "tokens":
+            return TokenWindow(layer.history, layer.evaluation_history, layer.chunk or TOKEN_CHUNK)
+        return ContextWindow(layer.slot_offsets(self.config), layer.chunk or 1)
+
+    def part(self, hook: str) -> nn.Module:
+        """Return the part that takes the place of a hook: "block" or "layer"."""
+        return {"block": self.context_block, "layer": self.layer}[hook]
 
     def set_phase(self, phase: Literal[1, 2]) -> None:
-        """Train the ContextBlock (1) or attention and feed-forward (2), and nothing else."""
+        """Train the block (1) or the layer (2), and nothing else."""
         self.requires_grad_(False)
-        for part in (self.context_block,) if phase == 1 else (self.attention, self.feed_forward):
-            if part is not None:
-                part.requires_grad_(True)
+        (self.context_block if phase == 1 else self.layer).requires_grad_(True)
 
     def trained_weights(self) -> dict[str, nn.Parameter]:
         """Return the parameters that the current phase trains, by name."""
@@ -232,61 +122,98 @@ class ContextKV(nn.Module):
     def device(self) -> torch.device:
         return self.wte.weight.device
 
-    def init_attention(self, ids: Tensor, config: Phase1Config) -> None:
-        """Let attention initialise its weights before Phase 2, here from the trained ContextBlock.
+    def init_layer(self, ids: Tensor, config: Phase1Config) -> None:
+        """Let the layer initialise its weights before Phase 2.
 
         `ids`, integers `[n]`, are the tokens that Phase 1 trains on.
         """
-        getattr(self.attention, "init_from_block", lambda _: None)(self.context_block)
+        self.layer.init_weights(*distinct_rows(self, ids), config)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Look up normed token embeddings of ids of any shape: `[..., hidden_size]`."""
         return self.embedding_norm(self.wte(input_ids))
 
-    def attend(self, embeddings: Tensor, window: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Compute what the output head reads, `[n, hidden_size]`, and attention weights.
+    def apply_layer(self, embeddings: Tensor, *inputs: Any) -> tuple[Tensor, Tensor | None]:
+        """Call the layer's `forward` (see `Layer`); return its hidden states and any attention weights."""
+        if not torch.is_autocast_enabled():  # autocast would cast the inputs where they are used
+            inputs = tuple(x.to(embeddings.dtype) if _is_floating_point(x) else x for x in inputs)
+        output = self.layer(embeddings, *inputs)
+        return output if isinstance(output, tuple) else (output, None)
 
-        These are `[n, num_heads, slots]`, or None if an attention plug-in returns none.
+    def batch(self, cache: Cache, positions: Tensor) -> Batch:
+        """Gather on the model's device what the layer reads at `positions`, int64 `[n]` on any device.
 
-        Args:
-            embeddings: normed token embeddings `[n, hidden_size]`.
-            window: contexts each position sees, `[n, slots, context_dim]`, zero where there is none.
-            present: bool `[n, slots]`, the slots that hold a context. With `kv_method="fixed"` the
-                others are attended as zeros; with "variable" they are masked.
+        Outside of training the batch also has what the model copies.
         """
-        if self.feed_forward is None:
-            if not torch.is_autocast_enabled():  # which would cast it where it is used
-                window = window.to(embeddings.dtype)
-            output = self.attention(embeddings, window, present)
-            return output if isinstance(output, tuple) else (output, None)
-        mask = present if self.config.kv_method == "variable" else None
-        hidden, weights = self.attention(embeddings, window, mask)
-        return hidden + self.feed_forward(hidden), weights
+        batch = self.window.gather(cache, positions, self.training)
+        if self.layer.copying and not self.training and len(positions):
+            batch = replace(batch, copied=self._copied(cache, positions))
+        return batch.to(self.device)
 
-    def logits(self, hidden: Tensor, read: Tensor) -> Tensor:
-        """Compute logits `[..., vocab_size]`; `read` are the current tokens, integers `[...]`."""
+    def batches(self, cache: Cache, order: Tensor, size: int, shard: Shard | None = None) -> Iterator[Batch]:
+        """Gather the positions of `order`, int64 `[n]`, in batches of `size`, of which `shard` is taken."""
+        for positions in order.to(cache.ids.device).split(size) if len(order) else ():
+            yield self.batch(cache, positions if shard is None else positions[shard(len(positions))])
+
+    def _copied(self, cache: Cache, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute what is copied at each position; runs of consecutive positions are compared together."""
+        copying, reach = self.layer.copying, self.window.offsets[-1]
+        assert copying is not None
+        assert cache.contexts is not None
+        tokens, shares = [], []
+        for run in positions.tensor_split((positions.diff() != 1).nonzero()[:, 0].cpu() + 1):
+            start, stop = max(0, int(run[0]) - reach), int(run[-1]) + 1
+            rows, first = run[None] - start, run.new_zeros(1)
+            shares.append(copying.shares(cache.contexts[None, start + 1 : stop + 1], rows, first, reach)[0])
+            followed = run[:, None] - torch.arange(reach, device=run.device)
+            tokens.append(rows_of(cache.ids, followed.clamp(min=0)))
+        return torch.cat(tokens), torch.cat(shares)
+
+    def read(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Compute the hidden states of a batch, `[n, hidden_size]`, and any attention weights."""
+        embeddings = batch.embeddings
+        if embeddings is None:
+            embeddings = self.embed(batch.tokens if batch.rows is None else batch.rows)
+        hidden, weights = self.apply_layer(embeddings, *batch.inputs)
+        return (hidden if batch.places is None else hidden.flatten(0, 1)[batch.places]), weights
+
+    def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Compute logits without copies, `[..., vocab_size]`; `tokens` are the current ones, `[...]`."""
         logits = F.linear(hidden, self.wte.weight, self.log_unigram)
-        if self.current_token_bias:
-            add_to_logit(logits, read, self.current_token_bias)
+        if self.layer.current_token_bias:
+            add_to_logit(logits, tokens, self.layer.current_token_bias)
         return logits
 
     def losses(
-        self, hidden: Tensor, read: Tensor, targets: Tensor, table: Tensor | None = None
+        self, hidden: Tensor, tokens: Tensor, targets: Tensor, table: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Compute loss and correctness of each prediction, as `frozen_head_cross_entropy`.
+        """Compute loss and correctness of each prediction without copies: see `frozen_head_cross_entropy`.
 
         `table` is the token table in the dtype of the matrix products; None takes the model's own.
         """
         table = self.wte.weight if table is None else table
-        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # to sum in
-        bias, token_bias = self.log_unigram, self.current_token_bias
-        return frozen_head_cross_entropy(hidden, table, targets, bias, read, token_bias)
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # sums are float32 or more
+        bias, token_bias = self.log_unigram, self.layer.current_token_bias
+        return frozen_head_cross_entropy(hidden, table, targets, bias, tokens, token_bias)
 
-    @property
-    def current_token_bias(self) -> float:
-        return getattr(self.attention, "current_token_bias", 0.0)
+    def predictions(self, batch: Batch) -> Iterator[Tensor]:
+        """Compute the logits of a batch with copies, `MIXED_ROWS` positions at a time: `[m, vocab_size]`."""
+        hidden, _ = self.read(batch)
+        for rows in torch.arange(len(batch), device=hidden.device).split(MIXED_ROWS):
+            logits = self.logits(hidden[rows], batch.tokens[rows])
+            yield logits if batch.copied is None else mix(logits, *(part[rows] for part in batch.copied))
 
-    @property
-    def copying(self) -> Copying | None:
-        """How the model copies outside of training, if it does."""
-        return getattr(self.attention, "copying", None)
+    def scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Compute loss in nats and correctness of each prediction: float32 and bool `[n]`."""
+        if batch.copied is None:
+            return self.losses(self.read(batch)[0], batch.tokens, batch.targets)
+        losses, correct = [], []
+        for logits, targets in zip(self.predictions(batch), batch.targets.split(MIXED_ROWS), strict=True):
+            target_logits = logits.gather(1, targets[:, None])[:, 0]
+            losses.append(-target_logits)
+            correct.append(target_logits == logits.amax(dim=1))
+        return torch.cat(losses), torch.cat(correct)
+
+
+def _is_floating_point(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()

@@ -18,17 +18,16 @@ from .arguments import columns_read, next_tokens
 from .config import GPT2_VOCAB_SIZE, ModelConfig
 from .copying import mix
 from .fields import require
-from .model import ContextKV, Parts, project_inputs
+from .model import ContextKV, class_as_written
 from .own_code import save_part
-from .tuned import SlotAttention, StructuredBlock
+from .tuned import SlotLayer, StructuredBlock
 
 # What transformers 5.24 renamed.
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to bound their memory
 SHAPES = [field.name for field in dataclasses.fields(ModelConfig)]
-PLACES = {"block": "context_block", "attention": "attention"}  # in the model, by hook
-# Classes that may replace published parts, by name; the saved file of a user's own model adds its own.
-PARTS: dict[str, Any] = {"StructuredBlock": StructuredBlock, "SlotAttention": SlotAttention}
+# Classes that may replace published parts, by name; the saved file of a model with a user's part adds that.
+PARTS: dict[str, Any] = {"StructuredBlock": StructuredBlock, "SlotLayer": SlotLayer}
 
 
 class ContextKVConfig(PretrainedConfig):
@@ -62,9 +61,9 @@ class ContextKVConfig(PretrainedConfig):
         """Make the model, with random weights."""
         parts = {hook: PARTS[part["name"]] for hook, part in self.parts.items()}
         for hook, kind in parts.items():
-            if settings := getattr(kind, "Settings", None):
+            if settings := getattr(kind, "Settings", None):  # a user's class need not inherit the default
                 parts[hook] = partial(kind, settings=settings(**self.parts[hook]["settings"]))
-        return ContextKV(self.shapes(), self.vocab_size, self.has_unigram, Parts(**parts))
+        return ContextKV(self.shapes(), self.vocab_size, self.has_unigram, **parts)
 
 
 class Past(NamedTuple):
@@ -171,10 +170,10 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def of(cls, model: ContextKV, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Self:
-        """Wrap a trained model; `settings` are those of its parts, by hook: `block` and `attention`."""
+        """Wrap a trained model; `settings` holds those of its parts by hook: "block" and "layer"."""
         parts = {
-            hook: {"name": type(getattr(model, PLACES[hook])).__name__, "settings": dict(each)}
-            for hook, each in (settings or {}).items()
+            hook: {"name": class_as_written(model.part(hook)).__name__, "settings": dict(part_settings)}
+            for hook, part_settings in (settings or {}).items()
         }
         has_unigram, shapes = model.log_unigram is not None, vars(model.config)
         return cls(ContextKVConfig(model.wte.num_embeddings, has_unigram, parts, **shapes), model).eval()
@@ -212,7 +211,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         lost = dict(self.named_buffers()).keys() - self.state_dict().keys()
         require(not lost, "a buffer", min(lost, default=""), "those saved with the weights (persistent=True)")
         super().save_pretrained(save_directory, **options)
-        for kind in (type(getattr(self.model, PLACES[hook])) for hook in self.config.parts):
+        for kind in (class_as_written(self.model.part(hook)) for hook in self.config.parts):
             if PARTS.get(kind.__name__) is not kind:
                 save_part(kind, Path(save_directory) / "modeling.py")
 
@@ -305,7 +304,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         if shows_states:
             output["hidden_states"] = (embeddings, states)
         if shows_weights:
-            allowed = "False, as this attention returns none"
+            allowed = "False, as this layer returns none"
             require(weights is not None, "output_attentions", True, allowed)
             output["attentions"] = (weights,)
         if (config.use_cache and targets is None) if use_cache is None else use_cache:
@@ -325,7 +324,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         """Compute the context after each column, from the one before, and append them to the cache."""
         contexts, context, block = [], cache.contexts[:, -1], self.model.context_block
         with torch.autocast(embeddings.device.type, enabled=False):  # else roundings of contexts add up
-            inputs = project_inputs(block, embeddings.to(context.dtype))
+            inputs = block.project_inputs(embeddings.to(context.dtype))
             for column, is_token in zip(inputs.unbind(1), is_read.unbind(1), strict=True):
                 context = torch.where(is_token[:, None], block(context, column), context)
                 contexts.append(context)
@@ -343,7 +342,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
             present = slots >= past.first[:, None, None]
             present[..., 0] = True  # also of padding: without any slot, attention would be NaN
             window = past.contexts[text, slots.clamp(min=0)]
-            hidden, weights = self.model.attend(
+            hidden, weights = self.model.apply_layer(
                 *(part.flatten(0, 1) for part in (embeddings, window, present))
             )
             states.append(hidden.unflatten(0, rows.shape))
@@ -354,7 +353,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     def _logits(self, hidden: Tensor, tokens: Tensor, past: Past) -> Tensor:
         """Compute the logits of hidden states at the rows of `past`, `[batch, n, vocab_size]`."""
         hidden = hidden.to(self.model.wte.weight.dtype)  # where autocast computed it, and has ended since
-        logits, copying = self.model.logits(hidden, tokens), self.model.copying
+        logits, copying = self.model.logits(hidden, tokens), self.model.layer.copying
         if copying is None or self.training:
             return logits
         reach, rows = self.model.window.offsets[-1], past.rows

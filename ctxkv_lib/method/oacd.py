@@ -13,12 +13,12 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from .block import Block
 from .config import Phase1Config
-from .contexts import context_dim, draw_contexts
+from .contexts import draw_contexts
 from .loop import Diverged, Loop
-from .model import project_inputs
 
 # The loss of a batch's contexts `[n, context_dim]`: a scalar, differentiated by autograd.
 ContextLoss = Callable[[Tensor], Tensor]
@@ -58,7 +58,7 @@ class StoppingRule:
 
 
 def train_context_block(
-    block: nn.Module,
+    block: Block,
     embeddings: Tensor,
     tokens: Tensor,
     config: Phase1Config,
@@ -79,13 +79,12 @@ def train_context_block(
         `windows`), or None if nothing is trained.
     """
     loop, weights = loop or Loop(), [*block.parameters()]
-    getattr(block, "init_weights", lambda *_: None)(embeddings, tokens, config)
+    block.init_weights(embeddings, tokens, config)
     if not weights or not config.max_iterations:
         return UNTRAINED, None
     optimizer, rule = torch.optim.Adam(weights, lr=config.learning_rate), StoppingRule(config)
     loss = loss or partial(oacd_loss, centroid_weight=config.centroid_weight)
-    width = context_dim(block, project_inputs(block, embeddings[:1]))
-    contexts = draw_contexts(len(tokens), width, config.initial_std, generator)
+    contexts = draw_contexts(len(tokens), block.context_dim, config.initial_std, generator)
     total, planned = 0.0, range(2, config.max_iterations + 1)  # the draw is iteration 1
     for iteration in loop.track(planned, "Phase 1", config.max_iterations, done=1):
         began = time.perf_counter()
@@ -103,7 +102,7 @@ def train_context_block(
 
 
 def train_iteration(
-    block: nn.Module,
+    block: Block,
     optimizer: torch.optim.Optimizer,
     contexts: Tensor,
     embeddings: Tensor,
@@ -118,7 +117,7 @@ def train_iteration(
     the mean loss of the batches, and the share of positions that have converged.
     """
     optimizer.zero_grad()
-    projected = project_inputs(block, embeddings)  # of each distinct token, once
+    projected = block.project_inputs(embeddings)  # of each distinct token, once
     inputs = projected.detach().requires_grad_(projected.requires_grad)  # gathers the gradient of all batches
     batches = tokens.split(config.batch_size)
     total_loss, converged = torch.zeros(2, device=tokens.device)
@@ -143,7 +142,7 @@ def train_iteration(
     return mean_loss, count / len(tokens)
 
 
-def _check_finite(block: nn.Module, iteration: int, loss: float, config: Phase1Config) -> None:
+def _check_finite(block: Block, iteration: int, loss: float, config: Phase1Config) -> None:
     names, weights = zip(*block.named_parameters(), strict=True)
     finite = torch.stack([weight.isfinite().all() for weight in weights]).tolist()  # waits once for a GPU
     if (is_lost := not math.isfinite(loss)) or not all(finite):

@@ -1,4 +1,4 @@
-"""Phase 2: next-token training of attention and feed-forward on the cached contexts."""
+"""Phase 2: next-token training of the layer on the caches."""
 
 import math
 import time
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .caches import DTYPES, Batch, TokenCache, epoch_seed
+from .caches import DTYPES, Batch, Cache
 from .config import Phase2Config
 from .loop import Diverged, Loop, Metric
 from .memory import snapshot
@@ -21,6 +21,9 @@ from .optimizer import ScheduledAdamW, Stepper
 from .scoring import evaluate, perplexity
 
 CHECKED_STEPS = 50  # steps between two looks at the loss, each of which makes the CPU wait for a GPU
+# Size of the shuffle pool in positions, which limits random reads to 4 GiB of contexts for a stream of any
+# length; and the number of blocks of consecutive positions that make a pool.
+POOL, POOL_BLOCKS = 2**22, 8
 STEPPERS: dict[str, type[Stepper]] = {"adamw": Stepper, "scheduled": ScheduledAdamW}
 
 
@@ -40,10 +43,10 @@ class Phase2Result:
     stop_reason: str  # early_stopping | max_epochs
 
 
-def train_attention(
+def train_layer(
     model: ContextKV,
-    train: TokenCache,
-    validation: TokenCache,
+    train: Cache,
+    validation: Cache,
     config: Phase2Config,
     seed: int,
     precision: str = "fp32",
@@ -90,9 +93,35 @@ def train_attention(
     return Phase2Result(metrics, "early_stopping" if no_improve >= config.patience else "max_epochs")
 
 
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Return the seed of an epoch's order and dropout, for any seed within what torch takes."""
+    return (seed * 1_000_003 + epoch) % 2**63
+
+
+def epoch_order(count: int, seed: int, epoch: int, chunk: int = 1) -> Tensor:
+    """Draw the order in which an epoch visits `count` positions, int64 `[count]` on the CPU.
+
+    It is a permutation that depends on `seed` and `epoch` alone. A stream of more than `POOL` positions is
+    permuted as blocks, and the positions are permuted within each pool of blocks. With a `chunk` above 1,
+    chunks of consecutive positions are permuted, which are cut differently in each epoch.
+    """
+    generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
+    positions = torch.arange(count)
+    if chunk > 1:
+        shift = int(torch.randint(chunk, (), generator=generator))
+        chunks = [positions[:shift], *positions[shift:].split(chunk)]
+        return torch.cat([chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()])
+    if count <= POOL:
+        return torch.randperm(count, generator=generator)
+    blocks = positions.split(max(1, POOL // POOL_BLOCKS))
+    pools = torch.randperm(len(blocks), generator=generator).split(POOL_BLOCKS)
+    pooled = [torch.cat([blocks[number] for number in pool.tolist()]) for pool in pools]
+    return torch.cat([pool[torch.randperm(len(pool), generator=generator)] for pool in pooled])
+
+
 def train_epoch(
     model: ContextKV,
-    train: TokenCache,
+    train: Cache,
     stepper: Stepper,
     config: Phase2Config,
     seed: int,
@@ -100,7 +129,7 @@ def train_epoch(
     precision: str,
     loop: Loop,
 ) -> float:
-    """Train on every position once; returns the mean loss in nats. Arguments as of `train_attention`.
+    """Train on every position once; returns the mean loss in nats. Arguments as of `train_layer`.
 
     Every `CHECKED_STEPS` steps within the epoch, `loop` gets their mean loss.
     """
@@ -110,7 +139,7 @@ def train_epoch(
     table = model.wte.weight.detach().to(DTYPES[precision])
     sum_dtype = torch.float32 if model.device.type == "mps" else torch.float64  # of millions of steps
     total, last_sum = torch.zeros((), dtype=sum_dtype, device=model.device), 0.0
-    batches = train.batches(train.epoch_order(seed, epoch, model.chunk), size, model, loop.shard)
+    batches = model.batches(train, epoch_order(len(train), seed, epoch, model.window.chunk), size, loop.shard)
     for step, batch in enumerate(loop.track(batches, f"Epoch {epoch} of {config.max_epochs}", steps)):
         stepper.schedule((epoch - 1) * steps + step)
         count = min(size, len(train) - step * size)
@@ -160,7 +189,7 @@ def batch_gradients(
     """
     in_bf16 = precision == "bf16" and model.device.type == "cuda"
     with torch.autocast("cuda", torch.bfloat16, in_bf16, cache_enabled=False):
-        hidden, _ = batch.attend(model)
+        hidden, _ = model.read(batch)
     losses, _ = model.losses(hidden, batch.tokens, batch.targets, table)
     (losses.sum() / count).backward()
     return losses.detach().sum()

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .caches import TokenCache
+from .caches import Cache
 from .loop import Loop
 from .model import ContextKV
 
@@ -19,7 +19,7 @@ def perplexity(loss: float) -> float:
 
 @torch.no_grad()
 def token_scores(
-    model: ContextKV, cache: TokenCache, positions: Tensor, loop: Loop | None = None
+    model: ContextKV, cache: Cache, positions: Tensor, loop: Loop | None = None
 ) -> tuple[Tensor, Tensor]:
     """Compute loss in nats and correctness of each prediction: float32 and bool `[n]`, without dropout."""
     loop, was_training = loop or Loop(), model.training
@@ -27,8 +27,8 @@ def token_scores(
     shard = loop.shard(len(positions))
     scores = torch.zeros(len(positions), 2, device=model.device)
     done, total = shard.start, -(-(shard.stop - shard.start) // EVALUATION_ROWS)
-    for batch in loop.track(cache.batches(positions[shard], EVALUATION_ROWS, model), "Scoring", total):
-        losses, correct = batch.scores(model)
+    for batch in loop.track(model.batches(cache, positions[shard], EVALUATION_ROWS), "Scoring", total):
+        losses, correct = model.scores(batch)
         scores[done : done + len(batch)] = torch.stack([losses, correct.to(losses)], dim=1)
         done += len(batch)
     loop.all_reduce([scores])
@@ -37,7 +37,7 @@ def token_scores(
     return losses, correct.bool()
 
 
-def evaluate(model: ContextKV, cache: TokenCache, loop: Loop | None = None) -> tuple[float, float]:
+def evaluate(model: ContextKV, cache: Cache, loop: Loop | None = None) -> tuple[float, float]:
     """Compute mean loss in nats and accuracy over every position of a cached stream."""
     losses, correct = token_scores(model, cache, torch.arange(len(cache)), loop)
     return losses.mean().item(), correct.float().mean().item()

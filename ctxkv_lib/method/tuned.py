@@ -1,6 +1,6 @@
-"""The parts of recipe `tuned`: a ContextBlock that encodes running means, attention with slots of its own.
+"""The parts of recipe `tuned`: a block that encodes running means, and a layer with slots of its own.
 
-A saved model includes this file, so it imports torch and its neighbours only.
+Every saved model includes this file, so it imports only torch and files that are saved with it.
 """
 
 import math
@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .block import ContextBlock
 from .config import ModelConfig, Phase1Config
 from .copying import Copying
 from .fields import SHARE, WEIGHT, Allowed, at_least, check_settings, require, setting
-from .model import ContextBlock, ContextKVAttention, FeedForward
-from .windows import Window
+from .layer import ContextKVAttention, FeedForward, Layer
 
 MEANS, SHORTEST_MEAN = 3, 4.0  # running means: how many, and over how many tokens the shortest
 MEAN_STD = 0.6  # standard deviation of their units, where that of the current token's units is 1
@@ -46,7 +46,7 @@ class StructuredBlock(ContextBlock):
 
     @torch.no_grad()
     def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
-        """Initialise the weights, without any random number; arguments as of `ContextBlock.init_weights`.
+        """Initialise the weights, without any random number; arguments as for `Block.init_weights`.
 
         Half of the units hold the token's largest principal components, each scaled half-way to equal
         variance. The others hold those of means over `SHORTEST_MEAN` to `longest_mean` tokens, evenly on a
@@ -104,11 +104,12 @@ def principal_components(embeddings: Tensor, tokens: Tensor) -> tuple[Tensor, Te
 def geometric_offsets(config: ModelConfig) -> list[int]:
     """Return the distances of `max_contexts` geometric slots in tokens, nearest first.
 
-    They are 0, 1, and then larger by a constant factor, at least by one, up to the reach of uniform slots.
+    They are 0, 1, and then grow by a constant factor (by at least 1 each time) up to the reach of uniform
+    slots.
     """
     count, reach = config.max_contexts, config.interval * (config.max_contexts - 1)
     if count < 3:
-        return Window(config).offsets
+        return [config.interval * slot for slot in range(count)]
     return [0, *(max(slot, round(reach ** ((slot - 1) / (count - 2)))) for slot in range(1, count))]
 
 
@@ -131,10 +132,8 @@ class BiasedAttention(ContextKVAttention):
         return super().attention_weights(scores + self.slot_bias, mask)
 
 
-class SlotAttention(nn.Module):
+class SlotLayer(Layer):
     """Attention to geometric slots, and feed-forward; the output head reads no residual of the embedding."""
-
-    slot_offsets = staticmethod(geometric_offsets)
 
     @dataclass(frozen=True)
     class Settings:
@@ -149,11 +148,11 @@ class SlotAttention(nn.Module):
         copy_sharpness: float = setting(8.0, "how similar: the factor of the cosine of contexts", WEIGHT)
 
         def __post_init__(self) -> None:
-            check_settings(self, "attention")
+            check_settings(self, "layer")
 
     def __init__(self, config: ModelConfig, settings: Settings) -> None:
         super().__init__()
-        self.settings, self.masked = settings, config.kv_method == "variable"
+        self.settings, self.is_masked = settings, config.kv_method == "variable"
         self.current_token_bias, weight = settings.current_token_bias, settings.copy_weight
         self.copying = Copying(weight, settings.copy_sharpness) if weight else None
         self.input_dropout = nn.Dropout(settings.input_dropout)
@@ -161,10 +160,12 @@ class SlotAttention(nn.Module):
         self.attention = BiasedAttention(config)
         self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size, settings.layer_dropout)
 
+    def slot_offsets(self, config: ModelConfig) -> list[int]:
+        return geometric_offsets(config)
+
     def forward(self, embeddings: Tensor, window: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the hidden state and the attention weights; see `method.model.Parts`."""
         embeddings = self.input_dropout(embeddings)
-        attended, weights = self.attention.attend(embeddings, window, present if self.masked else None)
+        attended, weights = self.attention.attend(embeddings, window, present if self.is_masked else None)
         attended = self.layer_dropout(attended)
         hidden = self.attention.norm(embeddings + attended)
         return attended + self.feed_forward(hidden), weights

@@ -1,44 +1,90 @@
-"""Which contexts a position sees: the index arithmetic of context windows.
+"""What a position sees of a cached stream: contexts in slots, or the tokens before it.
 
 Contexts of a stream are padded: stored with one zero row in front, `[num_tokens + 1, context_dim]`. Row
-`i + 1` is the context of position i, row i the one before it, and a slot that does not exist is row 0.
+`i + 1` is the context of position i, row i the context before it, and a slot that does not exist is row 0.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from .config import ModelConfig
+from .caches import Batch, Cache, rows_of
+
+LONGEST_ROW = 256  # positions of a batch that share one row of tokens
 
 
-class Window:
-    """The slots of a window; slot 0 is the position itself.
+class ContextWindow:
+    """The slots whose contexts a position sees; slot 0 is the position itself.
 
     Attributes:
-        offsets: how many tokens back each slot lies, ascending from 0; those of an attention plug-in, or
-            `0, interval, 2 * interval, ...`.
+        offsets: how many tokens back each slot lies, ascending from 0.
+        chunk: how many consecutive positions an epoch visits together.
     """
 
-    def __init__(self, config: ModelConfig, offsets: Sequence[int] | None = None) -> None:
-        uniform = [slot * config.interval for slot in range(config.max_contexts)]
-        self.offsets = uniform if offsets is None else list(offsets)
+    def __init__(self, offsets: Sequence[int], chunk: int = 1) -> None:
+        self.offsets, self.chunk = list(offsets), chunk
         self._on_device: dict[torch.device, Tensor] = {}
 
     def slots(self, positions: Tensor) -> Tensor:
-        """Return the positions that each of `positions`, int64 `[...]`, attends, nearest first.
+        """Return the positions that each of `positions`, int64 `[...]`, sees, nearest first.
 
         They are int64 `[..., slots]`, negative where the slot lies before the stream.
         """
         device = positions.device
-        offsets = self._on_device.get(device)  # since every copy makes a GPU wait
-        # In a model that was built on the meta device, what is stored under a device may lie elsewhere.
+        offsets = self._on_device.get(device)  # kept, since every copy to a GPU makes it wait
+        # If the model was built on the meta device, the tensor stored under a device may lie elsewhere.
         if offsets is None or offsets.device != device:
             offsets = torch.tensor(self.offsets, device=device)
-            if type(offsets) is Tensor:  # no stand-in for one, as `torch.export` has while it traces
+            if type(offsets) is Tensor:  # not a stand-in, as `torch.export` uses while it traces
                 self._on_device[device] = offsets
         return positions[..., None] - offsets
 
     def rows(self, positions: Tensor) -> Tensor:
         """Return `slots` as rows of padded contexts; 0 where the slot lies before the stream."""
         return (self.slots(positions) + 1).clamp(min=0)
+
+    def gather(self, cache: Cache, positions: Tensor, training: bool) -> Batch:
+        """Gather what is read at `positions`, int64 `[n]` on any device; training changes nothing here."""
+        assert cache.contexts is not None
+        rows = self.rows(positions)
+        inputs = rows_of(cache.contexts, rows), rows > 0
+        embeddings = None if cache.embeddings is None else rows_of(cache.embeddings, positions)
+        return Batch(*_tokens(cache, positions), inputs, embeddings)
+
+
+class TokenWindow:
+    """The tokens before a position, in rows of consecutive tokens.
+
+    Attributes:
+        offsets: None, since there are no slots.
+        chunk: how many consecutive positions an epoch visits together.
+        history: how many tokens before a position are read, by whether the model is trained.
+    """
+
+    offsets = None
+
+    def __init__(self, history: int, evaluation_history: int | None, chunk: int = 64) -> None:
+        self.history = {True: history, False: history if evaluation_history is None else evaluation_history}
+        self.chunk = chunk
+
+    def gather(self, cache: Cache, positions: Tensor, training: bool) -> Batch:
+        """Gather a row for each run of consecutive `positions`, or for a part of it, with its history."""
+        breaks = (positions.diff() != 1).nonzero().flatten() + 1
+        runs = positions.cpu().tensor_split(breaks.cpu())
+        spans, rows = [], []  # a span: the first and one past the last column that is asked for
+        for part in (part for run in runs for part in run.split(LONGEST_ROW)):
+            start, stop = int(part[0]), int(part[-1]) + 1
+            first = max(0, start - self.history[training])
+            spans.append((start - first, stop - first))
+            rows.append(cache.ids[first:stop])
+        padded, start = pad_sequence(rows, batch_first=True), min(first for first, _ in spans)
+        width = padded.shape[1] - start
+        places = [row * width + column - start for row, span in enumerate(spans) for column in range(*span)]
+        return Batch(*_tokens(cache, positions), (start,), rows=padded, places=torch.tensor(places))
+
+
+def _tokens(cache: Cache, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the current tokens, int32 `[n]`, and the next ones, int64 `[n]`."""
+    return rows_of(cache.ids, positions), rows_of(cache.ids, positions + 1).long()

@@ -1,87 +1,119 @@
-"""What would be silently wrong with a user's plug-in, found on a few positions before anything is trained.
+"""What would be silently wrong with a user's part, found before anything is trained.
 
-Shape, type, numbers that are not finite, rows that depend on each other, and reading ahead; and, after
-training, a model that computes with something that is not saved. All else fails by itself.
+Each part is tried on a few positions: wrong shapes and types, numbers that are not finite, rows that depend on
+each other, reading ahead, random numbers in evaluation, and weights that torch does not know of. After
+training, the model is compared with what was saved of it. Every other mistake raises an ordinary exception.
 """
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError
-from ..method.caches import TokenCache
-from ..method.model import ContextKV, project_inputs
+from ..method.block import Block
+from ..method.caches import Cache
+from ..method.layer import Layer
+from ..method.model import ContextKV
 from ..method.scoring import token_scores
-from .hooks import PlugIn
+from .hooks import HOOKS, PlugIn, imported
 
 TRIED = 64  # rows or tokens that a part is tried on
-COMPARED_POSITIONS = 256  # at which a model is compared with what was saved of it
-CLOSE = 1e-4  # float32's rounding, with a margin
+COMPARED_POSITIONS = 256  # positions at which a model is compared with what was saved of it
+CLOSE = 1e-4  # tolerance for the rounding of float32, with a margin
 
 
 @torch.no_grad()
 def try_plugins(model: ContextKV, plugins: Mapping[str, PlugIn]) -> None:
-    """Try plug-ins, by hook; a UserError names what is wrong."""
-    trials = {"block": _try_block, "loss": _try_loss, "attention": _try_attention, "mixer": _try_mixer}
+    """Try plug-ins, by hook; raises a UserError that names what is wrong."""
     model.eval()
     for hook, plugin in plugins.items():
-        trials[hook](model, plugin)
+        imported(HOOKS[hook].trial)(model, plugin)
 
 
-def _try_block(model: ContextKV, plugin: PlugIn) -> None:
+def try_block(model: ContextKV, plugin: PlugIn) -> None:
     embeddings = model.embed(torch.arange(2, device=model.device))
-    contexts = torch.zeros(2, model.config.context_dim, device=model.device)  # as a stream begins
+    contexts = torch.zeros(2, model.config.context_dim, device=model.device)  # as at the start of a stream
     block, name = model.context_block, plugin.name
+    _refuse_hidden_weights(name, block, Block)
 
     def step(contexts: Tensor, embeddings: Tensor) -> Tensor:
-        return block(contexts, project_inputs(block, embeddings))
+        next_contexts: Tensor = block(contexts, block.project_inputs(embeddings))
+        return next_contexts
 
     _refuse_wrong(name, step(contexts, embeddings), contexts.shape)
+    _refuse_other_calls(name, step, contexts, embeddings)
     _refuse_mixed_rows(name, step, contexts, embeddings)
     buffers = {key: buffer.clone() for key, buffer in block.named_buffers()}
-    block.train()  # where a BatchNorm, say, mixes rows, and changes its buffers
+    block.train()  # in which a BatchNorm, say, mixes rows and changes its buffers
     _refuse_mixed_rows(name, step, contexts, embeddings)
     block.eval()
     for key, buffer in block.named_buffers():
         buffer.copy_(buffers[key])
 
 
-def _try_attention(model: ContextKV, plugin: PlugIn) -> None:
-    offsets, name = model.window.offsets, plugin.name
+def try_layer(model: ContextKV, plugin: PlugIn) -> None:
+    _refuse_hidden_weights(plugin.name, model.layer, Layer)
+    if not any(True for _ in model.layer.parameters()):
+        raise UserError(f"{plugin.name} has no parameters, so Phase 2 has nothing to train; give it some.")
+    (_try_on_tokens if model.layer.reads == "tokens" else _try_on_contexts)(model, plugin.name)
+
+
+def _try_on_contexts(model: ContextKV, name: str) -> None:
+    offsets = model.window.offsets
     if {*map(type, offsets)} != {int} or offsets != sorted({*offsets}) or offsets[0] != 0:
         raise UserError(f"slot_offsets of {name} are {offsets}; allowed: whole numbers, ascending from 0.")
     embeddings = model.embed(torch.arange(2, device=model.device))
     window = torch.zeros(2, len(offsets), model.config.context_dim, device=model.device)
     present = torch.ones(2, len(offsets), dtype=torch.bool, device=model.device)
     present[0, 1:] = False  # as at the start of a stream
-    hidden, weights = model.attend(embeddings, window, present)
+    if not _takes(model.layer.forward, 3):
+        hint = 'write reads = "tokens" in the class if it reads rows of tokens. ' * _takes(
+            model.layer.forward, 2
+        )
+        raise UserError(
+            f"forward of {name} cannot be called with (embeddings, window, present), as a layer that reads "
+            f"contexts is; {hint or 'give it these arguments.'}".strip()
+        )
+    hidden, weights = model.apply_layer(embeddings, window, present)
     _refuse_wrong(name, hidden, embeddings.shape)
     if weights is not None and (weights.ndim != 3 or weights.shape[::2] != window.shape[:2]):
         raise UserError(f"{name} returned weights of shape {[*weights.shape]}; allowed: [n, heads, slots].")
-    inputs = embeddings, window, torch.ones_like(present)
-    _refuse_mixed_rows(name, lambda *rows: model.attend(*rows)[0], *inputs)
+
+    def compute(*rows: Tensor) -> Tensor:
+        return model.apply_layer(*rows)[0]
+
+    _refuse_other_calls(name, compute, embeddings, window, present)
+    _refuse_mixed_rows(name, compute, embeddings, window, torch.ones_like(present))
 
 
-def _try_mixer(model: Any, plugin: PlugIn) -> None:
-    rows, name = model.embed(torch.arange(2 * TRIED, device=model.device).view(2, TRIED)), plugin.name
-    start = min(2, model.history(training=False))
+def _try_on_tokens(model: ContextKV, name: str) -> None:
+    rows = model.embed(torch.arange(2 * TRIED, device=model.device).view(2, TRIED))
+    start = min(2, model.window.history[False])
+    if not _takes(model.layer.forward, 2):
+        hint = 'remove reads = "tokens"' if _takes(model.layer.forward, 3) else "give it these arguments"
+        raise UserError(
+            f"forward of {name} cannot be called with (embeddings, start), as a layer that reads tokens is; "
+            f"{hint}."
+        )
 
     def read(rows: Tensor) -> Tensor:
-        return model.attention(rows, start)
+        return model.apply_layer(rows, start)[0]
 
     hidden = read(rows)
     _refuse_wrong(name, hidden, torch.Size((2, TRIED - start, rows.shape[-1])))
+    _refuse_other_calls(name, read, rows)
     other_end = torch.cat([rows[:, :-1], -rows[:, -1:]], dim=1)
     if not torch.allclose(read(other_end)[:, :-1], hidden[:, :-1], atol=CLOSE):
         raise UserError(f"{name} reads ahead: the hidden state of a column may not depend on later ones.")
     _refuse_mixed_rows(name, read, rows)
 
 
-def _try_loss(model: ContextKV, plugin: PlugIn) -> None:
+def try_loss(model: ContextKV, plugin: PlugIn) -> None:
     contexts = torch.randn(TRIED, model.config.context_dim, generator=torch.Generator().manual_seed(0))
-    with torch.enable_grad():  # of no leaf, as a loss may work in place
+    with torch.enable_grad():  # on a copy, which is no leaf: a loss may work in place
         value = plugin.build()(contexts.requires_grad_().to(model.device, copy=True))
     if not isinstance(value, Tensor) or value.shape != () or not value.isfinite():
         raise UserError(f"{plugin.name} returned {_in_words(value)}; a loss must return a finite scalar.")
@@ -90,6 +122,51 @@ def _try_loss(model: ContextKV, plugin: PlugIn) -> None:
             f"{plugin.name} returned a number without a gradient, so that it trains nothing; compute it from "
             "the contexts with torch, without detach, item or NumPy."
         )
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Return whether a function can be called with `count` arguments."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def _refuse_hidden_weights(name: str, part: nn.Module, base: type[nn.Module]) -> None:
+    """Refuse what torch does not train, move and save, and other uses of the names that the base class has."""
+    known = {id(value) for value in (*part.modules(), *part.parameters(), *part.buffers())}
+    for place, module in part.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute in ("_parameters", "_buffers", "_modules"):
+                continue
+            if any(id(component) not in known for component in _components(value)):
+                raise UserError(
+                    f"{name} keeps modules or tensors in the plain attribute "
+                    f"{'.'.join(filter(None, (place, attribute)))}, which are neither trained nor saved; keep "
+                    "modules in nn.ModuleList or nn.ModuleDict, weights in nn.Parameter, and constants in "
+                    "register_buffer."
+                )
+    registered = {**part._parameters, **part._buffers, **part._modules}
+    if taken := sorted(registered.keys() & (vars(base).keys() | base.__annotations__.keys())):
+        raise UserError(
+            f"{name} has a weight or module named {taken[0]}, which means something else here; rename it."
+        )
+    if not _takes(part.init_weights, 3):  # type: ignore[arg-type]
+        raise UserError(
+            f"init_weights of {name} cannot be called with (embeddings, tokens, config), as it is before "
+            "training; give it these arguments, or another name."
+        )
+
+
+def _components(value: Any) -> Iterator[Any]:
+    """Yield the modules and tensors in a plain attribute, but not the tensors that torch computes anew."""
+    if isinstance(value, nn.Module) or (isinstance(value, Tensor) and value.grad_fn is None):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (component for item in value.values() for component in _components(item))
+    elif isinstance(value, list | tuple | set):
+        yield from (component for item in value for component in _components(item))
 
 
 def _refuse_wrong(name: str, output: Any, shape: torch.Size) -> None:
@@ -102,15 +179,24 @@ def _refuse_wrong(name: str, output: Any, shape: torch.Size) -> None:
         )
 
 
+def _refuse_other_calls(name: str, compute: Callable[..., Tensor], *inputs: Tensor) -> None:
+    """Refuse a plug-in whose result in evaluation is different when it is called again."""
+    if not torch.allclose(compute(*inputs), compute(*inputs), atol=CLOSE):
+        raise UserError(
+            f"{name} returned something else in evaluation when it was called again with the same values; "
+            "draw random numbers only if self.training, and keep nothing from call to call."
+        )
+
+
 def _refuse_mixed_rows(name: str, compute: Callable[..., Tensor], *inputs: Tensor) -> None:
     """Refuse a plug-in if a row it returns depends on the other row, or on earlier calls.
 
-    `inputs` have two rows. The second of numbers, x, is replaced by 1 - x, so that the two differ.
+    `inputs` have two rows. The second row of numbers, x, is replaced by 1 - x, so that the two differ.
     """
     inputs = tuple(x if x.dtype == torch.bool else torch.stack([x[0], 1 - x[1]]) for x in inputs)
     outputs = []
     for rows in ([0, 1], [0, 0], [1, 1]):
-        torch.manual_seed(0)  # where it draws
+        torch.manual_seed(0)  # a block in training may draw random numbers
         outputs.append(compute(*(x[rows] for x in inputs)))
     both, first, second = outputs
     if not torch.allclose(both, torch.stack([first[0], second[1]]), atol=CLOSE):
@@ -128,22 +214,22 @@ def _in_words(value: Any) -> str:
 
 
 @torch.no_grad()
-def refuse_unsaved(model: ContextKV, loaded: ContextKV, cache: TokenCache) -> None:
-    """Raise a UserError if a trained model differs from `loaded`, which has what is saved of it.
+def refuse_unsaved(model: ContextKV, loaded: ContextKV, cache: Cache) -> None:
+    """Raise a UserError if a trained model differs from `loaded`, which has what was saved of it.
 
-    They are compared at the first positions of `cache`; a plug-in may compute with what is not saved.
+    `loaded` was built with another seed, so that weights that were not saved differ. Both are compared at the
+    first positions of `cache`.
     """
     positions = torch.arange(min(COMPARED_POSITIONS, len(cache)))
 
     def outputs(model: ContextKV) -> list[Tensor]:
         model.eval()
-        torch.manual_seed(0)  # where it draws
         losses = token_scores(model, cache, positions)[0]
-        if not model.has_contexts:
+        if model.context_block is None:
             return [losses]
         embeddings = model.embed(torch.arange(TRIED, device=model.device))
         contexts = torch.zeros(TRIED, model.config.context_dim, device=model.device)
-        return [losses, model.context_block(contexts, project_inputs(model.context_block, embeddings))]
+        return [losses, model.context_block(contexts, model.context_block.project_inputs(embeddings))]
 
     for trained_output, loaded_output in zip(outputs(model), outputs(loaded), strict=True):
         if not torch.allclose(trained_output, loaded_output, rtol=1e-2, atol=1e-2):

@@ -18,10 +18,26 @@ from ..errors import UserError
 from ..files import source_digest
 from ..progress import log
 
-# `method.model.Parts` (block, attention), `method.oacd.ContextLoss` and `plugins.mixer` describe what each
-# hook is given and returns.
-HOOKS = ("block", "loss", "attention", "mixer")
-WITH_CONTEXTS = ("block", "loss", "attention")  # which a mixer takes the place of
+
+@dataclass(frozen=True)
+class Hook:
+    """A place where a user's part may take that of the method's."""
+
+    help: str  # of its option on the command line
+    arguments: tuple[str, ...]  # what the part is called with, a class to make its object
+    is_module: bool  # whether the result is a part of the model; `ContextKV.part` says where it sits
+    trial: str  # the function that tries it before anything is trained, as `module:name`
+
+
+_CHECKS = "ctxkv_lib.plugins.checks:"
+# `method.block.Block`, `method.oacd.ContextLoss` and `method.layer.Layer` say what each is given and returns.
+HOOKS = {
+    "block": Hook("your own ContextBlock", ("context_dim", "hidden_size"), True, f"{_CHECKS}try_block"),
+    "loss": Hook("your own Phase 1 loss", ("contexts",), False, f"{_CHECKS}try_loss"),
+    "layer": Hook("your own layer, all that Phase 2 trains", ("config",), True, f"{_CHECKS}try_layer"),
+}
+OF_PHASE_1 = ("block", "loss")  # hooks without a place if the layer reads tokens
+READS = ("contexts", "tokens")  # what a layer may read
 OF_PACKAGE, TUNED = "ctxkv_lib.", "ctxkv_lib.method.tuned:"
 BOUND = "(...)"  # ends the name of an object, which holds values besides its code
 # Parts that this process was given, by name and digest: a cell may since have defined another of that name.
@@ -45,9 +61,10 @@ class PlugIn:
     def of(cls, part: Any, hook: str = "") -> "PlugIn":
         """Make a plug-in of a class, a function, or its `module:Name`, with default settings.
 
-        A loss may be any callable, such as a `functools.partial`. Raises a UserError for anything else.
+        A loss may be any callable, such as a `functools.partial`. Raises a UserError for anything else, for a
+        part that does not take what its hook gives it, and for a layer that reads something unknown.
         """
-        name, part = (part, _imported(part)) if isinstance(part, str) else (None, part)
+        name, part = (part, imported(part)) if isinstance(part, str) else (None, part)
         if not (_is_defined(part) or (hook == "loss" and callable(part))):
             raise UserError(
                 f"An object of type {type(part).__name__} is no plug-in; give a class or a function, or "
@@ -56,17 +73,46 @@ class PlugIn:
         name = name or _name_of(part)
         plugin = cls(name, _code_of(name, part), settings_of(part, {}))
         _given[name, plugin.code] = part
+        if hook:
+            plugin._refuse_other_hook(hook)
+        if hook == "layer" and plugin.reads not in READS:
+            allowed = " or ".join(map(repr, READS))
+            raise UserError(f"{name} has reads = {plugin.reads!r}; allowed: {allowed}.")
         return plugin
 
+    def _refuse_other_hook(self, hook: str) -> None:
+        """Raise a UserError if the part cannot be called as its hook is, or a class is given as a loss."""
+        part, names = self.load(), HOOKS[hook].arguments
+        settings = {} if getattr(part, "Settings", None) is None else {"settings": None}
+        try:
+            inspect.signature(part).bind(*names, **settings)
+            fits = HOOKS[hook].is_module or not inspect.isclass(part)
+        except TypeError:
+            fits = False
+        except ValueError:  # written in C, without a signature
+            return
+        if not fits:
+            kind = "class or function" if HOOKS[hook].is_module else "function"
+            called = ", ".join([*names, *settings])
+            raise UserError(
+                f"{self.name} is no {hook}: a {hook} is a {kind} that is called with ({called}). Is it meant "
+                f"for another of {', '.join(HOOKS)}?"
+            )
+
+    @property
+    def reads(self) -> Any:
+        """What a layer reads, contexts unless its class says otherwise: one of `READS`."""
+        return getattr(self.load(), "reads", READS[0])
+
     def load(self) -> Any:
-        """Return the class or function; a UserError if it is gone, or is not that of the configuration."""
+        """Return the class or function; raises a UserError if it is gone or differs from the configuration's."""
         if (self.name, self.code) not in _given:
             self.refuse_changed()
         return self._part()
 
     def _part(self) -> Any:
         key = (self.name, self.code)
-        return _given[key] if key in _given else _imported(self.name)
+        return _given[key] if key in _given else imported(self.name)
 
     def refuse_changed(self) -> None:
         """Raise a UserError if it, or what it uses, is not what its configuration was made with."""
@@ -83,7 +129,7 @@ class PlugIn:
         log(f"The run was made with other {other}: {self.name} may compute something else here.")
 
     def build(self) -> Any:
-        """Return the class, or of a loss the function, with its settings bound if it has any."""
+        """Return the class or function, with its settings bound if it has any."""
         part = self.load()
         kind = getattr(part, "Settings", None)
         return partial(part, settings=kind(**self.settings)) if kind else part
@@ -136,8 +182,8 @@ def _code_of(name: str, part: Any) -> str:
     return _digest_before.get(code, code)
 
 
-def _imported(name: str) -> Any:
-    """Import `module:Name`; a UserError if there is none."""
+def imported(name: str) -> Any:
+    """Import `module:Name`; raises a UserError if there is none."""
     module, colon, path = name.partition(":")
     if not (module and colon and path):
         raise UserError(f"{name!r} names no plug-in; write package.module:Name.")

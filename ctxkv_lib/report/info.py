@@ -39,8 +39,8 @@ def describe(
     """Count parameters, tokens and bytes of a configuration, under the keys of `summary.json`.
 
     Token counts default to those of your own conversations and, with `time`, of an installed data set; to the
-    original's for its data; else to None. `kv_cache` is what one sequence keeps. A mixer has no contexts,
-    hence neither window nor caches.
+    original's for its data; else to None. `kv_cache` is what one sequence keeps. A layer that reads tokens has
+    no contexts, hence neither window nor caches.
 
     Args:
         time: add `time`, as a few batches take it on this machine: see `times.measure_times`. Where
@@ -73,7 +73,7 @@ def describe(
     if time:
         with stage("Measuring how long training takes"):
             sizes["time"] = measure_times(config, train_tokens or ANY_TOKENS, val_tokens or 0)
-    offsets = model.slot_offsets
+    offsets = model.window.offsets
     if offsets is None:
         return sizes
     kept = offsets[-1] + 1

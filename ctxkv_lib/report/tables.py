@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..plugins.hooks import HOOKS
 from ..runs.config import differing_settings
 from ..runs.names import FEW_RUNS, run_names
 from ..runs.published import PUBLISHED, published_samples
@@ -25,7 +26,7 @@ SETTINGS: Rows = {
     "Commit": ("provenance.git_commit", ""),
     "Preset": ("config.preset", ""),
     "Recipe": ("config.recipe", ""),
-    **{f"Own {hook}": (f"config.{hook}.plugin", "") for hook in ("block", "loss", "attention", "mixer")},
+    **{f"Own {hook}": (f"config.{hook}.plugin", "") for hook in HOOKS},
     "Random seed": ("provenance.seed", ""),
     "Data": ("provenance.data.source", ""),
     "Token table": ("provenance.embeddings.table", ""),

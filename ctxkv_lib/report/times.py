@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ..errors import friendly_errors
-from ..method.caches import DTYPES, StreamCache, TokenCache
+from ..method.caches import DTYPES, Cache
 from ..method.config import GPT2_VOCAB_SIZE
 from ..method.loop import Loop, Metric
 from ..method.model import ContextKV
 from ..method.oacd import train_context_block
-from ..method.phase2 import STEPPERS, train_step
+from ..method.phase2 import STEPPERS, epoch_order, train_step
 from ..method.scoring import EVALUATION_ROWS, token_scores
 from ..runs.build import untrained_model
 from ..runs.config import ExperimentConfig
@@ -38,7 +38,8 @@ def measure_times(config: ExperimentConfig, train_tokens: int, val_tokens: int) 
     with torch_state(config.runtime.threads):
         model = untrained_model(config, GPT2_VOCAB_SIZE, config.data.unigram == "corpus").to(device)
         model.wte.weight.data.mul_(TABLE_STD)
-        iteration = _iteration_seconds(model, config, train_tokens) if model.has_contexts else None
+        has_contexts = model.context_block is not None
+        iteration = _iteration_seconds(model, config, train_tokens) if has_contexts else None
         epoch = _epoch_seconds(model, config, precision, train_tokens, val_tokens)
     return {
         "tokens": train_tokens,
@@ -85,16 +86,16 @@ def _epoch_seconds(
     size = min(positions, config.phase2.batch_size)
     count = 2 * (1 + TIMED_BATCHES) * max(size, EVALUATION_ROWS)
     ids = torch.randint(GPT2_VOCAB_SIZE, (count + 1,), device=model.device).int()
-    train = validation = TokenCache(ids)
-    if model.has_contexts:
+    train = validation = Cache(ids)
+    if model.context_block is not None:
         contexts = torch.randn(count + 1, config.model.context_dim, device=model.device)
-        train, validation = (StreamCache(ids, contexts.to(DTYPES[name])) for name in (precision, "fp32"))
-    model.init_attention(ids, config.phase1)
+        train, validation = (Cache(ids, contexts.to(DTYPES[name])) for name in (precision, "fp32"))
+    model.init_layer(ids, config.phase1)
     model.set_phase(2)
     model.train()
     stepper = STEPPERS[config.phase2.optimizer](model.trained_weights(), config.phase2, count)
     table = model.wte.weight.detach().to(DTYPES[precision])
-    batches = train.batches(train.epoch_order(config.runtime.seed, 1, model.chunk), size, model)
+    batches = model.batches(train, epoch_order(count, config.runtime.seed, 1, model.window.chunk), size)
     step = _mean_seconds(lambda: train_step(model, table, stepper, Loop(), next(batches), size, precision))
     rows = torch.arange(count)[-EVALUATION_ROWS:]
     scoring = _mean_seconds(lambda: token_scores(model, validation, rows)[0].sum())

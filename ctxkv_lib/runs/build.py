@@ -1,6 +1,8 @@
 """What a run loads: its model, with token table and trained weights, and its caches."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -10,11 +12,13 @@ from ..data.config import DataConfig
 from ..data.conversations import Conversations
 from ..data.kneser_ney import smoothed_unigram
 from ..data.token_table import corpus_counts
+from ..errors import UserError
 from ..files import read_tensors
-from ..method.caches import StreamCache, TokenCache
+from ..method.caches import Cache
 from ..method.config import GPT2_VOCAB_SIZE
 from ..method.memory import GIB, mib
-from ..method.model import ContextKV, Parts
+from ..method.model import ContextKV
+from ..plugins.hooks import HOOKS, PlugIn
 from .config import ExperimentConfig
 
 HEADROOM_BYTES = GIB  # of a GPU, left free for what training itself needs
@@ -22,14 +26,37 @@ HEADROOM_BYTES = GIB  # of a GPU, left free for what training itself needs
 
 @torch.random.fork_rng(devices=[])
 def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool) -> ContextKV:
-    """Build the model of an experiment; its weights depend on seed and shapes only."""
-    torch.manual_seed(config.runtime.seed)
-    parts = {hook: plugin.build() for hook, plugin in config.plugins.items() if hook != "loss"}
-    if mixer := parts.get("mixer"):
-        from ..plugins.mixer import MixerModel
+    """Build the model of an experiment; its weights depend on seed and shapes only.
 
-        return MixerModel(config.model, mixer, vocab_size, has_unigram)
-    return ContextKV(config.model, vocab_size, has_unigram, Parts(**parts))
+    Raises a UserError if a plug-in makes no module, or a layer that does not read what its plug-in says.
+    """
+    torch.manual_seed(config.runtime.seed)
+    parts: dict[str, Any] = {}
+    for hook, plugin in config.plugins.items():
+        if HOOKS[hook].is_module:
+            parts[hook] = _module_from(plugin)
+    if config.reads == "tokens":
+        parts["block"] = None
+    model = ContextKV(config.model, vocab_size, has_unigram, **parts)
+    if model.layer.reads != config.reads:
+        raise UserError(
+            f"{config.plugins['layer'].name} makes a layer that reads {model.layer.reads}; give its class, "
+            f"with reads = {model.layer.reads!r} as an attribute of the class."
+        )
+    return model
+
+
+def _module_from(plugin: PlugIn) -> Callable[..., nn.Module]:
+    """Return the function that makes a part, which refuses what is no module."""
+    build = plugin.build()
+
+    def make(*arguments: Any) -> nn.Module:
+        part = build(*arguments)
+        if not isinstance(part, nn.Module):
+            raise UserError(f"{plugin.name} makes a {type(part).__name__}; it must make a torch.nn.Module.")
+        return part
+
+    return make
 
 
 def frozen_model(config: ExperimentConfig, table: Tensor, log_unigram: Tensor | None) -> ContextKV:
@@ -60,31 +87,31 @@ def unallocated_model(config: ExperimentConfig) -> ContextKV:
 
 def load_block(model: ContextKV, path: Path) -> None:
     """Load the ContextBlock that Phase 1 wrote, if the model has one."""
-    if model.has_contexts:
+    if model.context_block is not None:
         model.context_block.load_state_dict(read_tensors(path / "checkpoint" / "context_block.safetensors"))
 
 
 def load_weights(model: ContextKV, path: Path) -> None:
     """Load what both phases trained."""
     load_block(model, path)
-    model.load_state_dict(read_tensors(path / "checkpoint" / "attention.safetensors"), strict=False)
+    model.load_state_dict(read_tensors(path / "checkpoint" / "layer.safetensors"), strict=False)
     model.eval()
 
 
-def load_caches(folder: Path) -> dict[str, TokenCache]:
+def load_caches(folder: Path) -> dict[str, Cache]:
     """Map the caches of both streams, "train" and "val", on the CPU; raises as `read_tensors`."""
-    caches: dict[str, TokenCache] = {}
+    caches: dict[str, Cache] = {}
     for split in ("train", "val"):
         tensors = read_tensors(folder / f"{split}_emb.safetensors")
-        if (contexts := folder / f"{split}_ctx.safetensors").is_file():  # not with a mixer
+        if (contexts := folder / f"{split}_ctx.safetensors").is_file():  # a layer that reads tokens has none
             tensors |= read_tensors(contexts)
-        caches[split] = StreamCache(**tensors) if "contexts" in tensors else TokenCache(**tensors)
+        caches[split] = Cache(**tensors)
     return caches
 
 
-def place_caches(caches: dict[str, TokenCache], device: torch.device) -> tuple[dict[str, TokenCache], str]:
+def place_caches(caches: dict[str, Cache], device: torch.device) -> tuple[dict[str, Cache], str]:
     """Move caches to a GPU with enough free memory, the smallest first; also say in words where each is."""
-    placed, words = dict[str, TokenCache](), []
+    placed, words = dict[str, Cache](), []
     for split, cache in sorted(caches.items(), key=lambda item: item[1].nbytes):
         placed[split], place = cache, "mapped from its files"
         if device.type != "cpu":

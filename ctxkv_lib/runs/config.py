@@ -19,7 +19,7 @@ from ..data.config import FITTED, DataConfig
 from ..errors import UserError, as_user_errors, did_you_mean
 from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.fields import Allowed, at_least, check_settings, require, setting
-from ..plugins.hooks import HOOKS, TUNED, WITH_CONTEXTS, PlugIn, settings_of
+from ..plugins.hooks import HOOKS, OF_PHASE_1, READS, TUNED, PlugIn, settings_of
 
 # Largest whole number, by group: products of such numbers stay below 2^63.
 LARGEST = {"model": 2**20, "runtime": 2**63 - 1}
@@ -85,14 +85,15 @@ class ExperimentConfig:
     plugins: dict[str, PlugIn] = field(default_factory=dict)  # by hook
 
     @property
-    def has_contexts(self) -> bool:
-        """Return whether the model reads contexts, in whose place a mixer reads tokens."""
-        return "mixer" not in self.plugins
+    def reads(self) -> str:
+        """Return what the layer reads: "contexts" or "tokens"."""
+        layer = self.plugins.get("layer")
+        return layer.reads if layer else READS[0]
 
     @property
     def has_own_parts(self) -> bool:
-        """Return whether a part of the model is the user's, which those of recipe `tuned` are not."""
-        parts = [plugin for hook, plugin in self.plugins.items() if hook != "loss"]
+        """Return whether a part of the model is the user's, not one of recipe `tuned`."""
+        parts = [plugin for hook, plugin in self.plugins.items() if HOOKS[hook].is_module]
         return not all(plugin.name.startswith(TUNED) for plugin in parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,14 +146,16 @@ class ExperimentConfig:
             hook: None if part in (None, "null", "None") else PlugIn.of(part, hook)
             for hook, part in given.items()
         }
-        replaced = [hook for hook in WITH_CONTEXTS if named.get(hook)]
-        if replaced and {**self.plugins, **named}.get("mixer"):
-            raise UserError(
-                f"mixer takes the place of contexts; {replaced[0]} does not go with it. Give one of them."
-            )
-        dropped = WITH_CONTEXTS if named.get("mixer") else ()
-        kept = {hook: plugin for hook, plugin in self.plugins.items() if hook not in dropped}
-        return {hook: plugin for hook, plugin in {**kept, **named}.items() if plugin}
+        plugins = {hook: plugin for hook, plugin in {**self.plugins, **named}.items() if plugin}
+        if not ((layer := plugins.get("layer")) and named and layer.reads == "tokens"):
+            return plugins
+        for hook in OF_PHASE_1:
+            if named.get(hook):
+                raise UserError(
+                    f"{layer.name} reads tokens, so there is no Phase 1 and {hook} has no effect; give one of "
+                    "them."
+                )
+        return {hook: plugin for hook, plugin in plugins.items() if hook not in OF_PHASE_1}
 
 
 GROUPS = {name: hint for name, hint in typing.get_type_hints(ExperimentConfig).items() if is_dataclass(hint)}

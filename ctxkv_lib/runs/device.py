@@ -37,7 +37,7 @@ def choose_precision(name: str, device: torch.device) -> str:
     The one place that decides, but a run that was begun goes on as it was (`folder._record_for`). The name is
     passed on, as `origin["precision"]` of the folder and then `Experiment.precision`, to: the dtype of
     cached training contexts (`stages._make_caches`); the products of Phase 2's output head and, on a GPU, of
-    its layer (`phase2.train_attention`, `batch_gradients`); and the keys. Everything else is fp32.
+    its layer (`phase2.train_layer`, `batch_gradients`); and the keys. Everything else is fp32.
     """
     if name != "auto":
         return name

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
@@ -14,6 +13,7 @@ from ..errors import UserError, is_disk_full
 from ..files import remove, replacing, rust_errors
 from ..method.model import ContextKV
 from ..method.modeling import ContextKVForCausalLM
+from ..plugins.hooks import HOOKS
 from ..progress import log
 from .config import ExperimentConfig
 
@@ -27,11 +27,14 @@ def for_transformers(
     """Wrap a trained model, and a copy of its tokenizer, for generation.
 
     Raises:
-        UserError: the run has a mixer, which does not read token by token.
+        UserError: the layer reads tokens, so it cannot read on token by token.
     """
-    if not model.has_contexts:
-        raise UserError("The run has a mixer, which does not read token by token; take a run with contexts.")
-    settings = {hook: plugin.settings for hook, plugin in config.plugins.items() if hook != "loss"}
+    if model.layer.reads == "tokens":
+        raise UserError(
+            "The run's layer reads rows of tokens, so it cannot read on token by token; take a run whose layer "
+            "reads contexts."
+        )
+    settings = {hook: plugin.settings for hook, plugin in config.plugins.items() if HOOKS[hook].is_module}
     served, tokenizer = ContextKVForCausalLM.of(model, settings), _copy_of(tokenizer)
     stop_after_text(served, tokenizer)
     return served, tokenizer
@@ -76,9 +79,5 @@ def _refuse_other_model(model: ContextKVForCausalLM, folder: Path) -> None:
     saved: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     ids = torch.arange(TRIED_TOKENS, device=model.device)[None]
 
-    def logits(model: ContextKVForCausalLM) -> Tensor:
-        torch.manual_seed(0)  # where it draws
-        return model(ids).logits
-
-    if not torch.allclose(logits(model), logits(saved.to(model.device)), rtol=1e-2, atol=1e-2):
+    if not torch.allclose(model(ids).logits, saved.to(model.device)(ids).logits, rtol=1e-2, atol=1e-2):
         raise ValueError("loaded from its files, it computes something else than the class that was trained.")

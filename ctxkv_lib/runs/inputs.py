@@ -31,7 +31,7 @@ NOT_IN_RESULTS = {
     "method.own_code",
     "method.arguments",
 }
-ALSO_IN_RESULTS = {"plugins.hooks", "runs.build", "runs.inputs", "runs.saved_epochs", "runs.stages"}
+ALSO_IN_RESULTS = {"runs.build", "runs.inputs", "runs.saved_epochs", "runs.stages"}
 IN_SAVED_MODELS = {"method.modeling", "method.own_code", "method.arguments", "runs.export"}
 
 
@@ -89,10 +89,11 @@ class Inputs:
             "train": train_stream(self.texts["train"], self.tokenizer).ids,
             "val": validation_stream(self.texts["validation"], self.tokenizer).ids,
         }
-        window = self.config.model.context_window if self.config.has_contexts else 1
+        has_contexts = self.config.reads == "contexts"
+        window = self.config.model.context_window if has_contexts else 1
         for split, stream in ids.items():
             if len(stream) <= window:
-                shorter = ", or lower model.max_contexts" if self.config.has_contexts else ""
+                shorter = ", or lower model.max_contexts" if has_contexts else ""
                 raise UserError(
                     f"The {split} stream has {len(stream)} tokens; it needs more than {window}, one context "
                     f"window: use more or longer conversations (data.{SETTING_OF[split]}){shorter}."
@@ -107,10 +108,12 @@ class Inputs:
         try_plugins(model, self.config.plugins)
         return model
 
-    def new_model(self) -> ContextKV:
-        """Build the model with random weights, the token table and the log-frequencies."""
-        log_unigram = log_frequencies(self.config.data, self.texts.get("corpus"))
-        return frozen_model(self.config, self.token_table.weight, log_unigram).to(self.device)
+    def new_model(self, other_seed: bool = False) -> ContextKV:
+        """Build the untrained model on its device; with `other_seed`, all that is drawn is different."""
+        config, log_unigram = self.config, log_frequencies(self.config.data, self.texts.get("corpus"))
+        if other_seed:
+            config = config.replace({"runtime.seed": config.runtime.seed ^ 1})
+        return frozen_model(config, self.token_table.weight, log_unigram).to(self.device)
 
     @cached_property
     def digests(self) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +15,11 @@ from ..data.token_table import load_table
 from ..data.tokens import load_tokenizer
 from ..errors import UserError, friendly_errors
 from ..files import expanded, read_tensors
+from ..method.caches import Batch, Cache
 from ..method.memory import snapshot
 from ..method.model import ContextKV
 from ..method.scoring import EVALUATION_ROWS, token_scores
+from ..plugins.hooks import HOOKS
 from ..progress import log, stage
 from .build import frozen_model, load_caches, load_weights, log_frequencies, parameter_counts
 from .config import require_known
@@ -41,7 +42,7 @@ class OpenRun:
     Attributes:
         run: of a prepared one, the summary has `tokens`, `parameters`, `phase1`, `memory` and `caches_mib`.
         model: in evaluation mode.
-        caches: of "train" and of "val" a `StreamCache`, with a mixer a `TokenCache`.
+        caches: a `Cache` for "train" and for "val"; those of a finished run are mapped from their files.
     """
 
     run: Run
@@ -49,17 +50,17 @@ class OpenRun:
     tokenizer: PreTrainedTokenizerFast
 
     @cached_property
-    def caches(self) -> dict[str, Any]:
+    def caches(self) -> dict[str, Cache]:
         """The caches of both streams, which are checked and mapped when they are first used."""
         finished_run(RunFolder.open(self.run.path), "caches")
-        return dict(load_caches(self.run.path / "caches"))
+        return load_caches(self.run.path / "caches")
 
     def contexts(self, split: str) -> Tensor:
         """Return all contexts, `[n, context_dim]`, in the dtype of the cache: row i is that of position i."""
-        if not self.model.has_contexts:
-            raise UserError(f"The model of {self.run.path} is a mixer and has no contexts.")
-        contexts: Tensor = self._stream(split).contexts[1:]
-        return contexts.cpu()
+        contexts = self._stream(split).contexts
+        if contexts is None:
+            raise UserError(f"The layer of {self.run.path} reads tokens, so the run has no contexts.")
+        return contexts[1:].cpu()
 
     def attention(self, split: str, positions: Sequence[int] | Tensor) -> Tensor:
         """Compute attention weights at some positions, float32 `[len(positions), heads, slots]`.
@@ -70,7 +71,7 @@ class OpenRun:
 
     def logits(self, split: str, positions: Sequence[int] | Tensor) -> Tensor:
         """Compute logits of the next token at some positions, float32 `[len(positions), vocab_size]`."""
-        return self._computed(split, positions, lambda batch: batch.logits(self.model))
+        return self._computed(split, positions, lambda batch: torch.cat([*self.model.predictions(batch)]))
 
     def token_losses(self, split: str) -> Tensor:
         """Compute the loss of every prediction, in nats, float32 `[n]`; exp(mean) is the perplexity."""
@@ -78,19 +79,19 @@ class OpenRun:
         with torch_state():
             return token_scores(self.model, stream, torch.arange(len(stream)))[0].cpu()
 
-    def _stream(self, split: str) -> Any:
+    def _stream(self, split: str) -> Cache:
         require_known("split", split, self.caches)
         return self.caches[split]
 
-    def _attention_weights(self, batch: Any) -> Tensor:
-        weights: Tensor | None = batch.attend(self.model)[1]
+    def _attention_weights(self, batch: Batch) -> Tensor:
+        weights = self.model.read(batch)[1]
         if weights is None:
             raise UserError(f"The model of {self.run.path} returns no attention weights to look at.")
         return weights
 
     @torch.no_grad()
     def _computed(
-        self, split: str, positions: Sequence[int] | Tensor, compute: Callable[[Any], Tensor]
+        self, split: str, positions: Sequence[int] | Tensor, compute: Callable[[Batch], Tensor]
     ) -> Tensor:
         """Compute something at some positions, batch by batch."""
         stream, order = self._stream(split), torch.as_tensor(positions).cpu()
@@ -98,7 +99,7 @@ class OpenRun:
             last = len(stream) - 1
             raise UserError(f"positions are {positions}; allowed: a list of some from 0 to {last}.")
         with torch_state():
-            batches = stream.batches(order.long(), EVALUATION_ROWS, self.model)
+            batches = self.model.batches(stream, order.long(), EVALUATION_ROWS)
             return torch.cat([compute(batch).float().cpu() for batch in batches])
 
 
@@ -115,8 +116,9 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
     """
     folder = RunFolder.open(run.path if isinstance(run, Run) else expanded(run))
     run = finished_run(folder, *READ_AT_ONCE)
-    for hook in run.config.plugins.keys() - {"loss"}:
-        run.config.plugins[hook].refuse_changed()
+    for hook, plugin in run.config.plugins.items():
+        if HOOKS[hook].is_module:
+            plugin.refuse_changed()
     if folder.records["phase2"].made_from["code"] != result_code():
         log(f"{run.path} was made with different code of the method; what it computes here may differ.")
     with stage("Loading the model"), torch_state():

@@ -62,7 +62,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "exact": {"phase1.context_method": "exact"},
     "tuned": {
         "block": f"{TUNED}StructuredBlock",
-        "attention": f"{TUNED}SlotAttention",
+        "layer": f"{TUNED}SlotLayer",
         "data.neighbours": "sides",
         "data.row_length": 0.5,
         "data.unigram": "corpus",

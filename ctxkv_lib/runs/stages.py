@@ -17,13 +17,12 @@ from .. import ranks
 from ..data.tokens import validation_stream
 from ..errors import UserError
 from ..files import write_json, write_parts, write_tensors
-from ..method.caches import DTYPES, StreamCache, TokenCache
+from ..method.caches import DTYPES, Cache
 from ..method.contexts import contexts_by_passes, distinct_rows, exact_contexts
 from ..method.loop import Diverged
 from ..method.memory import mib
-from ..method.model import project_inputs
 from ..method.oacd import UNTRAINED, Phase1Result, train_context_block
-from ..method.phase2 import train_attention
+from ..method.phase2 import train_layer
 from ..method.scoring import effective_rank, perplexity, token_scores
 from ..plugins.checks import refuse_unsaved
 from ..plugins.hooks import HOOKS
@@ -40,14 +39,7 @@ from .saved_epochs import RunLoop
 SCAN_TOKENS = 2**18  # tokens per chunk when contexts are computed: 256 MiB
 EMBEDDED_TOKENS = 2**13  # tokens per chunk when embeddings are written
 # What the stage `contexts` is made from; `model.interval` and the like only matter to Phase 2.
-CONTEXT_SETTINGS: tuple[str, ...] = (
-    "phase1",
-    "block",
-    "loss",
-    "mixer",
-    "model.context_dim",
-    "model.hidden_size",
-)
+CONTEXT_SETTINGS: tuple[str, ...] = ("phase1", "block", "loss", "model.context_dim", "model.hidden_size")
 CONTEXT_SETTINGS += ("runtime.seed", "runtime.embedding_cache")
 CONTEXT_DIGESTS = ("code", "training text", "validation text", "tokenizer", "token table", "precision")
 
@@ -75,16 +67,16 @@ def experiment_stages(inputs: Inputs) -> list[Stage]:
         Stage(
             "contexts",
             partial(compute_contexts, inputs),
-            made_from(CONTEXT_SETTINGS, CONTEXT_DIGESTS) | {"reads": inputs.config.has_contexts},
+            made_from(CONTEXT_SETTINGS, CONTEXT_DIGESTS) | {"reads": inputs.config.reads},
             files=("checkpoint/context_block.safetensors", "caches"),
             is_linked=True,
         ),
         Stage(
             "phase2",
             partial(train_phase2, inputs),
-            made_from(("model", "phase2", "attention", "mixer"), (*CONTEXT_DIGESTS, "token frequencies")),
+            made_from(("model", "phase2", "layer"), (*CONTEXT_DIGESTS, "token frequencies")),
             after=("contexts",),
-            files=("checkpoint/attention.safetensors",),
+            files=("checkpoint/layer.safetensors",),
             state="checkpoint/phase2.pt",
             by_all=True,
         ),
@@ -116,7 +108,7 @@ def compute_contexts(inputs: Inputs, work: Work) -> dict[str, Any]:
     work.snapshot("model built")
     generator = torch.Generator(inputs.device).manual_seed(config.runtime.seed)
     result, last = UNTRAINED, None
-    if model.has_contexts:
+    if model.context_block is not None:
         result, last = _train_block(inputs, work, generator)
         block = work.folder.path / "checkpoint" / "context_block.safetensors"
         write_tensors(block, model.context_block.state_dict())
@@ -180,16 +172,16 @@ def _write_caches(
     )
     rank = None
     for split, ids in inputs.ids.items():
-        if model.has_contexts:
+        if model.context_block is not None:
             dtype = torch.float32 if split == "val" else DTYPES[inputs.precision]
             first = last if split == "train" and by_passes else None
             contexts = _stream_contexts(inputs, ids, first, generator)
             shape = (len(ids), inputs.config.model.context_dim)
             write_parts(path / f"{split}_ctx.safetensors", {"contexts": (dtype, shape, contexts)})
         write_parts(path / f"{split}_emb.safetensors", _token_tensors(inputs, ids))
-    if isinstance(validation := load_caches(path)["val"], StreamCache):
+    if (validation := load_caches(path)["val"].contexts) is not None:
         draw = torch.Generator().manual_seed(inputs.config.runtime.seed)
-        rank = effective_rank(validation.contexts[1:], draw)
+        rank = effective_rank(validation[1:], draw)
     return rank
 
 
@@ -200,7 +192,7 @@ def _stream_contexts(
     """Compute the padded contexts of a stream, `[n + 1, context_dim]` in all, part by part."""
     block, config = inputs.model.context_block, inputs.config.phase1
     embeddings, tokens = distinct_rows(inputs.model, ids[:-1])
-    projected = project_inputs(block, embeddings)
+    projected = block.project_inputs(embeddings)
     if config.context_method == "passes":
         yield _finite(contexts_by_passes(block, projected, tokens, config, generator, last))
         return
@@ -224,7 +216,7 @@ def _finite(contexts: Tensor) -> Tensor:
 def _token_tensors(inputs: Inputs, ids: Tensor) -> dict[str, Any]:
     """Return what a stream's `emb` file holds: token ids and, with the dense layout, their embeddings."""
     tensors: dict[str, Any] = {"ids": (torch.int32, (len(ids),), [ids])}
-    if inputs.config.runtime.embedding_cache == "dense" and inputs.model.has_contexts:
+    if inputs.config.runtime.embedding_cache == "dense" and inputs.model.context_block is not None:
         parts = ids[:-1].split(EMBEDDED_TOKENS)
         rows = (inputs.model.embed(part.to(inputs.device).int()) for part in parts)
         shape = (len(ids) - 1, inputs.config.model.hidden_size)
@@ -232,16 +224,16 @@ def _token_tensors(inputs: Inputs, ids: Tensor) -> dict[str, Any]:
     return tensors
 
 
-def _sizes_mib(caches: dict[str, TokenCache]) -> dict[str, float]:
+def _sizes_mib(caches: dict[str, Cache]) -> dict[str, float]:
     """Return the MiB that contexts and embeddings (or ids) of each stream take."""
     sizes = dict[str, int]()
     for split, cache in caches.items():
-        contexts = cache.contexts.nbytes if isinstance(cache, StreamCache) else 0
+        contexts = 0 if cache.contexts is None else cache.contexts.nbytes
         sizes |= {f"{split}_ctx": contexts, f"{split}_emb": cache.nbytes - contexts}
     return {name: mib(size) for name, size in {**sizes, "total": sum(sizes.values())}.items()}
 
 
-def load_streams(inputs: Inputs, path: Path) -> tuple[dict[str, TokenCache], str]:
+def load_streams(inputs: Inputs, path: Path) -> tuple[dict[str, Cache], str]:
     """Load the ContextBlock; return both streams as Phase 2 reads them, and where they lie, in words."""
     load_block(inputs.model, path)
     caches, placement = place_caches(load_caches(path / "caches"), inputs.device)
@@ -265,24 +257,22 @@ def train_phase2(inputs: Inputs, work: Work) -> dict[str, Any]:
     loop = RunLoop(work, path / "checkpoint" / "phase2.pt")
     loop.tell = tell
     torch.manual_seed(config.runtime.seed)  # in each process, and whether Phase 1 was reused or not
-    model.init_attention(phase1_ids(inputs), config.phase1)
-    result = train_attention(
-        model, train, streams["val"], phase2, config.runtime.seed, inputs.precision, loop
-    )
+    model.init_layer(phase1_ids(inputs), config.phase1)
+    result = train_layer(model, train, streams["val"], phase2, config.runtime.seed, inputs.precision, loop)
 
     def save() -> None:
-        weights = path / "checkpoint" / "attention.safetensors"
-        buffers = {f"attention.{name}": buffer for name, buffer in model.attention.named_buffers()}
+        weights = path / "checkpoint" / "layer.safetensors"
+        buffers = {f"layer.{name}": buffer for name, buffer in model.layer.named_buffers()}
         write_tensors(weights, {**buffers, **model.trained_weights()})
         if config.has_own_parts:
-            loaded = inputs.new_model()
+            loaded = inputs.new_model(other_seed=True)
             load_weights(loaded, path)
             refuse_unsaved(model, loaded, streams["val"])
 
     ranks.on_rank_0(save)
     return {
         "parameters": parameter_counts(model),
-        "offsets": model.slot_offsets,
+        "offsets": model.window.offsets,
         "stop_reason": result.stop_reason,
         "provenance": provenance(inputs, placement),
     }
@@ -308,11 +298,11 @@ def score_test(inputs: Inputs, work: Work) -> dict[str, Any]:
     if not len(texts) or len((stream := validation_stream(texts, inputs.tokenizer)).ids) < 2:
         return {}
     load_weights(model, work.folder.path)
-    cache = TokenCache(stream.ids.int().to(device))
-    if model.has_contexts:  # computed as those of validation
+    cache = Cache(stream.ids.int().to(device))
+    if model.context_block is not None:  # contexts are computed as those of validation
         generator = torch.Generator(device).manual_seed(inputs.config.runtime.seed)
         contexts = torch.cat([*_stream_contexts(inputs, stream.ids, None, generator)])
-        cache = StreamCache(cache.ids, contexts)
+        cache = Cache(cache.ids, contexts)
     losses, correct = token_scores(model, cache, torch.arange(len(cache)))
     parts = losses.tensor_split((stream.starts[1:] - 1).clamp(min=0).cpu())  # from the second token on
     return {

@@ -40,9 +40,11 @@ def loss_saved(model: Any, cache: Any, starts: Tensor) -> dict[str, Any]:
     elsewhere = first + (positions - first + (len(cache) - first) // 2) % (len(cache) - first)
     offsets = torch.tensor(model.window.offsets, device=model.device)[:, None]
     for here, away in zip(positions.split(BATCH), elsewhere.split(BATCH), strict=True):
-        own, other = (cache.gather(each, model.window).to(model.device) for each in (here, away))
-        windows = (torch.where(offsets >= distance, other.window, own.window) for distance in DISTANCES)
-        found.append(torch.stack([replace(own, window=each).scores(model)[0].cpu() for each in windows]))
+        own, other = (model.batch(cache, positions) for positions in (here, away))
+        (near, present), (far, _) = own.inputs, other.inputs
+        windows = (torch.where(offsets >= distance, far, near) for distance in DISTANCES)
+        batches = (replace(own, inputs=(window, present)) for window in windows)
+        found.append(torch.stack([model.scores(batch)[0].cpu() for batch in batches]))
     conversation = torch.searchsorted(starts, positions, right=True) - 1
     members = [conversation == at for at in conversation.unique()]
     losses = [[round(1000 * each[at].mean().item()) for at in members] for each in torch.cat(found, dim=1)]

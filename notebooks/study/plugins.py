@@ -1,4 +1,4 @@
-"""Plug-ins of the study: mixers, blocks without recurrence or with gates, and other options of recipe tuned.
+"""Plug-ins of the study: layers that read tokens, blocks without recurrence or with gates, and other options of recipe tuned.
 
 A configuration names them `plugins:NAME`, with this folder on the Python path; rows of `train.py` do.
 """
@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctxkv_lib import ModelConfig
+from ctxkv_lib.method.block import Block
 from ctxkv_lib.method.fields import setting
-from ctxkv_lib.method.model import ContextKVAttention, FeedForward
+from ctxkv_lib.method.layer import ContextKVAttention, FeedForward, Layer
 from ctxkv_lib.method.reference import dispersion_loss
-from ctxkv_lib.method.tuned import BiasedAttention, SlotAttention
+from ctxkv_lib.method.tuned import BiasedAttention, SlotLayer
 
 BURN_IN = 128  # tokens that a GRU reads, in training, before those that matter
 ROWS, STEPS = 16, 64  # segments that a block's training reads side by side; tokens its gradients go back
@@ -46,11 +47,11 @@ def attention_of(config: ModelConfig, slot_bias: str) -> ContextKVAttention:
     return attention
 
 
-class OtherSlots(SlotAttention):
-    """The attention of recipe `tuned` with options that only the study sets."""
+class OtherSlots(SlotLayer):
+    """The layer of recipe `tuned` with options that only the study sets."""
 
     @dataclass(frozen=True)
-    class Settings(SlotAttention.Settings):
+    class Settings(SlotLayer.Settings):
         slots: str = setting("geometric", "where slots lie", {"geometric": "as tuned", "uniform": "as exact"})
         slot_bias: str = setting("nearest", "of scores, at initialisation", BIASES)
         residual: bool = setting(False, "whether the output head reads the token embedding, as published")
@@ -66,19 +67,19 @@ class OtherSlots(SlotAttention):
 
     def forward(self, embeddings: Tensor, window: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         embeddings = self.input_dropout(embeddings)
-        added, weights = self.attention.attend(embeddings, window, present if self.masked else None)
+        added, weights = self.attention.attend(embeddings, window, present if self.is_masked else None)
         added = self.layer_dropout(added)
         hidden = self.attention.norm(embeddings + added)
         return (hidden if self.settings.residual else added) + self.feed_forward(hidden), weights
 
 
 class Chunked(OtherSlots):
-    """The same, trained on the batches of mixers: chunks of consecutive positions."""
+    """The same, trained on the batches of layers that read tokens: chunks of consecutive positions."""
 
     chunk = 64
 
 
-class TokenBlock(nn.Module):
+class TokenBlock(Block):
     """A block without weights: the context of a position is the token's own normed embedding."""
 
     def __init__(self, context_dim: int, hidden_size: int) -> None:
@@ -90,14 +91,14 @@ class TokenBlock(nn.Module):
         return inputs
 
 
-class Mixer(nn.Module):
-    """Base of mixers (`ctxkv_lib.plugins.mixer`): a subclass adds its layers, `norm` among them, and `mix`.
+class TokenLayer(Layer):
+    """Base of layers that read tokens: a subclass adds its layers, `norm` among them, and `mix`.
 
     With x the embedding of a position and m the output of `mix`, the output head reads m and feed-forward of
     `norm(x + m)`, as in recipe `tuned`. The feed-forward layer is as wide as makes all as large as that.
     """
 
-    history = 0
+    reads = "tokens"
 
     @dataclass(frozen=True)
     class Settings:
@@ -132,7 +133,7 @@ def attention_size(config: ModelConfig) -> int:
         return size_of(BiasedAttention(config))
 
 
-class NoContext(Mixer):
+class NoContext(TokenLayer):
     """A model of the current token only."""
 
     def add_layers(self, config: ModelConfig) -> None:
@@ -142,7 +143,7 @@ class NoContext(Mixer):
         return torch.zeros_like(embeddings[:, start:])
 
 
-class CausalAttention(Mixer):
+class CausalAttention(TokenLayer):
     """Attention of a GPT-2 block to the last `context_window` tokens, with a learned bias by distance."""
 
     def add_layers(self, config: ModelConfig) -> None:
@@ -169,7 +170,7 @@ class CausalAttention(Mixer):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
-class GRU(Mixer):
+class GRU(TokenLayer):
     """The state of a GRU that reads each row from its beginning."""
 
     history = BURN_IN
@@ -188,7 +189,7 @@ class GRU(Mixer):
         return self.out(self.dropout(states[:, start:]))
 
 
-class GatedBlock(nn.Module):
+class GatedBlock(Block):
     """The cell of a GRU as a ContextBlock (Cho et al., 2014)."""
 
     def __init__(self, context_dim: int, hidden_size: int) -> None:

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 import ctxkv_lib as ctxkv
-from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.block import CONTEXT_WEIGHT_STD, ContextBlock
+from ctxkv_lib.method.caches import Cache
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
-from ctxkv_lib.method.model import CONTEXT_WEIGHT_STD, ContextBlock, ContextKV
+from ctxkv_lib.method.model import ContextKV
 from ctxkv_lib.method.scoring import perplexity
 
 ROWS = {"train": 10_000, "val": 5_000}  # tokens that are decoded from the start of each stream
@@ -43,7 +44,7 @@ class Stream(NamedTuple):
 
 
 @torch.no_grad()
-def encoded(model: ContextKV, caches: Mapping[str, StreamCache]) -> dict[str, Any]:
+def encoded(model: ContextKV, caches: Mapping[str, Cache]) -> dict[str, Any]:
     """Measure on the CPU what cached contexts encode; only the model's table and window are used.
 
     Args:
@@ -149,7 +150,7 @@ def window_share(offsets: Sequence[int], window: int, span: int | None) -> float
 
 
 @torch.no_grad()
-def other_contexts(model: ContextKV, cache: StreamCache) -> dict[str, Any]:
+def other_contexts(model: ContextKV, cache: Cache) -> dict[str, Any]:
     """Compute perplexity where contexts are zeros, or those half the stream away.
 
     Zero contexts never occur in training, so they harm even a model that ignores the content of contexts.
@@ -163,15 +164,16 @@ def other_contexts(model: ContextKV, cache: StreamCache) -> dict[str, Any]:
     count = len(cache) - first
     drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))  # the same in all runs
     chosen = first + drawn[:POSITIONS].sort().values
-    batch = cache.gather(chosen, model.window).to(model.device)
-    away = cache.gather(first + (chosen - first + count // 2) % count, model.window).to(model.device)
+    batch = model.batch(cache, chosen)
+    own, present = batch.inputs
+    away, _ = model.batch(cache, first + (chosen - first + count // 2) % count).inputs
 
     def losses(contexts: Tensor) -> Tensor:
-        hidden, _ = replace(batch, window=contexts).attend(model)
+        hidden, _ = model.read(replace(batch, inputs=(contexts, present)))
         return model.losses(hidden, batch.tokens, batch.targets)[0].double()
 
-    unchanged, changed = losses(batch.window), {}
-    for name, contexts in {"zero": torch.zeros_like(batch.window), "elsewhere": away.window}.items():
+    unchanged, changed = losses(own), {}
+    for name, contexts in {"zero": torch.zeros_like(own), "elsewhere": away}.items():
         replaced = losses(contexts)
         ratio = perplexity((replaced - unchanged).mean().item())
         error = (replaced - unchanged).std(correction=0).item() / math.sqrt(len(unchanged))

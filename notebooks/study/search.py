@@ -14,7 +14,7 @@ AXES = {
     "phase2.learning_rate": (0.00025, 0.0005, 0.001),
     "phase2.max_epochs": (4, 8),
     "phase2.weight_decay": (1.0, 2.0, 4.0),
-    "layer_dropout": (0.1, 0.2),  # of the row's plug-in
+    "layer_dropout": (0.1, 0.2),  # of the row's layer
 }
 START = dict(zip(AXES, (0.0005, 4, 2.0, 0.1), strict=True))  # those of recipe `tuned`
 SAMPLES, SEED = 50, 42
@@ -31,8 +31,7 @@ def search(val_ppl: Callable[[Mapping[str, float]], float]) -> dict[str, float]:
 def trained(row: str, settings: Mapping[str, float]) -> float:
     """Train a row with these settings, without the test; return its validation perplexity."""
     base = PARTS["fair"][1][row]
-    plugin = "mixer" if "mixer" in base else "attention"
-    own = {f"{plugin}.{key}" if key == "layer_dropout" else key: value for key, value in settings.items()}
+    own = {f"layer.{key}" if key == "layer_dropout" else key: value for key, value in settings.items()}
     config = configure({**base, **own, "data.test_samples": 0}, SAMPLES, SEED)
     found = ctxkv.run(config).summary["phase2"]["val_ppl"]
     print(row, *settings.values(), f"{found:.3f}", flush=True)

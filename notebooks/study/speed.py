@@ -52,7 +52,7 @@ def layer_products(model: ContextKV, batch: Batch, dtype: torch.dtype) -> Callab
     A matrix has three: its output, and the gradients of its input and of itself. The query's input, the token
     embedding, needs none. Those with contexts are two, and the gradients of what is multiplied with them.
     """
-    sizes = model.config
+    sizes, (window, _) = model.config, batch.inputs
     weights = {name: weight.to(dtype) for name, weight in model.trained_weights().items() if weight.ndim == 2}
     rows = {size: torch.randn(len(batch), size, dtype=dtype) for w in weights.values() for size in w.shape}
     queries = torch.randn(len(batch), sizes.num_heads, sizes.context_dim, dtype=dtype)
@@ -64,11 +64,11 @@ def layer_products(model: ContextKV, batch: Batch, dtype: torch.dtype) -> Callab
             outputs, inputs = rows[len(weight)], rows[weight.shape[1]]
             torch.mm(inputs, weight.T)
             torch.mm(outputs.T, inputs)
-            if name != "attention.q.weight":
+            if name != "layer.attention.q.weight":
                 torch.mm(outputs, weight)
         for _ in range(2):
-            torch.bmm(queries, batch.window.transpose(1, 2))
-            torch.bmm(shares, batch.window)
+            torch.bmm(queries, window.transpose(1, 2))
+            torch.bmm(shares, window)
 
     return compute
 
@@ -76,7 +76,8 @@ def layer_products(model: ContextKV, batch: Batch, dtype: torch.dtype) -> Callab
 def print_step(model: ContextKV, batch: Batch, config: Phase2Config, precision: str) -> None:
     """Print medians of a step's parts and of their products, in milliseconds, and the ratio."""
     dtype, count = DTYPES[precision], len(batch)
-    batch, table = replace(batch, window=batch.window.to(dtype)), model.wte.weight.detach().to(dtype)
+    (window, present), table = batch.inputs, model.wte.weight.detach().to(dtype)
+    batch = replace(batch, inputs=(window.to(dtype), present))
     headless = ContextKV(model.config, vocab_size=1)
     headless_batch = replace(batch, tokens=batch.tokens * 0, targets=batch.targets * 0)
     hidden = torch.randn(count, model.config.hidden_size, requires_grad=True)
@@ -110,7 +111,8 @@ def main(samples: int, preset: str = "offline") -> None:
         served = AutoModelForCausalLM.from_pretrained(run.path / "model", trust_remote_code=True).eval()
     train, val = trained.caches["train"], trained.caches["val"]
     ids, val_ids = train.ids.long(), val.ids.long()
-    weights = {name: weight.detach().clone() for name, weight in trained.model.named_parameters()}
+    weights = trained.model.named_parameters()
+    weights = {name.removeprefix("layer."): weight.detach().clone() for name, weight in weights}
     table = weights.pop("wte.weight")
 
     def order(epoch: int) -> Tensor:
@@ -129,7 +131,7 @@ def main(samples: int, preset: str = "offline") -> None:
         plain = seconds(function)
         print(f"{name}: {plain:.2f} s, {package:.2f} s, {plain / package:.1f}")
     trained.model.train()
-    batch = train.gather(order(0)[: config.phase2.batch_size], trained.model.window)
+    batch = trained.model.batch(train, order(0)[: config.phase2.batch_size])
     for precision in dict.fromkeys(("fp32", choose_precision("auto", trained.model.device))):
         print_step(trained.model, batch, config.phase2, precision)
 

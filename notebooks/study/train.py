@@ -17,22 +17,22 @@ Settings = Mapping[str, Any]  # of a variant; `recipe` is one of them
 
 SEEDS = (42, 43, 44)
 FIFTY = {"data.validation_samples": 50, "data.test_samples": 50}
-EXACT, COPYING, MIXER = {"recipe": "exact"}, {"recipe": "tuned"}, {"recipe": "tuned"}
+EXACT, COPYING, OF_TOKENS = {"recipe": "exact"}, {"recipe": "tuned"}, {"recipe": "tuned"}
 UNTRAINED = {"phase1.max_iterations": 0}
 PROPOSED = {**EXACT, "data.test_samples": 50}
-TUNED = {"recipe": "tuned", "attention.copy_weight": 0.0}  # all rows but `tuned, copying` are without
-OTHER = {**TUNED, "attention": "plugins:OtherSlots"}
-PER_HEAD = {**OTHER, "attention.slot_bias": "per_head"}
-LEARNED = {**OTHER, "attention.slot_bias": "learned"}
-CHUNKED = {**FIFTY, **TUNED, "attention": "plugins:Chunked"}
+TUNED = {"recipe": "tuned", "layer.copy_weight": 0.0}  # all rows but `tuned, copying` are without
+OTHER = {**TUNED, "layer": "plugins:OtherSlots"}
+PER_HEAD = {**OTHER, "layer.slot_bias": "per_head"}
+LEARNED = {**OTHER, "layer.slot_bias": "learned"}
+CHUNKED = {**FIFTY, **TUNED, "layer": "plugins:Chunked"}
 RANDOM = {
-    "block": "ctxkv_lib.method.model:ContextBlock",
+    "block": "ctxkv_lib.method.block:ContextBlock",
     "phase1.learning_rate": 0.002,
     "phase1.noise_std": 0.1,
 }
-SYMMETRIC = {"data.neighbours": "around", "attention.layer_dropout": 0.2}
+SYMMETRIC = {"data.neighbours": "around", "layer.layer_dropout": 0.2}
 TOKENS = {"block": "plugins:TokenBlock", "model.context_dim": 768, "model.intermediate_size": 2560}
-LAST = {**TOKENS, "attention.slots": "uniform", "model.interval": 1}
+LAST = {**TOKENS, "layer.slots": "uniform", "model.interval": 1}
 PREDICTIVE = {"block": "plugins:PredictiveBlock", "model.intermediate_size": 2560, **UNTRAINED}
 FAST = {"phase2.learning_rate": 0.001, "phase2.max_epochs": 8}  # found by search.py for contexts and the GRU
 DECAYED = {**FAST, "phase2.weight_decay": 4.0}  # and for the others
@@ -56,26 +56,26 @@ PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
         "untrained ContextBlock": {**TUNED, **UNTRAINED},
         "untrained ContextBlock, bias per head": {**PER_HEAD, **UNTRAINED},
         "untrained ContextBlock, bias per head, random init": {**PER_HEAD, **RANDOM, **UNTRAINED},
-        "no contexts": {**MIXER, "mixer": "plugins:NoContext"},
+        "no contexts": {**OF_TOKENS, "layer": "plugins:NoContext"},
         "last 32 tokens": {**OTHER, **LAST},
         "last 32 tokens, bias per head": {**PER_HEAD, **LAST},
-        "32 tokens, 20 apart": {**PER_HEAD, **TOKENS, "attention.slots": "uniform"},
-        "all 640 tokens": {**MIXER, "mixer": "plugins:CausalAttention"},
-        "GRU": {**MIXER, "mixer": "plugins:GRU"},
+        "32 tokens, 20 apart": {**PER_HEAD, **TOKENS, "layer.slots": "uniform"},
+        "all 640 tokens": {**OF_TOKENS, "layer": "plugins:CausalAttention"},
+        "GRU": {**OF_TOKENS, "layer": "plugins:GRU"},
     }),
     "levers": ((50,), {
         "tuned": TUNED,
-        "layer dropout 0.2": {**TUNED, "attention.layer_dropout": 0.2},
+        "layer dropout 0.2": {**TUNED, "layer.layer_dropout": 0.2},
         "embedding norm 1": {**TUNED, "data.row_length": 1.0},
         "4 heads": {**TUNED, "model.num_heads": 4},
-        "no current-token bias": {**TUNED, "attention.current_token_bias": 0.0},
+        "no current-token bias": {**TUNED, "layer.current_token_bias": 0.0},
         "without log-frequencies": {**TUNED, "data.unigram": "none"},
-        "output residual": {**OTHER, "attention.residual": True},
-        "slots 20 apart": {**OTHER, "attention.slots": "uniform"},
-        "no slot bias": {**OTHER, "attention.slot_bias": "none"},
+        "output residual": {**OTHER, "layer.residual": True},
+        "slots 20 apart": {**OTHER, "layer.slots": "uniform"},
+        "no slot bias": {**OTHER, "layer.slot_bias": "none"},
         "batch 512, rate 0.001": {**TUNED, "phase2.batch_size": 512, "phase2.learning_rate": 0.001},
         "weight decay 0.01": {**TUNED, "phase2.weight_decay": 0.01},
-        "attention dropout alone": {**TUNED, "attention.input_dropout": 0.0, "attention.layer_dropout": 0.0},
+        "attention dropout alone": {**TUNED, "layer.input_dropout": 0.0, "layer.layer_dropout": 0.0},
     }),
     "memory": ((50,), {
         "random init": {**PER_HEAD, **RANDOM},
@@ -94,11 +94,11 @@ PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
     }),
     "fair": ((10, 50, 100, 200, 500), {
         "contexts": {**CHUNKED, **FAST},
-        "no contexts": {**MIXER, **FIFTY, **DECAYED, "mixer": "plugins:NoContext"},
+        "no contexts": {**OF_TOKENS, **FIFTY, **DECAYED, "layer": "plugins:NoContext"},
         "tokens at the same slots": {**CHUNKED, **TOKENS, **DECAYED},
         "last 32 tokens": {**CHUNKED, **LAST, **DECAYED},
-        "all 640 tokens": {**MIXER, **FIFTY, **DECAYED, "mixer": "plugins:CausalAttention"},
-        "GRU": {**MIXER, **FIFTY, **FAST, "mixer": "plugins:GRU"},
+        "all 640 tokens": {**OF_TOKENS, **FIFTY, **DECAYED, "layer": "plugins:CausalAttention"},
+        "GRU": {**OF_TOKENS, **FIFTY, **FAST, "layer": "plugins:GRU"},
     }),
     "phase1": ((10, 50, 100, 200, 500), {
         "OACD": CHUNKED,

@@ -21,7 +21,7 @@ from ctxkv_lib.views import figures
 
 SAVE = figures.save
 FILES = {f"caches/{split}_{part}.safetensors" for split in ("train", "val") for part in ("ctx", "emb")}
-FILES |= {f"checkpoint/{name}.safetensors" for name in ("attention", "context_block")}
+FILES |= {f"checkpoint/{name}.safetensors" for name in ("layer", "context_block")}
 FILES |= {f"figures/{name}.png" for name in ("memory", "phase1", "ppl_curves")}
 FILES |= {
     f"checkpoint/{name}.json" for name in ("settings", "contexts", "phase2", "model", "test", "results")
@@ -194,14 +194,14 @@ def test_another_version_of_the_method_is_another_result(finished_run, tmp_path,
 
 
 def test_an_opened_run_is_the_trained_one_and_refuses_damage(trained, finished_run, tmp_path):
-    weights = read_tensors(finished_run.path / "checkpoint" / "attention.safetensors")
+    weights = read_tensors(finished_run.path / "checkpoint" / "layer.safetensors")
     for name, weight in weights.items():
         assert torch.equal(trained.model.state_dict()[name], weight)
     assert not trained.model.training
     assert trained.tokenizer.decode(trained.caches["val"].ids[:40].tolist())
     copy = Path(shutil.copytree(finished_run.path, tmp_path / "run"))
-    flip(copy / "checkpoint" / "attention.safetensors")
-    with pytest.raises(UserError, match=r"attention\.safetensors is damaged; make it again with"):
+    flip(copy / "checkpoint" / "layer.safetensors")
+    with pytest.raises(UserError, match=r"layer\.safetensors is damaged; make it again with"):
         open_run(copy)
 
 

@@ -48,7 +48,7 @@ class Target:
         return 0
 
 
-IDEAS = {"block": GatedBlock, "loss": squared, "attention": NearestTwo, "mixer": PreviousToken}
+IDEAS = [("block", GatedBlock), ("loss", squared), ("layer", NearestTwo), ("layer", PreviousToken)]
 
 
 @pytest.fixture
@@ -62,31 +62,31 @@ def plain(finished_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hook", IDEAS)
-def test_an_idea_is_trained_named_wherever_its_run_is_and_reused(hook, plain, tmp_path):
-    made = run(plain.config, tmp_path / "run", **{hook: IDEAS[hook]})
-    name = f"{IDEAS[hook].__module__}:{IDEAS[hook].__name__}"
+@pytest.mark.parametrize(("hook", "idea"), IDEAS)
+def test_an_idea_is_trained_named_wherever_its_run_is_and_reused(hook, idea, plain, tmp_path):
+    made = run(plain.config, tmp_path / "run", **{hook: idea})
+    name = f"{idea.__module__}:{idea.__name__}"
     assert made.summary["phase2"]["val_ppl"] != plain.summary["phase2"]["val_ppl"]
     assert json.loads((made.path / "config.json").read_text())[hook]["plugin"] == name
     for report in ("report.md", "report.ja.md"):
         assert name in (made.path / report).read_text(encoding="utf-8")
     assert results([plain, made])[f"{hook}.plugin"].to_list()[1] == name
-    assert f"{hook} {IDEAS[hook].__name__}" in run_names([plain, made])[1]
-    assert IDEAS[hook].__name__ in run_folder_of(made.config).name
-    assert run(plain.config, made.path, **{hook: IDEAS[hook]}).summary == made.summary
-    if hook in ("attention", "mixer"):
+    assert f"{hook} {idea.__name__}" in run_names([plain, made])[1]
+    assert idea.__name__ in run_folder_of(made.config).name
+    assert run(plain.config, made.path, **{hook: idea}).summary == made.summary
+    if hook == "layer":
         with pytest.raises(UserError, match="returns no attention weights to look at"):
             explore_window(made, 3)
-    if hook != "mixer":
+    if idea is not PreviousToken:
         assert generate_text(made, "tea", max_new_tokens=2, temperature=0).startswith("tea")
-    else:
-        with pytest.raises(UserError, match="has a mixer, which does not read token by token"):
-            generate_text(made, "tea")
-        opened = open_run(made)
-        share = opened.logits("val", [3]).softmax(dim=-1)[0, opened.caches["val"].ids[4]]
-        assert -share.log() == pytest.approx(opened.token_losses("val")[3].item(), abs=0.005)
-        with pytest.raises(UserError, match="is a mixer and has no contexts"):
-            opened.contexts("val")
+        return
+    with pytest.raises(UserError, match="reads tokens"):
+        generate_text(made, "tea")
+    opened = open_run(made)
+    share = opened.logits("val", [3]).softmax(dim=-1)[0, opened.caches["val"].ids[4]]
+    assert -share.log() == pytest.approx(opened.token_losses("val")[3].item(), abs=0.005)
+    with pytest.raises(UserError, match="reads tokens, so the run has no contexts"):
+        opened.contexts("val")
 
 
 CALLABLES = {
@@ -119,7 +119,7 @@ def test_a_module_may_hold_a_loss_that_is_an_object(config, own_module):
 
 MY_IDEAS = """
 from dataclasses import dataclass
-from ctxkv_lib.method.model import ContextBlock
+from ctxkv_lib.method.block import ContextBlock
 FACTOR = 0.9
 class Mine(ContextBlock):
     @dataclass
@@ -192,13 +192,13 @@ def test_an_idea_of_a_run_that_was_made_with_another_python_gets_a_line(
 
 
 class Drawn(NearestTwo):
-    def init_from_block(self, block):
+    def init_weights(self, embeddings, tokens, config):
         torch.nn.init.normal_(self.out.weight, std=0.05)
 
 
 @pytest.mark.slow
 def test_an_init_after_phase_1_draws_the_same_whether_phase_1_was_reused_or_not(config, tmp_path):
-    whole = run(config, tmp_path / "whole" / "run", attention=Drawn)
+    whole = run(config, tmp_path / "whole" / "run", layer=Drawn)
     prepare(whole.config, tmp_path / "stopped" / "run")
     again = run(whole.config, tmp_path / "stopped" / "run")
     assert again.summary["phase2"]["val_ppl"] == whole.summary["phase2"]["val_ppl"]
@@ -239,7 +239,7 @@ class LaterOther(NearestTwo):
         return super().forward(embeddings, window, present) * (1 + (self.steps > 3))
 
 
-@pytest.mark.parametrize(("hook", "part"), [("block", Remembering), ("attention", LaterOther)])
+@pytest.mark.parametrize(("hook", "part"), [("block", Remembering), ("layer", LaterOther)])
 def test_what_is_not_saved_is_not_trained_in_silence(config, tmp_path, hook, part):
     with pytest.raises(UserError, match="computes something else than what is saved of it; keep all"):
         run(config, tmp_path / "run", **{hook: part})
@@ -268,7 +268,7 @@ class Buffered(NearestTwo):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("hook", "part"), [("attention", Drawing), ("block", Tied), ("attention", Buffered)])
+@pytest.mark.parametrize(("hook", "part"), [("block", Tied), ("layer", Buffered)])
 def test_what_draws_or_transformers_cannot_save_trains_and_generates(config, tmp_path, hook, part):
     made = run(config, tmp_path / "run", **{hook: part})
     assert generate_text(made, "tea", max_new_tokens=2, temperature=0).startswith("tea")

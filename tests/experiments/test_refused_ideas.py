@@ -62,6 +62,53 @@ class AlongRows(PreviousToken):
         return self.out(embeddings)[0][:, start:]
 
 
+class Listed(GatedBlock):
+    def __init__(self, context_dim, hidden_size):
+        super().__init__(context_dim, hidden_size)
+        self.more = {"two": [nn.Linear(context_dim, context_dim)]}
+
+
+class Plain(NearestTwo):
+    def __init__(self, config):
+        super().__init__(config)
+        self.directions = torch.randn(config.hidden_size)
+
+
+NOISY = giving(GatedBlock, lambda found, *_: found + torch.randn_like(found))
+DRAWING = giving(NearestTwo, lambda found, *_: found + torch.randn_like(found))
+
+
+class Empty(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+
+    def forward(self, embeddings, window, present):
+        return embeddings
+
+
+class Forgotten(PreviousToken):
+    reads = "contexts"
+
+
+class Misread(PreviousToken):
+    reads = "token"
+
+
+class InitsItself(NearestTwo):
+    def init_weights(self):
+        pass
+
+
+class Shadowed(NearestTwo):
+    def __init__(self, config):
+        super().__init__(config)
+        self.history = nn.Linear(1, 1)
+
+
+def makes_tokens(config):
+    return PreviousToken(config)
+
+
 def of_each(contexts):
     return contexts.square().mean(dim=1)
 
@@ -77,13 +124,29 @@ def detached(contexts):
         ("block", DOUBLE, r"Other returned float64 of shape \[2, 16\]; it must return float32"),
         ("block", NORMALISED, r"Other returned NaN or infinity; the first contexts of a stream are"),
         ("block", Standardised, r"What .*Standardised returns in a row depends on other rows"),
-        ("attention", MIXING, r"What .*Other returns in a row depends on other rows"),
-        ("attention", WithoutTheNearest, r"WithoutTheNearest returned NaN .* only slot 0 is present"),
-        ("attention", WITHOUT_HEADS, r"Other returned weights of shape \[2, 2\]; allowed: \[n, heads"),
-        ("attention", with_slots(0, -1), r"slot_offsets of .* are \[0, -1\]; allowed: whole numbers, asc"),
-        ("attention", with_slots(0, 1.5), r"slot_offsets of .* are \[0, 1\.5\]"),
-        ("mixer", AHEAD, r"Other reads ahead: the hidden state of a column may not depend on later ones"),
-        ("mixer", AlongRows, r"What .*AlongRows returns in a row depends on other rows .*batch_first=True"),
+        ("layer", MIXING, r"What .*Other returns in a row depends on other rows"),
+        ("layer", WithoutTheNearest, r"WithoutTheNearest returned NaN .* only slot 0 is present"),
+        ("layer", WITHOUT_HEADS, r"Other returned weights of shape \[2, 2\]; allowed: \[n, heads"),
+        ("layer", with_slots(0, -1), r"slot_offsets of .* are \[0, -1\]; allowed: whole numbers, asc"),
+        ("layer", with_slots(0, 1.5), r"slot_offsets of .* are \[0, 1\.5\]"),
+        ("layer", AHEAD, r"Other reads ahead: the hidden state of a column may not depend on later ones"),
+        ("layer", AlongRows, r"What .*AlongRows returns in a row depends on other rows .*batch_first=True"),
+        ("block", Listed, r"Listed keeps modules or tensors in the plain attribute more, .*nn\.ModuleList"),
+        ("layer", Plain, r"Plain keeps modules or tensors in the plain attribute directions, .*register_buf"),
+        ("block", NOISY, r"Other returned something else in evaluation when it was called again"),
+        ("layer", DRAWING, r"Other returned something else in evaluation .*only if self\.training"),
+        ("layer", Empty, r"Empty has no parameters, so Phase 2 has nothing to train"),
+        (
+            "layer",
+            Forgotten,
+            r"forward of .*Forgotten cannot be called .*; write reads = \"tokens\" in the cl",
+        ),
+        ("layer", Misread, r"Misread has reads = 'token'; allowed: 'contexts' or 'tokens'"),
+        ("layer", InitsItself, r"init_weights of .*InitsItself cannot be called with \(embeddings, tokens,"),
+        ("layer", Shadowed, r"Shadowed has a weight or module named history, which means something else"),
+        ("layer", makes_tokens, r"makes_tokens makes a layer that reads tokens; give its class"),
+        ("loss", GatedBlock, r"GatedBlock is no loss: a loss is a function that is called with \(contexts\)"),
+        ("layer", GatedBlock, r"GatedBlock is no layer: a layer is a class or function that is called with"),
         ("loss", of_each, r"of_each returned float32 of shape \[\d+\]; a loss must return a finite scalar"),
         ("loss", detached, "detached returned a number without a gradient, so that it trains nothing; comp"),
     ],
@@ -213,3 +276,21 @@ class WithoutDefaults(GatedBlock):
 def test_other_words_are_refused(tiny_config, settings, said):
     with pytest.raises(UserError, match=said):
         tiny_config.replace(settings)
+
+
+def test_a_layer_that_reads_tokens_goes_with_no_block_and_no_loss(tiny_config):
+    with pytest.raises(UserError, match="reads tokens, so there is no Phase 1 and block has no effect; give"):
+        tiny_config.replace({"layer": PreviousToken, "block": GatedBlock})
+    assert {*tiny_config.replace({"block": GatedBlock}).replace({"layer": PreviousToken}).plugins} == {
+        "layer"
+    }
+
+
+def divides_by_zero(contexts):
+    return contexts.sum() * (1 // 0)
+
+
+def test_an_error_of_the_users_own_keeps_its_place(tiny_config, tmp_path):
+    config = tiny_config.replace({"loss": divides_by_zero})
+    with pytest.raises(ZeroDivisionError):
+        prepare(config, tmp_path / "run")

@@ -5,18 +5,18 @@ import torch
 from conftest import TINY, tiny_ids, tiny_method, tiny_model, tiny_stream
 from transformers import AutoModelForCausalLM
 
-from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.caches import Cache
 from ctxkv_lib.method.config import Phase1Config, Phase2Config
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.method.loop import Loop
 from ctxkv_lib.method.modeling import CACHE_NAME
 from ctxkv_lib.method.oacd import train_context_block
 from ctxkv_lib.method.optimizer import Stepper
-from ctxkv_lib.method.phase2 import train_attention, train_step
+from ctxkv_lib.method.phase2 import train_layer, train_step
 
 pytestmark = pytest.mark.usefixtures("gpu")
 PLACES = (torch.device("cuda"), torch.device("cpu"))
-COPIES = {"attention": {"name": "SlotAttention", "settings": {"copy_weight": 0.3}}}
+COPIES = {"layer": {"name": "SlotLayer", "settings": {"copy_weight": 0.3}}}
 
 
 def test_phase_1_and_exact_contexts_are_those_of_a_cpu():
@@ -61,9 +61,9 @@ def test_phase_2_ends_where_it_does_on_a_cpu(dtype):
     stream, losses = tiny_stream(299), []
     for device in PLACES:
         model = tiny_method(attention_dropout=0.0).to(device)
-        train = StreamCache(stream.ids, stream.contexts.to(dtype)).map(lambda tensor: tensor.to(device))  # noqa: B023
+        train = Cache(stream.ids, stream.contexts.to(dtype)).map(lambda tensor: tensor.to(device))  # noqa: B023
         config = Phase2Config(max_epochs=2, batch_size=64)
-        losses.append([epoch["val_ppl"] for epoch in train_attention(model, train, stream, config, 3).epochs])
+        losses.append([epoch["val_ppl"] for epoch in train_layer(model, train, stream, config, 3).epochs])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4 if dtype == torch.float32 else 0.02)
 
 
@@ -75,7 +75,7 @@ def test_a_step_of_phase_2_waits_for_nothing(waits):
     order = torch.arange(128, device="cuda")
     model.window.rows(order)  # which moves the offsets to the GPU, once
     before = waits()
-    for batch in cache.batches(order, 32, model):
+    for batch in model.batches(cache, order, 32):
         total += train_step(model, table, stepper, Loop(), batch, 32)
     assert waits() == before
 

@@ -78,5 +78,5 @@ def test_losses_are_fp32_whatever_attention_returns(train_on, monkeypatch):
         return loss
 
     monkeypatch.setattr(phase2, "batch_gradients", noted)
-    train_on(attention=f"{__name__}:EndsInProduct", runtime__precision="bf16")
+    train_on(layer=f"{__name__}:EndsInProduct", runtime__precision="bf16")
     assert kinds == {torch.float32}

@@ -61,7 +61,7 @@ def test_a_measurement_that_stops_keeps_the_results(copy, monkeypatch):
     [
         ("test", 8, {}, measure),
         ("corpus", 10, {}, measure),
-        ("corpus", 10, {"mixer": PreviousToken}, open_run),
+        ("corpus", 10, {"layer": PreviousToken}, open_run),
     ],
 )
 def test_a_run_is_not_used_with_other_conversations(tiny_config, tmp_path, split, first, parts, use):

@@ -11,7 +11,7 @@ from ctxkv_lib.data.kneser_ney import FALLBACK_DISCOUNTS, discounts, smoothed_un
 from ctxkv_lib.data.tokens import train_stream
 from ctxkv_lib.measure import ngrams
 from ctxkv_lib.measure.ngrams import ORDERS, kneser_ney, ngram_baselines, recent_shares
-from ctxkv_lib.method.caches import TokenCache
+from ctxkv_lib.method.caches import Cache
 
 VOCABULARY = 150
 
@@ -84,7 +84,7 @@ def test_kneser_ney_is_the_published_formula(order):
 def test_the_users_own_text_is_counted_once(tiny_config, tokenizer, monkeypatch):
     config = tiny_config.replace({"data.table": "cooccurrence", "data.corpus": "chitchat+own"})
     ids = train_stream(load_conversations(config.data, "train"), tokenizer).ids.int()
-    caches = {split: TokenCache(ids) for split in ("train", "val")}
+    caches = {split: Cache(ids) for split in ("train", "val")}
     run = SimpleNamespace(config=config, summary={})
     counted = []
     monkeypatch.setattr(ngrams, "ngram_baselines", lambda *given: counted.append(given) or {})

@@ -10,7 +10,6 @@ from ctxkv_lib.method import contexts as method
 from ctxkv_lib.method import reference
 from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.method.contexts import contexts_by_passes, distinct_rows, exact_contexts
-from ctxkv_lib.method.model import project_inputs
 from ctxkv_lib.method.oacd import train_context_block
 from ctxkv_lib.method.tuned import StructuredBlock
 
@@ -49,7 +48,7 @@ def test_exact_contexts_are_the_recurrence_to_the_tolerance(init, count):
     ids = tiny_ids(count, seed=count)
     embeddings, tokens = distinct_rows(model, ids)
     contexts = exact_contexts(
-        model.context_block, project_inputs(model.context_block, embeddings), tokens, 1e-5
+        model.context_block, model.context_block.project_inputs(embeddings), tokens, 1e-5
     )
     expected = reference.exact_contexts(model.state_dict(), model.wte.weight, ids)
     torch.testing.assert_close(contexts[1:], expected, atol=1e-5, rtol=0)
@@ -63,7 +62,7 @@ def test_a_stream_may_be_read_part_by_part(data):
     cuts = sorted(data.draw(st.sets(st.integers(1, count), max_size=3), "cuts") | {count})
     model = model_with(data.draw(st.sampled_from([0.1, 0.03, 0.01]), "std")).double()
     embeddings, tokens = distinct_rows(model, tiny_ids(count, seed=count))
-    block, projected = model.context_block, project_inputs(model.context_block, embeddings)
+    block, projected = model.context_block, model.context_block.project_inputs(embeddings)
     before = torch.randn(WIDTH, generator=torch.Generator().manual_seed(count), dtype=projected.dtype)
     parts = [before[None]]
     with pytest.MonkeyPatch.context() as patch:

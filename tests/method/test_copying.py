@@ -4,20 +4,20 @@ import pytest
 import torch
 from conftest import tiny_method, tiny_stream
 
-from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.caches import Cache
 from ctxkv_lib.method.copying import Copying, mix
 from ctxkv_lib.method.scoring import token_scores
 
 
 def model_that_copies(weight, sharpness):
     model = tiny_method().eval()
-    model.attention.copying = Copying(weight, sharpness)
+    model.layer.copying = Copying(weight, sharpness)
     return model
 
 
 def mixture(model, stream, position, weight, sharpness):
     """The probabilities of the next token at one position."""
-    hidden, _ = stream.attend(model, torch.tensor([position]))
+    hidden, _ = model.read(model.batch(stream, torch.tensor([position])))
     found = model.logits(hidden, stream.ids[[position]])[0].softmax(dim=0)
     contexts = stream.contexts[1:]
     votes = {
@@ -35,7 +35,7 @@ def mixture(model, stream, position, weight, sharpness):
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_scores_are_those_of_the_mixture(weight, sharpness, shuffled):
     model, stream = model_that_copies(weight, sharpness), tiny_stream(40)
-    stream = StreamCache(stream.ids % 7, stream.contexts)  # tokens that come again
+    stream = Cache(stream.ids % 7, stream.contexts)  # tokens that come again
     generator = torch.Generator().manual_seed(0)
     positions = torch.randperm(40, generator=generator) if shuffled else torch.arange(40)
     losses, correct = token_scores(model, stream, positions)

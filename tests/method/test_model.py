@@ -1,19 +1,24 @@
 """The layers against their definitions, and what a user's own block or attention may be."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY, NearestTwo, cloned, tiny_ids, tiny_method, tiny_stream
 
 from ctxkv_lib.method import reference
-from ctxkv_lib.method.caches import StreamCache
-from ctxkv_lib.method.model import Parts
+from ctxkv_lib.method.caches import Cache
+from ctxkv_lib.method.config import ModelConfig
+from ctxkv_lib.method.layer import Layer
+from ctxkv_lib.method.model import class_as_written
 from ctxkv_lib.runs.build import parameter_counts
 
 
 def double_stream(count):
     stream = tiny_stream(count)
-    return StreamCache(stream.ids, stream.contexts.double())
+    return Cache(stream.ids, stream.contexts.double())
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -26,7 +31,7 @@ def test_logits_and_gradients_equal_the_reference(kv_method, dropout):
     reference.trainable(p, ("attention.", "feed_forward."))
 
     torch.manual_seed(3)
-    found = model.logits(cache.attend(model, positions)[0], cache.ids[positions])
+    found = model.logits(model.read(model.batch(cache, positions))[0], cache.ids[positions])
     (found * direction).sum().backward()
     torch.manual_seed(3)
     ids, contexts = cache.ids.long(), cache.contexts[1:]
@@ -35,21 +40,23 @@ def test_logits_and_gradients_equal_the_reference(kv_method, dropout):
 
     torch.testing.assert_close(found, expected)
     for name, weight in model.trained_weights().items():
-        torch.testing.assert_close(weight.grad, p[name].grad, msg=name)
-    assert {name for name, tensor in p.items() if tensor.grad is not None} == {*model.trained_weights()}
+        torch.testing.assert_close(weight.grad, p[name.removeprefix("layer.")].grad, msg=name)
+    assert {name for name, tensor in p.items() if tensor.grad is not None} == {
+        name.removeprefix("layer.") for name in model.trained_weights()
+    }
 
 
 def test_a_users_attention_says_its_slots_and_is_what_phase_2_trains():
-    model, cache = tiny_method(Parts(attention=NearestTwo)).double(), double_stream(9)
+    model, cache = tiny_method(layer=NearestTwo).double(), double_stream(9)
     assert parameter_counts(model)["trainable_phase2"] == 24 * 16 + 24
-    hidden, weights = cache.attend(model, torch.tensor([0, 5]))
+    hidden, weights = model.read(model.batch(cache, torch.tensor([0, 5])))
     assert weights is None
     seen = torch.stack([cache.contexts[1] / 2, (cache.contexts[6] + cache.contexts[5]) / 2])
-    torch.testing.assert_close(hidden, model.embed(cache.ids[[0, 5]]) + model.attention.out(seen))
+    torch.testing.assert_close(hidden, model.embed(cache.ids[[0, 5]]) + model.layer.out(seen))
 
 
 def test_log_frequencies_and_the_bias_of_the_current_token_are_in_logits_and_losses():
-    model = tiny_method(Parts(attention=NearestTwo), has_unigram=True)
+    model = tiny_method(layer=NearestTwo, has_unigram=True)
     bias, read, targets = torch.randn(TINY["vocab_size"]), tiny_ids(6), tiny_ids(6, seed=1)
     model.load_table(model.wte.weight.detach().clone(), bias)
     hidden = torch.randn(6, TINY["hidden_size"])
@@ -58,3 +65,12 @@ def test_log_frequencies_and_the_bias_of_the_current_token_are_in_logits_and_los
     torch.testing.assert_close(model.logits(hidden, read), expected)
     losses, _ = model.losses(hidden, read, targets)
     torch.testing.assert_close(losses, F.cross_entropy(expected, targets, reduction="none"))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda part: pickle.loads(pickle.dumps(part))])
+def test_a_class_that_inherits_nothing_gets_the_defaults_and_stays_what_its_author_wrote(copied):
+    layer = copied(tiny_method(layer=NearestTwo).layer)
+    assert class_as_written(layer) is NearestTwo
+    assert (layer.reads, layer.history, layer.current_token_bias) == ("contexts", 0, -2.5)
+    assert isinstance(layer, Layer)
+    assert not isinstance(NearestTwo(ModelConfig()), Layer)

@@ -10,16 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.caches import Cache
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
-from ctxkv_lib.method.model import Parts, project_inputs
 from ctxkv_lib.method.modeling import CACHE_NAME, ContextKVForCausalLM
 
 
 def copying(weight):
     """The tiny model's parts, with attention that copies."""
     own = {"copy_weight": weight, "copy_sharpness": 5.0}
-    return {"parts": {"attention": {"name": "SlotAttention", "settings": own}}}
+    return {"parts": {"layer": {"name": "SlotLayer", "settings": own}}}
 
 
 MODELS = {"fixed": {}, "variable": {"kv_method": "variable"}, "copies": copying(0.4)}
@@ -39,14 +38,14 @@ def read_in_chunks(model, ids, cuts, mask):
 def exact_cache(model, ids):
     """One stream as Phase 2 has it."""
     embeddings, tokens = distinct_rows(model, ids)
-    inputs = project_inputs(model.context_block, embeddings)
+    inputs = model.context_block.project_inputs(embeddings)
     contexts = exact_contexts(model.context_block, inputs, tokens, tolerance=1e-6)
-    return StreamCache(torch.cat([ids, ids[:1]]).int(), contexts)
+    return Cache(torch.cat([ids, ids[:1]]).int(), contexts)
 
 
 def phase2_logits(model, ids):
-    (batch,) = exact_cache(model, ids).batches(torch.arange(len(ids)), len(ids), model)
-    return batch.logits(model)
+    (batch,) = model.batches(exact_cache(model, ids), torch.arange(len(ids)), len(ids))
+    return torch.cat([*model.predictions(batch)])
 
 
 @torch.no_grad()
@@ -137,7 +136,7 @@ def test_a_cache_is_of_constant_size_and_may_be_repeated_and_passed_on(shape):
     assert torch.equal(model(ids, **{CACHE_NAME: DynamicCache()}).logits, model(ids).logits)
 
 
-@pytest.mark.parametrize(("phase", "trained"), [(1, {"context_block"}), (2, {"attention", "feed_forward"})])
+@pytest.mark.parametrize(("phase", "trained"), [(1, {"context_block"}), (2, {"layer"})])
 def test_only_the_phase_gets_gradients(phase, trained):
     model, ids = tiny_model(), tiny_ids(20)[None]
     model.model.set_phase(phase)
@@ -146,7 +145,7 @@ def test_only_the_phase_gets_gradients(phase, trained):
     assert {name.split(".")[0] for name in gradients} == trained
     assert all(gradient is not None for gradient in gradients.values())  # else a distributed wrapper stops
     zero = {name for name, gradient in gradients.items() if not gradient.any()}
-    assert zero == ({"attention.k.bias"} if phase == 2 else set())  # it cannot change the softmax
+    assert zero == ({"layer.attention.k.bias"} if phase == 2 else set())  # it cannot change the softmax
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 
 
@@ -210,7 +209,9 @@ def test_hidden_states_and_attentions_are_those_of_each_slot(shape, monkeypatch)
         torch.testing.assert_close(embeddings, model.model.embed(ids))
         for text, tokens in enumerate(ids):
             cache = exact_cache(model.model, tokens)
-            expected_hidden, expected_weights = cache.attend(model.model, torch.arange(len(tokens)))
+            expected_hidden, expected_weights = model.model.read(
+                model.model.batch(cache, torch.arange(len(tokens)))
+            )
             torch.testing.assert_close(hidden[text], expected_hidden, atol=1e-4, rtol=0)
             torch.testing.assert_close(weights[text].transpose(0, 1), expected_weights, atol=1e-4, rtol=0)
 
@@ -271,10 +272,8 @@ REFUSED = {
     "few_labels": (lambda m: m(ONE, labels=ONE[:, :5]), r"labels\.shape is \(1, 5\); allowed: \(1, 6\)"),
     "other_batch": (lambda m: m(ONE.expand(2, 6), **{CACHE_NAME: m(ONE)[CACHE_NAME]}), "is 1; allowed: 2"),
     "no_weights": (
-        lambda _: ContextKVForCausalLM.of(tiny_method(Parts(attention=NearestTwo)))(
-            ONE, output_attentions=True
-        ),
-        "output_attentions is True; allowed: False, as this attention returns none",
+        lambda _: ContextKVForCausalLM.of(tiny_method(layer=NearestTwo))(ONE, output_attentions=True),
+        "output_attentions is True; allowed: False, as this layer returns none",
     ),
     "on_the_disk": (lambda m: reloaded(m, device_map={"": "disk"}), "device_map"),
     "tuple": (lambda m: m(ONE, **{CACHE_NAME: filled()}), "is 'DynamicCache'; allowed: .*ContextCache"),

@@ -10,14 +10,13 @@ import torch
 from conftest import TUNED, NearestTwo, in_python, tiny_ids, tiny_method, tiny_model
 from safetensors.torch import load_file, save_file
 
-from ctxkv_lib.method.model import Parts
 from ctxkv_lib.method.modeling import ContextKVForCausalLM
 
 MINE = """
 from dataclasses import dataclass
 import torch
 from torch import nn
-from ctxkv_lib.method.model import ContextBlock
+from ctxkv_lib.method.block import ContextBlock
 
 class MyBlock(ContextBlock):
     @dataclass
@@ -38,7 +37,7 @@ class MyBlock(ContextBlock):
 def with_block(name):
     """A tiny model with the block of a module."""
     kind = import_module(name).MyBlock
-    model = tiny_method(Parts(block=partial(kind, settings=kind.Settings(share=0.25))))
+    model = tiny_method(partial(kind, settings=kind.Settings(share=0.25)))
     return ContextKVForCausalLM.of(model, {"block": {"share": 0.25}})
 
 
@@ -91,7 +90,7 @@ def test_each_folder_runs_its_own_code_without_the_package_and_keeps_it_if_saved
         assert again == {file.name: file.read_bytes() for file in folder.glob("*.py")}
 
 
-@pytest.mark.parametrize("name", ["attention.q.weight", "model.attention.k.bias"])
+@pytest.mark.parametrize("name", ["attention.q.weight", "model.layer.attention.k.bias"])
 def test_weights_of_other_code_are_refused(tmp_path, name):
     """As those of folders that were saved before version 0.2."""
     tiny_model().save_pretrained(tmp_path)
@@ -126,7 +125,7 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path):
     class Inner(NearestTwo):
         pass
 
-    model = ContextKVForCausalLM.of(tiny_method(Parts(attention=Inner)), {"attention": {}})
+    model = ContextKVForCausalLM.of(tiny_method(layer=Inner), {"layer": {}})
     with pytest.raises(ValueError, match="a part of the model is 'Inner'; allowed: a class of a module"):
         model.save_pretrained(tmp_path)
     model = tiny_model()

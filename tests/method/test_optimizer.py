@@ -7,7 +7,7 @@ from torch import nn
 from ctxkv_lib.method import optimizer
 from ctxkv_lib.method.config import ModelConfig, Phase2Config
 from ctxkv_lib.method.optimizer import EMA_DECAY, ScheduledAdamW
-from ctxkv_lib.method.tuned import SlotAttention
+from ctxkv_lib.method.tuned import SlotLayer
 
 
 def test_the_rate_rises_and_falls_as_a_cosine_over_the_steps_of_all_epochs(monkeypatch):
@@ -31,7 +31,7 @@ def test_the_rate_rises_and_falls_as_a_cosine_over_the_steps_of_all_epochs(monke
 def test_only_matrices_decay():
     """Without gradients all that a step does to weights is to let them decay."""
     config = ModelConfig(hidden_size=12, context_dim=8, num_heads=2, intermediate_size=20, max_contexts=3)
-    layer = SlotAttention(config, SlotAttention.Settings())
+    layer = SlotLayer(config, SlotLayer.Settings())
     model = nn.ModuleDict({"layer": layer, "gru": nn.GRU(4, 4)})
     trained = dict(model.named_parameters())
     for weight in trained.values():

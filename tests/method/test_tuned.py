@@ -11,16 +11,12 @@ from conftest import TINY, tiny_method
 from ctxkv_lib.method import tuned
 from ctxkv_lib.method.config import ModelConfig, Phase1Config
 from ctxkv_lib.method.contexts import exact_contexts
-from ctxkv_lib.method.model import Parts
-from ctxkv_lib.method.tuned import SlotAttention, StructuredBlock, geometric_offsets
+from ctxkv_lib.method.tuned import SlotLayer, StructuredBlock, geometric_offsets
 
 
-def tiny_model(shapes=None, **attention):
-    parts = Parts(
-        partial(StructuredBlock, settings=StructuredBlock.Settings()),
-        partial(SlotAttention, settings=SlotAttention.Settings(**attention)),
-    )
-    return tiny_method(parts, **(shapes or {}))
+def tiny_model(shapes=None, **layer):
+    block = partial(StructuredBlock, settings=StructuredBlock.Settings())
+    return tiny_method(block, partial(SlotLayer, settings=SlotLayer.Settings(**layer)), **(shapes or {}))
 
 
 def test_a_block_encodes_the_token_and_running_means_of_tokens():
@@ -83,7 +79,7 @@ def test_the_layer_equals_projected_keys_and_values(dropout, kv_method):
     """Values and gradients, with every dropout drawn in the same order."""
     shapes = {"kv_method": kv_method, "attention_dropout": dropout}
     model = tiny_model(shapes, input_dropout=dropout, layer_dropout=dropout).double().train()
-    layer = model.attention
+    layer = model.layer
     layer.attention.slot_bias.data += torch.randn_like(layer.attention.slot_bias)
     embeddings, window, present = positions_of(model, [0, 1, 2, 3, 9, 10, 40], torch.float64)
     direction = torch.randn_like(embeddings)
@@ -100,7 +96,7 @@ def test_the_layer_equals_projected_keys_and_values(dropout, kv_method):
 
 
 def test_heads_prefer_one_of_the_nearest_slots():
-    layer = tiny_model({"num_heads": 8, "max_contexts": 32}).attention
+    layer = tiny_model({"num_heads": 8, "max_contexts": 32}).layer
     layer.attention.k.weight.data.zero_()  # no slot is like the token
     embeddings, window = torch.randn(1, TINY["hidden_size"]), torch.randn(1, 32, TINY["context_dim"])
     _, weights = layer(embeddings, window, torch.ones(1, 32, dtype=torch.bool))

@@ -1,15 +1,13 @@
 import pytest
 import torch
-
-from ctxkv_lib.method.config import ModelConfig
-from ctxkv_lib.method.windows import Window
+from conftest import tiny_method
 
 POSITIONS = (0, 1, 19, 20, 21, 50, 350, 619, 620, 621, 3500)
 
 
 @pytest.mark.parametrize(("interval", "max_contexts"), [(20, 32), (1, 1), (7, 5), (100, 64)])
 def test_slots_and_rows_are_those_of_the_definition(interval, max_contexts):
-    seen = Window(ModelConfig(interval=interval, max_contexts=max_contexts))
+    seen = tiny_method(interval=interval, max_contexts=max_contexts).window
     positions = torch.tensor(POSITIONS)
     for i, position in enumerate(POSITIONS):
         expected = [*range(position, -1, -interval)][:max_contexts]
@@ -20,4 +18,4 @@ def test_slots_and_rows_are_those_of_the_definition(interval, max_contexts):
 
 def test_slots_are_computed_on_the_device_of_the_positions():
     positions = torch.empty(9, dtype=torch.int64, device="meta")  # refuses tensors of other devices
-    assert Window(ModelConfig()).rows(positions).device.type == "meta"
+    assert tiny_method().window.rows(positions).device.type == "meta"

@@ -27,10 +27,13 @@ TRAINED = {"settings", "contexts", "phase2"}
 # The stages whose tables another value of a setting changes, beside that of the settings themselves.
 CHANGED_BY = {
     "model": {"phase2"},
-    **dict.fromkeys(("model.context_dim", "model.hidden_size"), {"contexts", "phase2"}),
-    **dict.fromkeys(("phase1", "block"), {"contexts"}),
-    **dict.fromkeys(("phase2", "layer", "attention"), {"phase2"}),
-    **dict.fromkeys(("runtime.seed", "runtime.embedding_cache"), {"contexts"}),
+    "model.context_dim": {"contexts", "phase2"},
+    "phase1": {"contexts"},
+    "block": {"contexts"},
+    "phase2": {"phase2"},
+    "layer": {"phase2"},
+    "runtime.seed": {"contexts"},
+    "runtime.embedding_cache": {"contexts"},
 }
 
 
@@ -175,7 +178,7 @@ def copy(there, tmp_path):
         ("test", True),
         ("corpus", True),
         ({"phase2.learning_rate": 0.5, "model.interval": 4}, True),
-        ({"attention": NearestTwo}, True),
+        ({"layer": NearestTwo}, True),
     ],
     ids=str,
 )

@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.method.model import project_inputs
 
 
 def test_losses_of_tokens_have_the_perplexity_of_the_summary_and_are_those_of_the_logits(trained):
@@ -20,7 +19,7 @@ def test_losses_of_tokens_have_the_perplexity_of_the_summary_and_are_those_of_th
 def test_row_i_of_the_contexts_is_that_of_position_i(trained):
     contexts, block = trained.contexts("val"), trained.model.context_block
     with torch.no_grad():
-        inputs = project_inputs(block, trained.model.embed(trained.caches["val"].ids[:3]))
+        inputs = block.project_inputs(trained.model.embed(trained.caches["val"].ids[:3]))
         context = torch.zeros(1, trained.model.config.context_dim)
         for position in range(3):
             context = block(context, inputs[position][None])

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import ctxkv_lib as ctxkv
-from ctxkv_lib.method.caches import StreamCache
-from ctxkv_lib.method.model import Parts
+from ctxkv_lib.method.caches import Cache
+from ctxkv_lib.method.phase2 import epoch_order
 
 CONFIG = ctxkv.ModelConfig(
     hidden_size=24, context_dim=16, num_heads=4, intermediate_size=64, interval=3, max_contexts=4
@@ -55,17 +55,15 @@ def test_attention_with_other_options_trains(slot_bias, residual):
 
 
 def test_chunked_attention_is_trained_on_consecutive_positions():
-    model = ctxkv.ContextKV(
-        CONFIG, 30, parts=Parts(attention=lambda c: plugins.Chunked(c, plugins.Chunked.Settings()))
-    )
-    stream = StreamCache(torch.arange(301), torch.zeros(301, 16))
-    order = stream.epoch_order(0, 1, model.chunk)
+    model = ctxkv.ContextKV(CONFIG, 30, layer=lambda c: plugins.Chunked(c, plugins.Chunked.Settings()))
+    stream = Cache(torch.arange(301), torch.zeros(301, 16))
+    order = epoch_order(len(stream), 0, 1, model.window.chunk)
     assert sorted(order.tolist()) == [*range(300)]
     assert (order.diff() != 1).sum() <= 5  # between chunks of 64
 
 
 def test_attention_with_the_options_of_the_recipe_is_that_of_the_recipe():
-    base = plugins.SlotAttention
+    base = plugins.SlotLayer
     own, other = base(CONFIG, base.Settings()), plugins.OtherSlots(CONFIG, plugins.OtherSlots.Settings())
     other.load_state_dict(own.state_dict())
     args = torch.randn(8, 24), torch.randn(8, 4, 16), torch.ones(8, 4, dtype=torch.bool)

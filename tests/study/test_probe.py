@@ -18,7 +18,7 @@ from probe import (
     window_share,
 )
 
-from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.caches import Cache
 
 HELD = 3  # tokens that the contexts below encode
 
@@ -100,14 +100,16 @@ def test_a_run_is_probed_beside_untrained_blocks_and_halfway_through_what_is_rea
 def test_other_windows_are_those_of_positions_half_the_stream_away(count, monkeypatch):
     model, ids = tiny_method().eval(), torch.arange(count) * 2
     first = min(model.config.context_window, count - 2)
-    cache = StreamCache(ids.int(), torch.randn(count, TINY["context_dim"]))
+    cache = Cache(ids.int(), torch.randn(count, TINY["context_dim"]))
     found = other_contexts(model, cache)["changed"]
     positions = torch.arange(first, count - 1)
     half = (count - 1 - first) // 2
-    own, far = (cache.gather(each, model.window).window for each in (positions, positions.roll(-half)))
+    own, far = (model.batch(cache, each).inputs[0] for each in (positions, positions.roll(-half)))
     losses = {}
     for name, window in {"own": own, "zero": own * 0, "elsewhere": far}.items():
-        hidden, _ = model.attend(model.embed(ids[positions]), window, torch.ones(window.shape[:2]).bool())
+        hidden, _ = model.apply_layer(
+            model.embed(ids[positions]), window, torch.ones(window.shape[:2]).bool()
+        )
         logits = model.logits(hidden, ids[positions])
         losses[name] = F.cross_entropy(logits, ids[positions + 1], reduction="none").double()
     for name, each in found.items():

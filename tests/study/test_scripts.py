@@ -67,7 +67,7 @@ def test_only_slots_from_a_distance_on_take_other_contexts(trained):
     positions = torch.arange(first, len(cache), evidence.EVERY)
     assert sum(found["tokens"]) == len(positions)
     with torch.no_grad():
-        losses = torch.cat([batch.scores(model)[0] for batch in cache.batches(positions, 256, model)])
+        losses = torch.cat([model.scores(batch)[0] for batch in model.batches(cache, positions, 256)])
     mean = np.average(found["losses"], weights=found["tokens"])
     assert mean == pytest.approx(1000 * losses.mean().item(), abs=1)
     beyond = [str(distance) for distance in DISTANCES[:-1] if distance > first]

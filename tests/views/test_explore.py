@@ -5,6 +5,7 @@ import sys
 from html import escape
 
 import pytest
+import torch
 from ipywidgets import HTML
 from sample_runs import sample_run, write_run
 
@@ -81,7 +82,7 @@ def test_a_window_shows_its_tokens_with_the_attention_of_the_chosen_head(trained
     assert f"The next token is {true}." in page(explorer)
     heights = [bar.get_height() for bar in explorer.figure.axes[0].patches]
     assert sum(heights) == pytest.approx(100, abs=0.01)
-    weights = cache.attend(trained.model, cache.ids.new_tensor([20]).long())[1][0]
+    weights = trained.model.read(trained.model.batch(cache, torch.tensor([20])))[1][0]
     for number, head in enumerate(weights.tolist(), start=1):
         explorer.controls["head"].value = f"head {number}"
         heights = [bar.get_height() for bar in explorer.figure.axes[0].patches]

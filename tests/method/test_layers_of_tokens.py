@@ -1,13 +1,11 @@
-"""A mixer reads each position with the history that it asks for, in whatever rows."""
+"""A layer that reads tokens reads each position with the history that it asks for, in whatever rows."""
 
 import pytest
 import torch
-from conftest import SHAPES, TINY, PreviousToken, tiny_ids
+from conftest import PreviousToken, tiny_ids, tiny_method
 
-from ctxkv_lib.method.caches import TokenCache
-from ctxkv_lib.method.config import ModelConfig
-from ctxkv_lib.plugins import mixer
-from ctxkv_lib.plugins.mixer import MixerModel
+from ctxkv_lib.method import windows
+from ctxkv_lib.method.caches import Cache
 
 
 class TwoBefore(PreviousToken):
@@ -24,13 +22,12 @@ class TwoBefore(PreviousToken):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("first", [0, 1, 7])
 def test_rows_give_what_the_whole_stream_gives(first, training, monkeypatch):
-    monkeypatch.setattr(mixer, "LONGEST_ROW", 4)
-    torch.manual_seed(0)
-    model = MixerModel(ModelConfig(**SHAPES), TwoBefore, TINY["vocab_size"], False).train(training)
+    monkeypatch.setattr(windows, "LONGEST_ROW", 4)
+    model = tiny_method(None, TwoBefore).train(training)
     ids = tiny_ids(40).int()
     positions = torch.tensor([*range(first, first + 6), 20, *range(30, 39)])
-    batch = TokenCache(ids).batch(positions, model)
-    whole = model.attention(model.embed(ids[None]), 0)[0]
-    torch.testing.assert_close(batch.attend(model)[0], whole[positions])
+    batch = model.batch(Cache(ids), positions)
+    whole = model.layer(model.embed(ids[None]), 0)[0]
+    torch.testing.assert_close(model.read(batch)[0], whole[positions])
     assert torch.equal(batch.tokens, ids[positions])
     assert torch.equal(batch.targets, ids[positions + 1].long())

@@ -1,0 +1,147 @@
+"""What Phase 2 trains: what a layer may say, and the published layer of attention and feed-forward."""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import ModelConfig, Phase1Config
+from .copying import Copying
+
+
+class Layer(nn.Module):
+    """All that Phase 2 trains, made from a `ModelConfig`, with the defaults of all that it may say.
+
+    A layer computes the hidden state from which the output head predicts the next token. What `forward` is
+    given depends on `reads`:
+
+    - "contexts": `forward(embeddings [n, hidden_size], window [n, slots, context_dim], present bool [n,
+      slots])` returns hidden states `[n, hidden_size]`, or a pair of these and attention weights `[n, heads,
+      slots]`. Slots that are not present hold zeros.
+    - "tokens": `forward(embeddings [rows, length, hidden_size], start)` is given rows of consecutive tokens,
+      and returns the hidden states from column `start` on, `[rows, length - start, hidden_size]`. The hidden
+      state of a column may not depend on later columns. Such a model has no contexts and no Phase 1.
+
+    Attributes:
+        Settings: a dataclass of settings, which the constructor then takes as `settings`; None: no settings.
+        reads: what the layer reads, an attribute of the class.
+        chunk: how many consecutive positions an epoch visits together; None: 1, or 64 if it reads tokens.
+        history: how many tokens before a position a layer that reads tokens is given in training.
+        evaluation_history: the same in evaluation; None: as in training.
+        current_token_bias: a number that is added to the logit of the current token.
+        copying: how the model copies outside of training; None: it does not copy.
+    """
+
+    Settings: Any = None
+    reads: Literal["contexts", "tokens"] = "contexts"
+    chunk: int | None = None
+    history: int = 0
+    evaluation_history: int | None = None
+    current_token_bias: float = 0.0
+    copying: Copying | None = None
+
+    def slot_offsets(self, config: ModelConfig) -> list[int]:
+        """Return how many tokens back each slot of the window lies, ascending from 0."""
+        return [slot * config.interval for slot in range(config.max_contexts)]
+
+    def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
+        """Initialise the weights before Phase 2; arguments as for `Block.init_weights`."""
+
+
+def weight_of(layer: nn.Module, dtype: torch.dtype) -> Tensor:
+    """Return the weight `[out, in]` that a Linear applies, including what an adapter adds, not quantised.
+
+    A module that has taken the place of a Linear is asked for its outputs of unit vectors, in `dtype`.
+    """
+    if type(layer) is nn.Linear:
+        return layer.weight
+    linear: Any = layer
+    outputs = linear(torch.eye(linear.in_features, dtype=dtype, device=linear.weight.device))
+    return (outputs if linear.bias is None else outputs - linear.bias).T.to(dtype)
+
+
+class ContextKVAttention(nn.Module):
+    """Attention of one token over its window of contexts: `LayerNorm(x + attention(x, window))`.
+
+    Keys and values are never formed. With `k_s = W_k c_s + b_k` and a head's query q, the score is
+    `q . k_s = (W_k^T q) . c_s + q . b_k`, whose last term is the same for all slots: softmax drops it.
+    The output is `sum_s w_s (W_v c_s + b_v) = W_v (sum_s w_s c_s) + b_v sum_s w_s`, where the last sum is not
+    1 under dropout. So scores and mixes are computed on the raw contexts. `k.bias` is multiplied by 0 so that
+    its gradient is zero instead of None; DDP waits for missing gradients.
+    """
+
+    def __init__(self, config: ModelConfig, key_bias: bool = True) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.num_heads, self.head_dim = config.num_heads, size // config.num_heads
+        self.q = nn.Linear(size, size)
+        self.k = nn.Linear(config.context_dim, size, bias=key_bias)
+        self.v = nn.Linear(config.context_dim, size)
+        self.out = nn.Linear(size, size)
+        self.dropout = nn.Dropout(config.attention_dropout)
+        self.norm = nn.LayerNorm(size)
+
+    def forward(self, embeddings: Tensor, window: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Compute hidden `[n, hidden_size]` and the attention weights before dropout `[n, num_heads, slots]`.
+
+        Args:
+            embeddings: x, the normed token embeddings, `[n, hidden_size]`.
+            window: contexts seen by each position, `[n, slots, context_dim]`.
+            mask: bool `[n, slots]`, which slots may be attended; None attends to all.
+        """
+        attended, weights = self.attend(embeddings, window, mask)
+        return self.norm(embeddings + attended), weights
+
+    def attend(self, embeddings: Tensor, window: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Compute what attention adds to the embeddings, and its weights; arguments as for `forward`."""
+        heads = (self.num_heads, self.head_dim)
+        query = self.q(embeddings).unflatten(1, heads) * self.head_dim**-0.5
+        key_weight = weight_of(self.k, query.dtype).unflatten(0, heads)  # (heads, head_dim, context_dim)
+        value_weight = weight_of(self.v, query.dtype).unflatten(0, heads)
+        context_query = torch.einsum("nhd,hdc->nhc", query, key_weight)
+        window = window.to(context_query.dtype)
+        weights = self.attention_weights(context_query @ window.transpose(1, 2), mask)
+        dropped = self.dropout(weights)
+        mixed = torch.einsum("nhc,hdc->nhd", dropped @ window, value_weight)
+        bias = self.v.bias if self.k.bias is None else self.v.bias + 0 * self.k.bias
+        values = mixed + dropped.sum(dim=-1, keepdim=True) * bias.unflatten(0, heads)
+        return self.out(values.flatten(1)), weights
+
+    def attention_weights(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        """Turn scores `[n, num_heads, slots]` into weights of the same shape."""
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None], -torch.inf)
+        return scores.softmax(dim=-1)
+
+
+class FeedForward(nn.Module):
+    """`LayerNorm(Linear(GELU(Linear(h))))`."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.up = nn.Linear(hidden_size, intermediate_size)
+        self.down = nn.Linear(intermediate_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.norm(self.dropout(self.down(self.dropout(F.gelu(self.up(hidden))))))
+
+
+class AttentionLayer(Layer):
+    """The published layer: attention to the window of contexts, and feed-forward.
+
+    With `kv_method="fixed"`, slots that hold no context are attended as zeros; with "variable" they are
+    masked.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.is_masked = config.kv_method == "variable"
+        self.attention = ContextKVAttention(config)
+        self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size)
+
+    def forward(self, embeddings: Tensor, window: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        hidden, weights = self.attention(embeddings, window, present if self.is_masked else None)
+        return hidden + self.feed_forward(hidden), weights
