@@ -43,11 +43,11 @@ def of_run(opened: OpenRun) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def encoded(model: ContextKV, caches: Mapping[str, Cache]) -> dict[str, Any]:
+def encoded(model: ContextKV, caches: Mapping[str, Any]) -> dict[str, Any]:
     """Measure what cached contexts encode, on the CPU; of the model, only table and window are used.
 
     Args:
-        caches: "train", to which regressions are fitted, and "val".
+        caches: a `Cache` by split: "train", to which regressions are fitted, and "val".
 
     Returns:
         `decodability`, a list of `{distance, r2, top1}`; `memory_span` in tokens; `window_share`, the share

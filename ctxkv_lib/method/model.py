@@ -25,7 +25,7 @@ Shard = Callable[[int], slice]  # which rows of a batch a process takes; see `Lo
 
 
 @functools.cache
-def _derived(kind: type, base: type) -> type:
+def _derived(kind: Any, base: Any) -> Any:
     """Return a class that takes from `base` what `kind`, a user's class, does not define."""
 
     def reduce(part: Any, _: int) -> tuple[Any, ...]:  # pickle looks up the class that the user wrote
@@ -35,7 +35,7 @@ def _derived(kind: type, base: type) -> type:
     return type(kind.__name__, (kind, base), {**names, "as_written": kind})
 
 
-def _blank(kind: type, base: type) -> Any:
+def _blank(kind: Any, base: Any) -> Any:
     """Return an object of the class derived from both, whose state pickle then restores."""
     derived = _derived(kind, base)
     return derived.__new__(derived)
@@ -158,7 +158,8 @@ class ContextKV(nn.Module):
     def _copied(self, cache: Cache, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Compute what is copied at each position; runs of consecutive positions are compared together."""
         copying, reach = self.layer.copying, self.window.offsets[-1]
-        assert copying is not None and cache.contexts is not None
+        assert copying is not None
+        assert cache.contexts is not None
         tokens, shares = [], []
         for run in positions.tensor_split((positions.diff() != 1).nonzero()[:, 0].cpu() + 1):
             start, stop = max(0, int(run[0]) - reach), int(run[-1]) + 1

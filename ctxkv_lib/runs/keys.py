@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from .folder import RunFolder
 
 # `tuned`, since a user's part may be built on its parts; those themselves count as plug-ins.
-_BUILD = ("method.block", "method.layer", "method.model", "method.tuned", "runs.build", "runs.experiment")
+_BUILD: tuple[str, ...] = (
+    "method.block",
+    "method.layer",
+    "method.model",
+    "method.tuned",
+    "runs.build",
+    "runs.experiment",
+)
 _BUILD += ("runs.stages",)
 _CONTEXTS = (*_BUILD, "method.contexts", "method.oacd")
 _PHASE2_MODEL = ("method.caches", "method.copying", "method.losses", "method.windows")

@@ -65,7 +65,7 @@ def _contexts_stages(experiment: Experiment) -> dict[str, Stage]:
 
 
 def _train_block(experiment: Experiment, generator: torch.Generator) -> Tensor | None:
-    """Run Phase 1, which a model whose layer reads tokens does not have; return the last iteration's contexts."""
+    """Run Phase 1, if the layer reads contexts; return the last iteration's contexts."""
     folder, config = experiment.folder, experiment.config
     ids, model = _phase1_ids(experiment), experiment.model
     folder.write_metrics([])
@@ -120,9 +120,9 @@ def _make_caches(experiment: Experiment, last: Tensor | None, generator: torch.G
             write_parts(path / f"{split}_ctx.safetensors", {"contexts": (dtype, shape, contexts)})
         write_parts(path / f"{split}_emb.safetensors", _token_tensors(experiment, ids))
     caches, rank = load_caches(path), None
-    if (contexts := caches["val"].contexts) is not None:
+    if (validation := caches["val"].contexts) is not None:
         draw = torch.Generator().manual_seed(experiment.config.runtime.seed)
-        rank = effective_rank(contexts[1:], draw)
+        rank = effective_rank(validation[1:], draw)
     summary = {
         "phase1": {"effective_rank": rank, "context_method": experiment.config.phase1.context_method},
         "tokens": {split: len(ids) for split, ids in experiment.ids.items()},

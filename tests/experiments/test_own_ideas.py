@@ -46,7 +46,7 @@ class Target:
         return 0
 
 
-IDEAS = {"block": GatedBlock, "loss": squared, "layer": NearestTwo, "layer": PreviousToken}
+IDEAS = {"block": GatedBlock, "loss": squared, "layer": NearestTwo, "tokens": PreviousToken}
 
 
 @pytest.fixture
@@ -60,30 +60,31 @@ def plain(finished_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hook", IDEAS)
-def test_an_idea_is_trained_named_wherever_its_run_is_and_reused(hook, plain, tmp_path):
-    made = run(plain.config, tmp_path / "run", **{hook: IDEAS[hook]})
-    name = f"{IDEAS[hook].__module__}:{IDEAS[hook].__name__}"
+@pytest.mark.parametrize("kind", IDEAS)
+def test_an_idea_is_trained_named_wherever_its_run_is_and_reused(kind, plain, tmp_path):
+    hook, idea = "layer" if kind == "tokens" else kind, IDEAS[kind]
+    made = run(plain.config, tmp_path / "run", **{hook: idea})
+    name = f"{idea.__module__}:{idea.__name__}"
     assert made.summary["phase2"]["val_ppl"] != plain.summary["phase2"]["val_ppl"]
     assert json.loads((made.path / "config.json").read_text())[hook]["plugin"] == name
     for report in ("report.md", "report.ja.md"):
         assert name in (made.path / report).read_text(encoding="utf-8")
     assert results([plain, made])[f"{hook}.plugin"].to_list()[1] == name
-    assert f"{hook} {IDEAS[hook].__name__}" in run_names([plain, made])[1]
-    assert IDEAS[hook].__name__ in run_folder_of(made.config).name
-    assert run(plain.config, made.path, **{hook: IDEAS[hook]}).summary == made.summary
-    if hook in ("layer", "mixer"):
+    assert f"{hook} {idea.__name__}" in run_names([plain, made])[1]
+    assert idea.__name__ in run_folder_of(made.config).name
+    assert run(plain.config, made.path, **{hook: idea}).summary == made.summary
+    if hook == "layer":
         with pytest.raises(UserError, match="returns no attention weights to look at"):
             explore_window(made, 3)
-    if hook != "mixer":
+    if kind != "tokens":
         assert generate_text(made, "tea", max_new_tokens=2, temperature=0).startswith("tea")
     else:
-        with pytest.raises(UserError, match="has a mixer, which does not read token by token"):
+        with pytest.raises(UserError, match="reads rows of tokens, so it cannot read on token by"):
             generate_text(made, "tea")
         opened = open_run(made)
         share = opened.logits("val", [3]).softmax(dim=-1)[0, opened.caches["val"].ids[4]]
         assert -share.log() == pytest.approx(opened.token_losses("val")[3].item(), abs=0.005)
-        with pytest.raises(UserError, match="is a mixer and has no contexts"):
+        with pytest.raises(UserError, match="reads tokens, so the run has no contexts"):
             opened.contexts("val")
 
 
