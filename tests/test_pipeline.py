@@ -43,7 +43,11 @@ def computed(config, table, train, validation):
     """The metrics of Phase 1 and of Phase 2's epochs, by the reference."""
     torch.manual_seed(SEED)
     weights = ctxkv.ContextKV(config.model).state_dict()
-    p = {name: weight.clone() for name, weight in weights.items() if not name.startswith(("wte", "embed"))}
+    p = {
+        name.removeprefix("layer."): weight.clone()
+        for name, weight in weights.items()
+        if not name.startswith(("wte", "embed"))
+    }
     first = reference.phase1(p, table, train, config.phase1, SEED)
     if config.phase1.context_method == "exact":
         contexts = [reference.exact_contexts(p, table, ids[:-1]) for ids in (train, validation)]

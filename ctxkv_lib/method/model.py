@@ -35,7 +35,7 @@ def _derived(kind: Any, base: Any) -> Any:
     return type(kind.__name__, (kind, base), {**names, "as_written": kind})
 
 
-def _blank(kind: type, base: type) -> Any:
+def _blank(kind: Any, base: Any) -> Any:
     """Return an object of the class derived from both, whose state pickle then restores."""
     derived: Any = _derived(kind, base)
     return derived.__new__(derived)

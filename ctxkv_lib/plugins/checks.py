@@ -1,7 +1,7 @@
 """What would be silently wrong with a user's part, found before anything is trained.
 
-Each part is tried on a few positions: wrong shapes and types, numbers that are not finite, rows that depend on
-each other, reading ahead, random numbers in evaluation, and weights that torch does not know of. After
+Each part is tried on a few positions: wrong shapes and types, numbers that are not finite, rows that depend
+on each other, reading ahead, random numbers in evaluation, and weights that torch does not know of. After
 training, the model is compared with what was saved of it. Every other mistake raises an ordinary exception.
 """
 
@@ -134,7 +134,7 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
 
 
 def _refuse_hidden_weights(name: str, part: nn.Module, base: type[nn.Module]) -> None:
-    """Refuse what torch does not train, move and save, and other uses of the names that the base class has."""
+    """Refuse what torch neither trains nor saves, and weights that take a name of the base class."""
     known = {id(value) for value in (*part.modules(), *part.parameters(), *part.buffers())}
     for place, module in part.named_modules():
         for attribute, value in vars(module).items():
@@ -143,8 +143,8 @@ def _refuse_hidden_weights(name: str, part: nn.Module, base: type[nn.Module]) ->
             if any(id(component) not in known for component in _components(value)):
                 raise UserError(
                     f"{name} keeps modules or tensors in the plain attribute "
-                    f"{'.'.join(filter(None, (place, attribute)))}, which are neither trained nor saved; keep "
-                    "modules in nn.ModuleList or nn.ModuleDict, weights in nn.Parameter, and constants in "
+                    f"{'.'.join(filter(None, (place, attribute)))}, which are neither trained nor saved; "
+                    "keep modules in nn.ModuleList or nn.ModuleDict, weights in nn.Parameter, and constants in "
                     "register_buffer."
                 )
     registered = {**part._parameters, **part._buffers, **part._modules}

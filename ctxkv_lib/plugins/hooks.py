@@ -105,7 +105,7 @@ class PlugIn:
         return getattr(self.load(), "reads", READS[0])
 
     def load(self) -> Any:
-        """Return the class or function; raises a UserError if it is gone or differs from the configuration's."""
+        """Return the class or function; raises a UserError if it is gone or has changed."""
         if (self.name, self.code) not in _given:
             self.refuse_changed()
         return self._part()

@@ -39,8 +39,8 @@ def describe(
     """Count parameters, tokens and bytes of a configuration, under the keys of `summary.json`.
 
     Token counts default to those of your own conversations and, with `time`, of an installed data set; to the
-    original's for its data; else to None. `kv_cache` is what one sequence keeps. A layer that reads tokens has
-    no contexts, hence neither window nor caches.
+    original's for its data; else to None. `kv_cache` is what one sequence keeps. A layer that reads tokens
+    has no contexts, hence neither window nor caches.
 
     Args:
         time: add `time`, as a few batches take it on this machine: see `times.measure_times`. Where

@@ -152,8 +152,8 @@ class ExperimentConfig:
         for hook in OF_PHASE_1:
             if named.get(hook):
                 raise UserError(
-                    f"{layer.name} reads tokens, so there is no Phase 1 and {hook} has no effect; give one of "
-                    "them."
+                    f"{layer.name} reads tokens, so there is no Phase 1 and {hook} has no effect; give one "
+                    "of them."
                 )
         return {hook: plugin for hook, plugin in plugins.items() if hook not in OF_PHASE_1}
 

@@ -31,8 +31,8 @@ def for_transformers(
     """
     if model.layer.reads == "tokens":
         raise UserError(
-            "The run's layer reads rows of tokens, so it cannot read on token by token; take a run whose layer "
-            "reads contexts."
+            "The run's layer reads rows of tokens, so it cannot read on token by token; take a run whose "
+            "layer reads contexts."
         )
     settings = {hook: plugin.settings for hook, plugin in config.plugins.items() if HOOKS[hook].is_module}
     served, tokenizer = ContextKVForCausalLM.of(model, settings), _copy_of(tokenizer)

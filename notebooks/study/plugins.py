@@ -1,4 +1,4 @@
-"""Plug-ins of the study: layers that read tokens, blocks without recurrence or with gates, and other options of recipe tuned.
+"""Plug-ins of the study: layers that read tokens, other blocks, and other options of recipe `tuned`.
 
 A configuration names them `plugins:NAME`, with this folder on the Python path; rows of `train.py` do.
 """

@@ -109,7 +109,7 @@ def main(samples: int, preset: str = "offline") -> None:
         run = ctxkv.run(config, folder)
         trained = ctxkv.open_run(run)
         served = AutoModelForCausalLM.from_pretrained(run.path / "model", trust_remote_code=True).eval()
-    train, val = trained.caches["train"], trained.caches["val"]
+        train, val = trained.caches["train"], trained.caches["val"]
     ids, val_ids = train.ids.long(), val.ids.long()
     weights = trained.model.named_parameters()
     weights = {name.removeprefix("layer."): weight.detach().clone() for name, weight in weights}

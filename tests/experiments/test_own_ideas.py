@@ -48,7 +48,7 @@ class Target:
         return 0
 
 
-IDEAS = [("block", GatedBlock), ("loss", squared), ("layer", NearestTwo), ("layer", PreviousToken)]
+IDEAS = {"block": GatedBlock, "loss": squared, "layer": NearestTwo, "tokens": PreviousToken}
 
 
 @pytest.fixture
@@ -62,8 +62,9 @@ def plain(finished_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("hook", "idea"), IDEAS)
-def test_an_idea_is_trained_named_wherever_its_run_is_and_reused(hook, idea, plain, tmp_path):
+@pytest.mark.parametrize("kind", IDEAS)
+def test_an_idea_is_trained_named_wherever_its_run_is_and_reused(kind, plain, tmp_path):
+    hook, idea = "layer" if kind == "tokens" else kind, IDEAS[kind]
     made = run(plain.config, tmp_path / "run", **{hook: idea})
     name = f"{idea.__module__}:{idea.__name__}"
     assert made.summary["phase2"]["val_ppl"] != plain.summary["phase2"]["val_ppl"]
@@ -77,16 +78,16 @@ def test_an_idea_is_trained_named_wherever_its_run_is_and_reused(hook, idea, pla
     if hook == "layer":
         with pytest.raises(UserError, match="returns no attention weights to look at"):
             explore_window(made, 3)
-    if idea is not PreviousToken:
+    if kind != "tokens":
         assert generate_text(made, "tea", max_new_tokens=2, temperature=0).startswith("tea")
-        return
-    with pytest.raises(UserError, match="reads tokens"):
-        generate_text(made, "tea")
-    opened = open_run(made)
-    share = opened.logits("val", [3]).softmax(dim=-1)[0, opened.caches["val"].ids[4]]
-    assert -share.log() == pytest.approx(opened.token_losses("val")[3].item(), abs=0.005)
-    with pytest.raises(UserError, match="reads tokens, so the run has no contexts"):
-        opened.contexts("val")
+    else:
+        with pytest.raises(UserError, match="reads rows of tokens, so it cannot read on token by"):
+            generate_text(made, "tea")
+        opened = open_run(made)
+        share = opened.logits("val", [3]).softmax(dim=-1)[0, opened.caches["val"].ids[4]]
+        assert -share.log() == pytest.approx(opened.token_losses("val")[3].item(), abs=0.005)
+        with pytest.raises(UserError, match="reads tokens, so the run has no contexts"):
+            opened.contexts("val")
 
 
 CALLABLES = {
@@ -219,7 +220,7 @@ def test_classes_of_one_function_are_ideas_of_their_own(config, tmp_path):
     assert [each.plugins["block"].load() for each in (first, second)] == parts
     assert run_folder_of(first) != run_folder_of(second)
     made = run(first, tmp_path / "run")
-    with pytest.raises(UserError, match=r"result of other block\.code; replace it with --again"):
+    with pytest.raises(UserError, match=r"the code of block differs; replace it with --again"):
         run(second, made.path)
 
 

@@ -284,13 +284,3 @@ def test_a_layer_that_reads_tokens_goes_with_no_block_and_no_loss(tiny_config):
     assert {*tiny_config.replace({"block": GatedBlock}).replace({"layer": PreviousToken}).plugins} == {
         "layer"
     }
-
-
-def divides_by_zero(contexts):
-    return contexts.sum() * (1 // 0)
-
-
-def test_an_error_of_the_users_own_keeps_its_place(tiny_config, tmp_path):
-    config = tiny_config.replace({"loss": divides_by_zero})
-    with pytest.raises(ZeroDivisionError):
-        prepare(config, tmp_path / "run")

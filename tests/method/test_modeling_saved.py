@@ -29,7 +29,7 @@ class MyBlock(ContextBlock):
         self.gate = nn.Parameter(torch.full((context_dim,), 0.3))
 
     def forward(self, contexts, inputs):
-        from ctxkv_lib.method.windows import Window
+        from ctxkv_lib.method.windows import ContextWindow
         return self.share * self.gate * contexts + super().forward(contexts, inputs)
 """
 

@@ -77,7 +77,7 @@ def test_an_interrupted_run_lists_its_best_epoch_so_far_and_the_number_of_its_ep
 
 def test_a_recipe_without_one_of_its_parts_has_a_folder_of_its_own():
     tuned = build_config("ci", "tuned")
-    folders = {run_folder_of(tuned.replace(part)) for part in ({}, {"block": None}, {"attention": None})}
+    folders = {run_folder_of(tuned.replace(part)) for part in ({}, {"block": None}, {"layer": None})}
     assert len(folders) == 3
 
 
