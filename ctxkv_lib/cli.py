@@ -15,7 +15,7 @@ from . import __version__, ranks
 from .errors import UserError, did_you_mean, in_a_sentence, is_utf8, one_line, user_file
 from .files import read_json, write_json
 from .plugins.hooks import HOOKS
-from .progress import epoch_printer, print_on_terminal, stage
+from .progress import epoch_printer, print_on_terminal, status_line
 from .runs.config import ExperimentConfig, Sampling, config_from_dict, setting_names
 from .runs.presets import (
     PRESETS,
@@ -194,7 +194,7 @@ def _print(values: Any, as_json: bool, as_text: Callable[[Any], str]) -> None:
 
 
 def _loading() -> Any:
-    return stage("Loading torch and transformers")
+    return status_line("Loading torch and transformers")
 
 
 def _say_where(out: Path) -> None:

@@ -12,10 +12,10 @@ from .data.conversations import load_conversations
 from .errors import DamagedFile, UserError, friendly_errors
 from .files import expanded, read_json, remove, write_json, write_text
 from .method.memory import begin_peaks
-from .progress import Listener, log, progress_bar, stage
+from .progress import Listener, log, progress_bar, status_line
 from .report.document import LANGUAGES, write_report
 from .report.model_card import model_card
-from .report.tables import gains, named
+from .report.tables import gains, runs_by_name
 from .runs.config import ExperimentConfig, require_config
 from .runs.device import choose_device, choose_precision, torch_state, warn_of_slow_bf16
 from .runs.driver import (
@@ -100,7 +100,7 @@ def claimed_experiment(
     require_config(config)
     config = config.replace(plugins)
     for plugin in config.plugins.values():
-        plugin.refuse_changed()
+        plugin.require_same_code()
     if ranks.world_size() > 1 and config.reads == "tokens":
         raise UserError("A layer that reads tokens is trained in one process; start one.")
     config = with_fitting_sizes(config)
@@ -149,7 +149,7 @@ def write_results(work: Work) -> dict[str, Any]:
     card = path / "model" / "README.md"
     if card.parent.is_dir() and not card.is_file():
         write_text(card, model_card(finished))
-    with stage("Writing report and figures"):
+    with status_line("Writing report and figures"):
         _publish([finished], path, only_missing=True)
     return {}
 
@@ -219,7 +219,7 @@ def write_comparison(runs: Sequence[Run], out: Path) -> None:
         "runs": [finished.summary for finished in runs],
         "improvement": gains(runs[0].summary, runs[-1].summary),
     }
-    with locked(out), stage("Writing report and figures"):
+    with locked(out), status_line("Writing report and figures"):
         for leftover in [*out.glob(".*.part"), *out.glob("figures/.*.part")]:  # of a killed process
             remove(leftover)
         write_json(out / COMPARISON, values)
@@ -232,7 +232,7 @@ def _publish(runs: Sequence[Run], folder: Path, only_missing: bool = False) -> N
     Args:
         only_missing: leave the files that are there, which users may have edited.
     """
-    by_name = named(runs)
+    by_name = runs_by_name(runs)
     summaries = {name: run.summary for name, run in by_name.items()}
     phase1 = {name: run.phase1 for name, run in by_name.items()}
     pictures = {

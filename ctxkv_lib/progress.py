@@ -45,7 +45,7 @@ def estimated(items: Iterable[T], total: int, tell: Callable[[float], None]) -> 
 
 
 @contextmanager
-def stage(description: str) -> Iterator[None]:
+def status_line(description: str) -> Iterator[None]:
     """Show a line while the block runs, for work that has no steps to count."""
     with progress_bar(None, description, bar_format="{desc} ..."):
         yield

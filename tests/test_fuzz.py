@@ -19,7 +19,7 @@ from ctxkv_lib.data.config import DataConfig
 from ctxkv_lib.data.conversations import Conversations, load_conversations
 from ctxkv_lib.data.texts import read_texts
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.measure.other_text import evaluate
+from ctxkv_lib.measure.other_text import score_texts
 from ctxkv_lib.report.tables import format_scores
 from ctxkv_lib.runs.config import GROUPS, ExperimentConfig
 
@@ -182,7 +182,7 @@ def is_read(path, content, reader):
 
 def read_and_evaluate(path, reader):
     conversations = Conversations.of(read_texts(path))
-    scores = evaluate(*reader, conversations.texts)
+    scores = score_texts(*reader, conversations.texts)
     assert str(len(conversations)) in format_scores(scores)
     assert scores["conversations"] == len(conversations) > 0
     json.dumps(scores, allow_nan=False)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import UserError, one_line
 from ..files import visible_files
-from ..progress import stage
+from ..progress import status_line
 from .hub import dataset_files
 
 Records = Iterator[tuple[str, Any]]  # its place ("line 3") and its content
@@ -72,7 +72,7 @@ def _read_files(source: str | Path, split: str | None) -> tuple[list[str], dict[
     else:
         files = sorted(file for file in visible_files(path) if _kind(file) in FILE_READERS)
     states = [file.stat() for file in files]
-    with stage(f"Reading {source}"):
+    with status_line(f"Reading {source}"):
         return _read(tuple(files), *((state.st_mtime_ns, state.st_size) for state in states))
 
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
 from ..files import digest, source_digest
-from ..progress import stage
+from ..progress import status_line
 from .config import DataConfig
 from .conversations import Conversations
 from .cooccurrence import build_table
@@ -96,7 +96,7 @@ def _cooccurrence_table(data: DataConfig, corpus: Conversations | None, hidden_s
 
     def make() -> dict[str, torch.Tensor]:
         stream = train_stream(corpus, load_tokenizer(data.tokenizer))
-        with stage("Making the token table"):
+        with status_line("Making the token table"):
             return {"weight": build_table(stream, GPT2_VOCAB_SIZE, hidden_size, data.neighbours)}
 
     return cached_tensors("cooccurrence", _cooccurrence_key(data, corpus, hidden_size), make)["weight"]

@@ -7,7 +7,7 @@ import torch
 from ..errors import friendly_errors
 from ..experiments import results_stage
 from ..files import source_digest
-from ..progress import stage
+from ..progress import status_line
 from ..runs.device import torch_state
 from ..runs.driver import Stage, Work, run_stages
 from ..runs.folder import claimed
@@ -29,7 +29,7 @@ def measure(run: Run) -> Run:
     def compute(work: Work) -> dict[str, Any]:
         refuse_other_texts(run, "test", run.summary.get("test", {}).get("fingerprint"))
         refuse_other_texts(run, "corpus", run.summary["provenance"]["data"].get("corpus_fingerprint"))
-        with stage("Measuring n-grams"), torch_state():
+        with status_line("Measuring n-grams"), torch_state():
             return ngrams.of_run(open_run(run))
 
     stages = [Stage(NGRAMS, compute, {"code": source_digest(*CODE)}, after=("test",)), results_stage()]

@@ -26,7 +26,7 @@ LONGEST_WORD = 20  # characters on average; where spaces are rarer, they do not 
 READ_AT_ONCE = 1024  # tokens, which bounds the memory of their logits
 
 
-def evaluate(model: ContextKVForCausalLM, tokenizer: Any, texts: Sequence[str]) -> dict[str, Any]:
+def score_texts(model: ContextKVForCausalLM, tokenizer: Any, texts: Sequence[str]) -> dict[str, Any]:
     """Measure how well the model predicts each text, read separately after one end-of-text token.
 
     Returns:
@@ -108,7 +108,7 @@ def evaluate_texts(
         split: which split of a data set on the Hub is read.
 
     Returns:
-        the result of `evaluate`, with the `fingerprint` of the texts and the name of their `file`, or None.
+        the result of `score_texts`, with the `fingerprint` of the texts and their `file`'s name, or None.
 
     Raises:
         UserError: the conversations cannot be read, a text is empty, or there is no finished run.
@@ -122,4 +122,4 @@ def evaluate_texts(
     model, tokenizer = for_transformers(opened.model, opened.run.config, opened.tokenizer)
     source = {"file": file, "fingerprint": conversations.fingerprint}
     with torch_state():
-        return source | evaluate(model, tokenizer, conversations.texts)
+        return source | score_texts(model, tokenizer, conversations.texts)

@@ -18,7 +18,7 @@ from .loop import Diverged, Loop, Metric
 from .memory import snapshot
 from .model import ContextKV
 from .optimizer import ScheduledAdamW, Stepper
-from .scoring import evaluate, perplexity
+from .scoring import mean_scores, perplexity
 
 CHECKED_STEPS = 50  # steps between two looks at the loss, each of which makes the CPU wait for a GPU
 # Size of the shuffle pool in positions, which limits random reads to 4 GiB of contexts for a stream of any
@@ -73,7 +73,7 @@ def train_layer(
         epoch, began = len(metrics) + 1, time.perf_counter()
         train_loss = train_epoch(model, train, state.stepper, config, seed, epoch, precision, loop)
         with state.stepper.averaged():
-            val_loss, val_acc = evaluate(model, validation, loop)
+            val_loss, val_acc = mean_scores(model, validation, loop)
             validated = {name: weight.detach().clone() for name, weight in weights.items()}
         train_ppl, val_ppl = perplexity(train_loss), perplexity(val_loss)
         if not (math.isfinite(train_ppl) and math.isfinite(val_ppl)):

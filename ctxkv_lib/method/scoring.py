@@ -37,7 +37,7 @@ def token_scores(
     return losses, correct.bool()
 
 
-def evaluate(model: ContextKV, cache: Cache, loop: Loop | None = None) -> tuple[float, float]:
+def mean_scores(model: ContextKV, cache: Cache, loop: Loop | None = None) -> tuple[float, float]:
     """Compute mean loss in nats and accuracy over every position of a cached stream."""
     losses, correct = token_scores(model, cache, torch.arange(len(cache)), loop)
     return losses.mean().item(), correct.float().mean().item()

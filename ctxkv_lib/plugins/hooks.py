@@ -107,14 +107,14 @@ class PlugIn:
     def load(self) -> Any:
         """Return the class or function; raises a UserError if it is gone or has changed."""
         if (self.name, self.code) not in _given:
-            self.refuse_changed()
+            self.require_same_code()
         return self._part()
 
     def _part(self) -> Any:
         key = (self.name, self.code)
         return _given[key] if key in _given else imported(self.name)
 
-    def refuse_changed(self) -> None:
+    def require_same_code(self) -> None:
         """Raise a UserError if it, or what it uses, is not what its configuration was made with."""
         code = _code_of(self.name, self._part())
         if code == self.code:

@@ -60,7 +60,7 @@ def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool = 
     def t(text: str) -> str:  # word by word if it is not known as a whole, such as "+4.5 points"
         return texts.get(text) or " ".join(texts.get(word, word) for word in text.split(" "))
 
-    ours, results = tables.named(runs), tables.comparison_table(runs)
+    ours, results = tables.runs_by_name(runs), tables.comparison_table(runs)
     columns = {t(name): summary for name, summary in tables.with_original(ours).items()}
     sections = {
         "Settings": tables.side_by_side(columns, tables.SETTINGS),

@@ -8,7 +8,7 @@ from ..data.conversations import check_splits, load_conversations
 from ..data.token_table import check_width
 from ..data.tokens import load_tokenizer, train_stream, validation_stream
 from ..errors import UserError
-from ..progress import duration, epochs_ahead, stage
+from ..progress import duration, epochs_ahead, status_line
 from ..runs.build import parameter_counts, unallocated_model
 from ..runs.config import GROUPS, ExperimentConfig
 from ..runs.presets import build_config, with_fitting_sizes
@@ -71,7 +71,7 @@ def describe(
         "parameters": parameter_counts(model),
     }
     if time:
-        with stage("Measuring how long training takes"):
+        with status_line("Measuring how long training takes"):
             sizes["time"] = measure_times(config, train_tokens or ANY_TOKENS, val_tokens or 0)
     offsets = model.window.offsets
     if offsets is None:

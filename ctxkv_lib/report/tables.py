@@ -73,10 +73,13 @@ EPOCHS: Rows = {
     "Val/Train Ratio": ("ratio", RATIO),
     "Note": ("note", ""),
 }
-PARTS = ("train_ctx", "train_emb", "val_ctx", "val_emb", "total")
+CACHE_FILES = ("train_ctx", "train_emb", "val_ctx", "val_emb", "total")
 CACHES: Rows = {
-    **{name: (f"caches_mib.{name}", PPL) for name in PARTS},
-    **{f"{name} in the original's layout (MiB)": (f"caches_dense_fp32_mib.{name}", PPL) for name in PARTS},
+    **{name: (f"caches_mib.{name}", PPL) for name in CACHE_FILES},
+    **{
+        f"{name} in the original's layout (MiB)": (f"caches_dense_fp32_mib.{name}", PPL)
+        for name in CACHE_FILES
+    },
 }
 SCORES: Rows = {
     "Conversations": ("conversations", COUNT),
@@ -88,7 +91,7 @@ SCORES: Rows = {
 }
 
 
-def shown(summary: Summary, path: str, spec: str = "") -> str:
+def format_value(summary: Summary, path: str, spec: str = "") -> str:
     """Format the value at a path such as `phase2.val_ppl`: None as a dash, offsets as 0, 20, 40, …, 620."""
     value: Any = summary
     for key in path.split("."):
@@ -101,13 +104,14 @@ def shown(summary: Summary, path: str, spec: str = "") -> str:
 def side_by_side(summaries: Mapping[Any, Summary], rows: Rows) -> pd.DataFrame:
     """Make a table of text with a column for each summary; rows without any value are left out."""
     columns = {
-        name: [shown(summary, *where) for where in rows.values()] for name, summary in summaries.items()
+        name: [format_value(summary, *where) for where in rows.values()]
+        for name, summary in summaries.items()
     }
     table = pd.DataFrame(columns, index=[*rows])
     return table[(table != DASH).any(axis=1)]
 
 
-def named(runs: Sequence[Run]) -> dict[str, Run]:
+def runs_by_name(runs: Sequence[Run]) -> dict[str, Run]:
     """Name runs by what differs, in ascending order of samples."""
     ascending = sorted(runs, key=lambda run: run.summary["samples"])
     return dict(zip(run_names(ascending), ascending, strict=True))
@@ -140,7 +144,7 @@ def comparison_table(runs: Sequence[Run] | Mapping[str, Summary]) -> pd.DataFram
     if isinstance(runs, Mapping):
         ours, table = [*runs.values()], side_by_side(runs, RESULTS)
     else:
-        by_name = named(runs)
+        by_name = runs_by_name(runs)
         ours = [run.summary for run in by_name.values()]
         table = side_by_side(with_original(by_name), RESULTS)
         differing = differing_settings([run.config for run in runs])
@@ -158,7 +162,9 @@ def comparison_table(runs: Sequence[Run] | Mapping[str, Summary]) -> pd.DataFram
 
 def have_one_text(summaries: Iterable[Summary]) -> bool:
     """Return whether runs were validated on one text, so that their perplexities can be compared."""
-    return len({shown(summary, "provenance.data.validation_fingerprint") for summary in summaries}) == 1
+    return (
+        len({format_value(summary, "provenance.data.validation_fingerprint") for summary in summaries}) == 1
+    )
 
 
 def gains(first: Summary, last: Summary) -> dict[str, float]:
@@ -187,7 +193,7 @@ def memory_table(summaries: Mapping[str, Summary]) -> pd.DataFrame:
         for line in memory_stages(summary["memory"]):
             for device in ("cpu", "gpu"):
                 if line[f"{device}_gib"] is not None:
-                    end, peak = (shown(line, f"{device}_{kind}", PPL) for kind in ("gib", "peak_gib"))
+                    end, peak = (format_value(line, f"{device}_{kind}", PPL) for kind in ("gib", "peak_gib"))
                     columns.setdefault(f"{name}: {device.upper()}", {})[line["stage"]] = f"{end} ({peak})"
     return pd.DataFrame(columns).fillna(DASH).rename_axis(columns="Stage")
 
@@ -224,7 +230,7 @@ def format_scores(scores: Mapping[str, Any]) -> str:
     """Format the result of `evaluate_texts` for a terminal."""
     parts = [side_by_side({"": scores}, SCORES).to_string(header=False)]
     for key, title in {"by_position": "Tokens read before", "by_history": "Contexts in the window"}.items():
-        bins = {f"{line['from']:,} to {shown(line, 'to', COUNT)}": line for line in scores[key]}
+        bins = {f"{line['from']:,} to {format_value(line, 'to', COUNT)}": line for line in scores[key]}
         table = side_by_side(bins, SCORES).T.rename_axis(columns=title)
         parts.append(table.rename(lambda name: name.replace(DASH, "more")).to_string())
     return "\n\n".join(parts)

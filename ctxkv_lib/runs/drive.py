@@ -1,7 +1,7 @@
 """Copies of run folders in Google Drive, for machines such as Colab's that are gone after a session.
 
-Each finished stage has an archive of its own, which is written once, when the stage is recorded. The state of a
-Phase 2 under way has a small one, which is written every two minutes.
+Each finished stage has an archive of its own, which is written once, when the stage is recorded. The state of
+a Phase 2 under way has a small one, which is written every two minutes.
 """
 
 import os
@@ -32,8 +32,8 @@ def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> 
             run(config, folder, listener)
 
     Yields:
-        `listener`, which now also writes archives: of each stage that has been finished, and every two minutes
-        of a training run under way. Only `listener` itself unless `$CTXKV_DRIVE` names a folder.
+        `listener`, which now also writes archives: of each finished stage, and every two minutes of a run that
+        trains. Only `listener` itself unless `$CTXKV_DRIVE` names a folder.
 
     Raises:
         UserError: an archive cannot be restored. If an archive cannot be written, a line of text says so.

@@ -7,10 +7,10 @@ What one run trusts, with `differences` of the tables in `records`:
 
 - A stage is reused if its table equals the recorded one and its files are intact. The contexts may also be
   linked from a run beside this one.
-- A folder with different settings is refused. A folder whose Phase 2 was trained with different code, texts or
-  precision is refused unless the run is to be made again, since training can take hours.
-- Before a stage is computed from something else, all files and records that were made from its old version are
-  deleted, so that a kill never leaves a result beside the contexts of another text.
+- A folder with different settings is refused. A folder whose Phase 2 was trained with different code, texts
+  or precision is refused unless the run is to be made again, since training can take hours.
+- Before a stage is computed from something else, all files and records that were made from its old version
+  are deleted, so that a kill never leaves a result beside the contexts of another text.
 """
 
 import os
@@ -60,7 +60,7 @@ class Work:
         self.memory: list[dict[str, Any]] = []
 
     def record(self, metric: Metric) -> None:
-        """Append a metric to metrics.jsonl, which begins anew at the first one, and pass it to the listener."""
+        """Append a metric to metrics.jsonl, begun anew at the first one, and pass it to the listener."""
         if not ranks.rank():
             if not self.metrics:
                 self.folder.write_metrics(self.after)
@@ -122,8 +122,8 @@ def require_same_settings(folder: RunFolder, stages: Sequence[Stage]) -> None:
     pairs = {name: pair for stage in stages for name, pair in stage.differences(folder).items()}
     if settings := {name: pair for name, pair in pairs.items() if is_setting(name)}:
         raise UserError(
-            f"{folder.path} holds another experiment: {describe_differences(settings, ', asked ')}; name another "
-            "folder with --out."
+            f"{folder.path} holds another experiment: {describe_differences(settings, ', asked ')}; name "
+            "another folder with --out."
         )
 
 
@@ -217,7 +217,7 @@ def _ask(
 
 
 def _link(folder: RunFolder, stage: Stage, stages: Sequence[Stage], made_from: Table) -> Record | None:
-    """Link the files of a stage from a run beside this one that was made from the same, and record it here."""
+    """Link the files of a stage from a run beside this one that was made from the same; record it here."""
     for file in sorted(folder.path.parent.glob(f"[!.]*/{RECORDS}/{stage.name}.json")):
         other, record = file.parents[1], Record.read(file)
         if other == folder.path or record is None or differences(record.made_from, made_from):
@@ -244,8 +244,8 @@ def _clear(folder: RunFolder, stage: Stage, stages: Sequence[Stage], made_from: 
     """Delete the files and the record of a stage that is to be computed.
 
     If it is made from something else than before, everything that was made from its old version is deleted
-    first, the last stage first, with the files that a killed process left without a record. If it is made from
-    the same, as in a repair, files that users may edit are kept.
+    first, the last stage first, with the files that a killed process left without a record. If it is made
+    from the same, as in a repair, files that users may edit are kept.
     """
     record = folder.records.get(stage.name)
     is_repair = record is not None and record.made_from == made_from

@@ -16,12 +16,11 @@ from ..files import PACKAGE, source_digest
 from ..method.model import ContextKV
 from ..plugins.checks import try_plugins
 from ..plugins.hooks import HOOKS
-from ..progress import stage
+from ..progress import status_line
 from .build import frozen_model, log_frequencies
 from .config import ExperimentConfig
 from .records import Table
 
-SETTING_OF = {"train": "samples", "val": "validation_samples"}
 # Of the packages `method` and `data`, modules that compute no result: the plain reference, memory snapshots,
 # and what only a saved model uses. The rest counts, and so do the modules below.
 NOT_IN_RESULTS = {
@@ -68,13 +67,13 @@ class Inputs:
         self.config, self.texts, self.device, self.precision = config, texts, device, precision
 
     @cached_property
-    @stage("Reading the token table")
+    @status_line("Reading the token table")
     def token_table(self) -> TokenTable:
         config, corpus = self.config, self.texts.get("corpus")
         return load_table(config.data, config.model.hidden_size, config.runtime.seed, corpus)
 
     @cached_property
-    @stage("Reading the tokenizer")
+    @status_line("Reading the tokenizer")
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return load_tokenizer(self.config.data.tokenizer)
 
@@ -91,17 +90,17 @@ class Inputs:
         }
         has_contexts = self.config.reads == "contexts"
         window = self.config.model.context_window if has_contexts else 1
-        for split, stream in ids.items():
+        for setting, stream in zip(("samples", "validation_samples"), ids.values(), strict=True):
             if len(stream) <= window:
                 shorter = ", or lower model.max_contexts" if has_contexts else ""
                 raise UserError(
-                    f"The {split} stream has {len(stream)} tokens; it needs more than {window}, one context "
-                    f"window: use more or longer conversations (data.{SETTING_OF[split]}){shorter}."
+                    f"The conversations of data.{setting} have {len(stream)} tokens; they need more than "
+                    f"{window}, one context window: use more or longer conversations{shorter}."
                 )
         return ids
 
     @cached_property
-    @stage("Building the model")
+    @status_line("Building the model")
     def model(self) -> ContextKV:
         """The model on its device, untrained until a stage trains or loads its parts."""
         model = self.new_model()
@@ -134,7 +133,7 @@ class Inputs:
         }
 
 
-@stage("Reading the conversations")
+@status_line("Reading the conversations")
 def read_splits(config: ExperimentConfig) -> dict[str, Conversations]:
     """Read the conversations of an experiment.
 

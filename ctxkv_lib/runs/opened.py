@@ -20,7 +20,7 @@ from ..method.memory import snapshot
 from ..method.model import ContextKV
 from ..method.scoring import EVALUATION_ROWS, token_scores
 from ..plugins.hooks import HOOKS
-from ..progress import log, stage
+from ..progress import log, status_line
 from .build import frozen_model, load_caches, load_weights, log_frequencies, parameter_counts
 from .config import require_known
 from .device import choose_device, torch_state
@@ -118,10 +118,10 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
     run = finished_run(folder, *READ_AT_ONCE)
     for hook, plugin in run.config.plugins.items():
         if HOOKS[hook].is_module:
-            plugin.refuse_changed()
+            plugin.require_same_code()
     if folder.records["phase2"].made_from["code"] != result_code():
         log(f"{run.path} was made with different code of the method; what it computes here may differ.")
-    with stage("Loading the model"), torch_state():
+    with status_line("Loading the model"), torch_state():
         model = frozen_model(run.config, *_frozen_tensors(run))
         load_weights(model, run.path)
         tokenizer = load_tokenizer(run.config.data.tokenizer)

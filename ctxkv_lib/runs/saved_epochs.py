@@ -1,4 +1,4 @@
-"""The state of a Phase 2 under way, saved at the end of epochs; and the hooks of both training loops in a run.
+"""The state of a Phase 2 under way, saved at the end of epochs; and the hooks of both training loops.
 
 A kill in Phase 2 leaves the contexts and `checkpoint/phase2.pt` with the last saved epoch, if an epoch ended
 after the first minute. The next run continues from there and reaches the same numbers, since the order and

@@ -26,7 +26,7 @@ from ..method.phase2 import train_layer
 from ..method.scoring import effective_rank, perplexity, token_scores
 from ..plugins.checks import refuse_unsaved
 from ..plugins.hooks import HOOKS
-from ..progress import epochs_ahead, log, print_on_terminal, stage
+from ..progress import epochs_ahead, log, print_on_terminal, status_line
 from .build import load_block, load_caches, load_weights, parameter_counts, place_caches
 from .config import GROUPS, ExperimentConfig
 from .driver import Stage, Work
@@ -113,7 +113,7 @@ def compute_contexts(inputs: Inputs, work: Work) -> dict[str, Any]:
         block = work.folder.path / "checkpoint" / "context_block.safetensors"
         write_tensors(block, model.context_block.state_dict())
     work.snapshot("phase 1 done")
-    with stage("Computing the contexts of all positions"):
+    with status_line("Computing the contexts of all positions"):
         rank = _write_caches(inputs, work, last, generator)
     phase1 = {**asdict(result), "seconds": round(result.seconds, 3), "effective_rank": rank}
     return {
@@ -278,7 +278,7 @@ def train_phase2(inputs: Inputs, work: Work) -> dict[str, Any]:
     }
 
 
-@stage("Saving the model")
+@status_line("Saving the model")
 def save_model(inputs: Inputs, work: Work) -> dict[str, Any]:
     """Write the model folder for transformers."""
     load_weights(inputs.model, work.folder.path)
@@ -286,7 +286,7 @@ def save_model(inputs: Inputs, work: Work) -> dict[str, Any]:
     return {}
 
 
-@stage("Scoring the test split")
+@status_line("Scoring the test split")
 def score_test(inputs: Inputs, work: Work) -> dict[str, Any]:
     """Score the test split, once.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..progress import log
-from ..report.tables import Summary, named
+from ..report.tables import Summary, runs_by_name
 from ..runs.summary import Run, load_run
 from .figures import LOOKS, known_epochs, ppl_curves, ppl_limits
 
@@ -51,7 +51,7 @@ def explore_runs(runs: Run | Path | str | Sequence[Run | Path | str]) -> Curves:
     opened = [run if isinstance(run, Run) else load_run(run) for run in given]
     if not opened:
         raise UserError("There are no runs to explore; name at least one run folder.")
-    return Curves({name: run.summary for name, run in named(opened).items()})
+    return Curves({name: run.summary for name, run in runs_by_name(opened).items()})
 
 
 def plotly_curves(summaries: Mapping[str, Summary]) -> Any:

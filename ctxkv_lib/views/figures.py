@@ -46,7 +46,7 @@ STYLE: dict[str, Any] = {
 # A decorator of functions that draw, whatever the user's style is; names of runs may hold dollar signs.
 styled = style.context(["default", STYLE, {"text.parse_math": False}])
 # Parts of a run, drawn in its colour; the legend explains each in grey.
-PARTS: dict[str, dict[str, Any]] = {
+LINE_STYLES: dict[str, dict[str, Any]] = {
     "training": {"ls": "--", "lw": 1.4, "marker": ""},
     "validation": {"ms": 4, "marker": "o"},
     "best epoch": {"ls": "none", "marker": "o", "ms": 10, "mfc": "none", "mew": 2},
@@ -108,7 +108,7 @@ def ppl_curves(summaries: Mapping[str, Summary]) -> Picture:
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 14 * low else (1, 1.5, 2, 3, 4, 5, 7)))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.yaxis.set_major_formatter(NUMBERS)
-    parts = [Line2D([], [], color=GREY, label=name, **look) for name, look in PARTS.items()]
+    parts = [Line2D([], [], color=GREY, label=name, **look) for name, look in LINE_STYLES.items()]
     if note:
         parts.append(Line2D([], [], ls="none", label=note))
     longest = max(len(line.get_label()) for line in lines)
@@ -143,12 +143,14 @@ def _draw_run(ax: Axes, name: str, summary: Summary, look: Mapping[str, Any]) ->
     """Draw the epochs of one run, and return the lines that need a label."""
     phase2, epochs, colour = summary["phase2"], known_epochs(summary), look["color"]
     at = [line["epoch"] for line in epochs]
-    ax.plot(at, [line["train_ppl"] for line in epochs], color=colour, **PARTS["training"])
+    ax.plot(at, [line["train_ppl"] for line in epochs], color=colour, **LINE_STYLES["training"])
     best = f"PPL {phase2['val_ppl']:,.1f}, {phase2['val_acc']:.1%} right, epoch {phase2['best_epoch']}"
     label = f"{name}: {best}"
-    lines = ax.plot(at, [line["val_ppl"] for line in epochs], label=label, **{**PARTS["validation"], **look})
+    lines = ax.plot(
+        at, [line["val_ppl"] for line in epochs], label=label, **{**LINE_STYLES["validation"], **look}
+    )
     if phase2["best_epoch"] in at:
-        ax.plot(phase2["best_epoch"], phase2["val_ppl"], color=colour, **PARTS["best epoch"])
+        ax.plot(phase2["best_epoch"], phase2["val_ppl"], color=colour, **LINE_STYLES["best epoch"])
     if "ngrams" in summary:
         ppl = summary["ngrams"]["kneser_ney"]["val_ppl"]
         lines.append(ax.axhline(ppl, color=colour, ls=":", label=f"{name}: PPL of n-grams {ppl:,.1f}"))

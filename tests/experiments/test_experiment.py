@@ -11,7 +11,7 @@ from conftest import flip, lines_of, outcome, stop_at
 from ctxkv_lib.errors import Interrupted, UserError
 from ctxkv_lib.experiments import compare, prepare, run
 from ctxkv_lib.files import read_json, read_tensors
-from ctxkv_lib.method.scoring import evaluate, perplexity
+from ctxkv_lib.method.scoring import mean_scores, perplexity
 from ctxkv_lib.runs import device, inputs, opened, saved_epochs
 from ctxkv_lib.runs.names import run_folder_of
 from ctxkv_lib.runs.opened import open_run
@@ -120,7 +120,7 @@ def test_a_run_that_is_stopped_behind_its_best_epoch_keeps_that(tiny_settings, t
     with pytest.raises(Interrupted):
         run(config, tmp_path / "run", stop_where_it_gets_worse)
     opened = open_run(run(config, tmp_path / "run"))
-    saved = perplexity(evaluate(opened.model, opened.caches["val"])[0])
+    saved = perplexity(mean_scores(opened.model, opened.caches["val"])[0])
     epochs = opened.run.summary["phase2"]["epochs"]
     assert saved == pytest.approx(min(epoch["val_ppl"] for epoch in epochs), rel=1e-5)
 

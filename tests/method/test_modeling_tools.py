@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from conftest import tiny_ids, tiny_model, write_conversations
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
-from ctxkv_lib.measure.other_text import evaluate
+from ctxkv_lib.measure.other_text import score_texts
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_a_trainers_smoothed_loss_is_of_the_next_token(tmp_path):
 def test_evaluate_reads_each_text_by_itself(served, texts, monkeypatch):
     monkeypatch.setattr("ctxkv_lib.measure.other_text.READ_AT_ONCE", 23)
     model, tokenizer = served
-    scores, losses, correct = evaluate(model, tokenizer, texts), [], []
+    scores, losses, correct = score_texts(model, tokenizer, texts), [], []
     for text in texts:
         ids = torch.tensor([tokenizer.eos_token_id, *tokenizer(text)["input_ids"]])
         with torch.no_grad():
@@ -90,6 +90,6 @@ def test_lm_evaluation_harness_agrees(served, texts, tmp_path):
         "metric_list": [{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
     }
     found = lm_eval.simple_evaluate(model=harness, tasks=[task], bootstrap_iters=0)["results"]["held_out"]
-    scores = evaluate(model, tokenizer, texts)
+    scores = score_texts(model, tokenizer, texts)
     assert found["word_perplexity,none"] == pytest.approx(scores["word_ppl"], rel=1e-3)
     assert found["bits_per_byte,none"] == pytest.approx(scores["bits_per_byte"], rel=1e-3)

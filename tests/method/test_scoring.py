@@ -3,13 +3,13 @@ import torch
 from conftest import cloned, tiny_method, tiny_stream
 
 from ctxkv_lib.method import reference, scoring
-from ctxkv_lib.method.scoring import effective_rank, evaluate
+from ctxkv_lib.method.scoring import effective_rank, mean_scores
 
 
 def test_scores_equal_the_reference_and_leave_out_dropout(monkeypatch):
     monkeypatch.setattr(scoring, "EVALUATION_ROWS", 32)
     stream, model = tiny_stream(120), tiny_method(attention_dropout=0.5).train()
-    found, p = evaluate(model, stream), cloned(model)
+    found, p = mean_scores(model, stream), cloned(model)
     ids, contexts = stream.ids.long(), stream.contexts[1:]
     expected = reference.evaluate(p, p["wte.weight"], ids, contexts, 50, model.config)
     assert found == pytest.approx(expected, rel=1e-5)

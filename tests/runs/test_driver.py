@@ -53,16 +53,39 @@ class Toy:
         settings = replace(settings_stage(config), made_from=self.settings)
         return [
             settings,
-            Stage("contexts", self.contexts, named("phase1.rate", *self.digests), (),
-                  ("checkpoint/context_block.safetensors", "caches"), is_linked=True),
-            Stage("phase2", self.phase2, named("phase2.rate", *self.digests), ("contexts",),
-                  ("checkpoint/layer.safetensors",), state="checkpoint/phase2.pt", by_all=True),
-            Stage("model", lambda work: write_text(work.folder.path / "model/weights", "m") or {}, {"saved code": "1"},
-                  ("phase2",), ("model",), is_result=False),
-            Stage("test", lambda work: {"ppl": number(read(work, "checkpoint/layer.safetensors"), self.test_text)},
-                  {"code": self.digests["code"], "test text": self.test_text}, ("contexts", "phase2")),
+            Stage(
+                "contexts",
+                self.contexts,
+                named("phase1.rate", *self.digests),
+                (),
+                ("checkpoint/context_block.safetensors", "caches"),
+                is_linked=True,
+            ),
+            Stage(
+                "phase2",
+                self.phase2,
+                named("phase2.rate", *self.digests),
+                ("contexts",),
+                ("checkpoint/layer.safetensors",),
+                state="checkpoint/phase2.pt",
+                by_all=True,
+            ),
+            Stage(
+                "model",
+                lambda work: write_text(work.folder.path / "model/weights", "m") or {},
+                {"saved": "1"},
+                ("phase2",),
+                ("model",),
+                is_result=False,
+            ),
+            Stage(
+                "test",
+                lambda work: {"ppl": number(read(work, "checkpoint/layer.safetensors"), self.test_text)},
+                {"code": self.digests["code"], "test text": self.test_text},
+                ("contexts", "phase2"),
+            ),
             Stage("results", self.results, {}, EVERY_STAGE, ("summary.json", "report.md"), ("report.md",)),
-        ]  # fmt: skip
+        ]
 
     def contexts(self, work):
         value = number(self.settings["phase1.rate"], self.digests, self.machine)
