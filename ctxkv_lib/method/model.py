@@ -41,10 +41,10 @@ def _blank(kind: Any, base: Any) -> Any:
     return derived.__new__(derived)
 
 
-def with_defaults(part: nn.Module, base: type[nn.Module]) -> Any:
+def with_defaults(part: nn.Module, base: Any) -> Any:
     """Give a part that does not inherit from `base` all that it does not define itself; return the part."""
     if not isinstance(part, base):
-        part.__class__ = _derived(type(part), base)  # as torch's own parametrizations do
+        part.__class__ = _derived(part.__class__, base)  # as torch's own parametrizations do
     return part
 
 
@@ -85,10 +85,9 @@ class ContextKV(nn.Module):
         self.wte = nn.Embedding(vocab_size, config.hidden_size)
         self.embedding_norm = nn.LayerNorm(config.hidden_size)
         self.register_buffer("log_unigram", torch.zeros(vocab_size) if has_unigram else None)
-        self.context_block: Any = block and with_defaults(
-            block(config.context_dim, config.hidden_size), Block
-        )
-        if block:
+        self.context_block: Any = None
+        if block is not None:
+            self.context_block = with_defaults(block(config.context_dim, config.hidden_size), Block)
             self.context_block.context_dim = config.context_dim
         self.layer: Layer = with_defaults(layer(config), Layer)
         self.window: Any = self._window()

@@ -144,8 +144,8 @@ def _refuse_hidden_weights(name: str, part: nn.Module, base: type[nn.Module]) ->
                 raise UserError(
                     f"{name} keeps modules or tensors in the plain attribute "
                     f"{'.'.join(filter(None, (place, attribute)))}, which are neither trained nor saved; "
-                    "keep modules in nn.ModuleList or nn.ModuleDict, weights in nn.Parameter, and constants in "
-                    "register_buffer."
+                    "keep modules in nn.ModuleList or nn.ModuleDict, weights in nn.Parameter, and constants "
+                    "in register_buffer."
                 )
     registered = {**part._parameters, **part._buffers, **part._modules}
     if taken := sorted(registered.keys() & (vars(base).keys() | base.__annotations__.keys())):

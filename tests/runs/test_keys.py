@@ -121,6 +121,10 @@ def test_every_plug_in_counts_by_name_code_and_settings(monkeypatch):
             for each in (plugin, None, *others)
         )
         assert {changed_stages(before, other) for other in after} == {expected}
+    read = replace(config, plugins={"layer": plugin})
+    before = keys(read, inputs)
+    monkeypatch.setattr(PlugIn, "reads", "tokens")  # such a run has no Phase 1 to share
+    assert changed_stages(before, keys(read, inputs)) == ALL
 
 
 @pytest.fixture
