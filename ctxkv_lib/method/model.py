@@ -44,7 +44,8 @@ def _blank(kind: Any, base: Any) -> Any:
 def with_defaults(part: nn.Module, base: Any) -> Any:
     """Give a part that does not inherit from `base` all that it does not define itself; return the part."""
     if not isinstance(part, base):
-        part.__class__ = _derived(part.__class__, base)  # as torch's own parametrizations do
+        kind: Any = type(part)
+        part.__class__ = _derived(kind, base)  # as torch's own parametrizations do
     return part
 
 

@@ -76,7 +76,7 @@ def test_contexts_are_probed_before_attention_is_trained(tiny_config, tmp_path):
     assert measured["decodability"][0]["distance"] == 0
     assert "changed" not in measured
     with pytest.raises(UserError, match="reads tokens, so there are no contexts to probe"):
-        ctxkv_lib.probe(prepare(tiny_config, tmp_path / "mixer", layer=PreviousToken))
+        ctxkv_lib.probe(prepare(tiny_config, tmp_path / "tokens", layer=PreviousToken))
 
 
 @pytest.mark.parametrize(
