@@ -12,7 +12,7 @@ from ctxkv_lib.runs.presets import RECIPES, build_config
 ABOUT = {"preset", "recipe", "plugin", "code"}  # what a configuration has besides settings
 
 
-def test_times_scale_with_the_text_and_a_mixer_has_no_phase_1(monkeypatch):
+def test_times_scale_with_the_text_and_a_layer_of_tokens_has_no_phase_1(monkeypatch):
     monkeypatch.setattr(times.time, "perf_counter", itertools.count().__next__)  # a batch takes half a second
     monkeypatch.setattr(times, "EVALUATION_ROWS", 100)
     config = build_config("ci", settings={"phase2.batch_size": 50, "phase1.batch_size": 100})

@@ -37,10 +37,10 @@ def _seeded():
 
 
 @pytest.mark.parametrize("kind", [plugins.NoContext, plugins.CausalAttention, plugins.GRU])
-def test_a_mixer_trains(kind):
+def test_a_layer_that_reads_tokens_trains(kind):
     """A run tries whether it reads ahead."""
-    mixer, embeddings, target = kind(CONFIG, kind.Settings()), torch.randn(2, 20, 24), torch.randn(2, 15, 24)
-    assert falls(mixer, lambda: F.mse_loss(mixer(embeddings, 5), target))
+    layer, embeddings, target = kind(CONFIG, kind.Settings()), torch.randn(2, 20, 24), torch.randn(2, 15, 24)
+    assert falls(layer, lambda: F.mse_loss(layer(embeddings, 5), target))
 
 
 @pytest.mark.parametrize("slot_bias", ["nearest", "per_head", "learned", "none"])
