@@ -25,7 +25,7 @@ import re
 from importlib import import_module
 from pathlib import Path
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 # Public names, from the stub that type checkers read. Each is imported when it is first used, so that
 # `ctxkv --help` answers at once.

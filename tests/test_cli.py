@@ -284,12 +284,12 @@ def test_ctrl_c_while_modules_load_is_one_line(monkeypatch, capsys):
 
 
 def test_bars_show_on_a_terminal_and_nothing_elsewhere(capsys, monkeypatch):
-    with progress.stage("Making the token table"):
+    with progress.status_line("Making the token table"):
         progress.print_on_terminal("a line")
         assert list(progress.progress_bar(range(3), "Steps")) == [0, 1, 2]
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with progress.stage("Making the token table"):
+    with progress.status_line("Making the token table"):
         list(progress.progress_bar(range(3), "Steps"))
     shown = capsys.readouterr().err
     assert "Making the token table" in shown

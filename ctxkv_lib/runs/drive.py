@@ -32,8 +32,8 @@ def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> 
             run(config, folder, listener)
 
     Yields:
-        `listener`, which now also writes archives: of each finished stage, and every two minutes of a training
-        run. Only `listener` itself unless `$CTXKV_DRIVE` names a folder.
+        `listener`, which now also writes archives: of each finished stage, and of a training run every two
+        minutes. Only `listener` itself unless `$CTXKV_DRIVE` names a folder.
 
     Raises:
         UserError: an archive cannot be restored. If an archive cannot be written, a line of text says so.
