@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import GatedBlock, NearestTwo, PreviousToken
+from conftest import GatedBlock, NearestTwo, PreviousToken, tiny_method
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -17,6 +17,7 @@ from ctxkv_lib.experiments import prepare, run
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.method.oacd import oacd_loss
 from ctxkv_lib.plugins import hooks
+from ctxkv_lib.plugins.checks import try_plugins
 from ctxkv_lib.runs.generation import generate_text
 from ctxkv_lib.runs.listing import results
 from ctxkv_lib.runs.names import run_folder_of, run_names
@@ -190,6 +191,30 @@ def test_an_idea_of_a_run_that_was_made_with_another_python_gets_a_line(
     prepare(begun, tmp_path / "run")
     said = f"made with other Python: {GatedBlock.__module__}:GatedBlock may compute something else here"
     assert said in capsys.readouterr().err
+
+
+def test_a_part_of_this_package_whose_code_has_changed_gets_a_line(capsys):
+    name = "ctxkv_lib.method.tuned:StructuredBlock"
+    replace(hooks.PlugIn.of(name), code="package-0").refuse_changed()
+    said = f"made with other code of this package: {name} may compute something else here"
+    assert said in capsys.readouterr().err
+
+
+class Counting(GatedBlock):
+    def __init__(self, context_dim, hidden_size):
+        super().__init__(context_dim, hidden_size)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, contexts, inputs):
+        self.calls += self.training
+        return super().forward(contexts, inputs)
+
+
+def test_the_trial_of_a_block_leaves_its_buffers_as_they_were(config):
+    plugins = config.replace({"block": Counting}).plugins
+    model = tiny_method(Counting)
+    try_plugins(model, plugins)
+    assert model.context_block.calls == 0
 
 
 class Drawn(NearestTwo):

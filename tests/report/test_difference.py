@@ -115,6 +115,7 @@ def test_a_row_is_a_variant_and_its_seeds_are_paired_with_those_of_the_base(monk
     pd.testing.assert_frame_equal(from_folders, difference(variant, BASE))
     same = difference(variant, BASE[0])  # whose other seeds have no pair
     assert [*same.iloc[0, :4]] == pytest.approx([10, 10, 10, 1])
+    assert [*same["interval_over"]] == ["conversations alone"]
 
 
 wide = partial(a_run, model__interval=10)

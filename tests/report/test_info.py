@@ -20,6 +20,8 @@ def test_times_scale_with_the_text_and_a_layer_of_tokens_has_no_phase_1(monkeypa
     assert (time["tokens"], time["epochs"], time["iterations"]) == (10_000, [3, 3], 59)
     assert time["epoch_seconds"] == (200 + 10) / 2
     assert time["iteration_seconds"] == 50  # of two batches of 100, a second
+    sampled = describe(config.replace({"phase1.max_tokens": 5_000}), 10_000, 1_000, time=True)["time"]
+    assert (sampled["tokens"], sampled["iteration_seconds"]) == (10_000, 25)
     unknown = describe(config.replace({"layer": PreviousToken, "data.source": "ultrachat"}), time=True)
     line = format_info(unknown).splitlines()[-1]
     assert line == "Each 100,000 tokens: an epoch about 17 min, 3 of them"

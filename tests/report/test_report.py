@@ -1,6 +1,7 @@
 """The written report and the tables: numbers that follow the runs, in both languages."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from sample_runs import EPOCHS, sample_run
@@ -106,6 +107,7 @@ def test_runs_are_compared_in_ascending_order_and_only_on_one_text():
     runs[0].summary["provenance"]["data"]["validation_fingerprint"] = "another"
     assert "change" not in comparison_table(runs)
     assert "validated on different texts" in write_report(runs)
+    assert "検証に使ったテキストが実験ごとに異なる" in write_report(runs, "ja")
     original = comparison_table({"100": PUBLISHED[100], "500": PUBLISHED[500]})
     assert list(original.loc["Val PPL"]) == ["361.0", "175.7", "-51.3%"]
 
@@ -162,6 +164,13 @@ def test_overfitting_and_the_end_of_training_are_derived_from_the_epochs():
     epochs = epochs_table(sample_run().summary)
     assert [*epochs["Note"]] == ["improved", "improved", "best", "worse", "worse", "worse"]
     assert [*epochs["Val/Train Ratio"]] == ["0.52", "1.00", "1.67", "3.06", "4.02", "6.27"]
+
+
+def test_a_run_without_phase_1_shows_no_figure_of_it():
+    run = sample_run()
+    assert "figures/phase1.png" in write_report([run])
+    report = write_report([replace(run, metrics=run.metrics[-6:])])  # the epochs
+    assert re.findall(r"figures/\w+", report) == ["figures/ppl_curves", "figures/memory"]
 
 
 def test_a_bar_in_a_text_from_outside_keeps_its_cell():

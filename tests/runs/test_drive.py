@@ -74,6 +74,21 @@ def test_an_archive_is_written_every_two_minutes_and_when_a_run_stops(on_drive, 
     assert [*written, keep_all.call_count] == [0, 1, 1, 2, 3]
 
 
+def test_finished_stages_win_over_a_state_that_was_not_deleted(on_drive, finished_run, tmp_path):
+    """As of a machine that was gone before it had deleted what is out of date."""
+    folder = tmp_path / "runs" / "run"
+    shutil.copytree(finished_run.path, folder)
+    with kept_on_drive(folder):
+        pass
+    (tmp_path / "old").write_text("{}")
+    (copy,) = on_drive.iterdir()
+    with tarfile.open(copy / "state-0.tar", "w") as tar:
+        tar.add(tmp_path / "old", "metrics.jsonl")
+    shutil.rmtree(folder)
+    with kept_on_drive(folder):
+        assert load_run(folder).summary == finished_run.summary
+
+
 @pytest.fixture
 def folder(tmp_path):
     return write_run(tmp_path / "runs" / "run", 100)

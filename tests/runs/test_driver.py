@@ -235,7 +235,8 @@ def test_contexts_are_linked_from_an_intact_run_beside(finished, expected, monke
 def test_a_repair_keeps_an_edited_report_and_another_result_does_not(finished, expected):
     (finished / "report.md").write_text("mine")
     (finished / "model/weights").unlink()
-    flip(finished / "config.json")
+    for name in ("config.json", "summary.json"):
+        flip(finished / name)
     cut(finished / "checkpoint/contexts.json")
     assert TOY.run(finished) == expected(TOY)
     assert (finished / "report.md").read_text() == "mine"
@@ -280,6 +281,13 @@ def test_a_folder_of_an_older_version_is_refused_in_a_sentence(finished, expecte
             use(finished)
     assert TOY.run(finished, again=True) == expected(TOY)
     assert not (finished / "checkpoint/stages.json").exists()
+
+
+def test_the_state_of_a_training_goes_if_a_kill_came_between_its_record_and_the_removal(finished):
+    (finished / "checkpoint/phase2.pt").write_text("2")
+    RunFolder.read(finished).drop("results")
+    TOY.run(finished)
+    assert not (finished / "checkpoint/phase2.pt").exists()
 
 
 def test_a_folder_in_which_nothing_was_computed_goes(tmp_path):

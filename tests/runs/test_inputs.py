@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NearestTwo, local_experiment
+from conftest import GatedBlock, NearestTwo, local_experiment
 
 from ctxkv_lib import files
 from ctxkv_lib.errors import UserError
@@ -30,6 +30,7 @@ CHANGED_BY = {
     "model.context_dim": {"contexts", "phase2"},
     "phase1": {"contexts"},
     "block": {"contexts"},
+    "loss": {"contexts"},
     "phase2": {"phase2"},
     "layer": {"phase2"},
     "runtime.seed": {"contexts"},
@@ -71,6 +72,17 @@ def test_every_setting_changes_the_stages_that_are_computed_with_it(recipe):
         after = tables(another(config, row))
         expected = {"settings"} | (CHANGED_BY.get(setting) or CHANGED_BY.get(group) or set())
         assert {name for name in before if before[name] != after[name]} == expected, setting
+
+
+def squared(contexts):
+    return contexts.square().mean()
+
+
+@pytest.mark.parametrize(("hook", "part"), [("block", GatedBlock), ("loss", squared), ("layer", NearestTwo)])
+def test_a_users_part_changes_the_stage_that_is_computed_with_it(hook, part):
+    config = build_config("ci")
+    before, after = tables(config), tables(config.replace({hook: part}))
+    assert {name for name in before if before[name] != after[name]} == {"settings"} | CHANGED_BY[hook]
 
 
 @pytest.fixture
