@@ -4,7 +4,7 @@ Every process reads the texts and the run's folder, so all of them must see both
 folder's lock, trains Phase 1, computes the caches, writes, tests, measures and prints. All processes train
 Phase 2 and validate: each takes its `shard` of every batch. Losses, scores and gradients are summed over the
 processes (`all_reduce`), and each process draws the dropout of the whole batch, so the numbers are those of
-one process up to rounding.
+one process up to rounding. The training loops reach these functions through `saved_epochs.RunLoop`.
 """
 
 import os
@@ -69,7 +69,7 @@ def shard(rows: int) -> slice:
 
 
 def all_reduce(tensors: Sequence["Tensor"]) -> None:
-    """Overwrite contiguous tensors with their sums over all processes. Raises Ended if one has failed."""
+    """Overwrite contiguous tensors with their sums over all processes. Raises PeerFailed if one failed."""
     if world_size() > 1:
         from torch import distributed
 
@@ -83,7 +83,7 @@ def all_reduce(tensors: Sequence["Tensor"]) -> None:
 def on_rank_0(make: Callable[[], T]) -> T:
     """Call `make` on rank 0 while the other ranks wait, and return its result on every rank.
 
-    If it raises, all ranks stop: rank 0 raises that error, and the other ranks raise Ended with its text.
+    If it raises, all ranks stop: rank 0 raises that error, and the other ranks raise PeerFailed with its text.
     """
     if world_size() == 1:
         return make()

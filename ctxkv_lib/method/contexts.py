@@ -6,7 +6,8 @@ context before the first token, row i + 1 the context after token i.
 
 These functions compute the caches and the test split (`runs.stages`). `oacd` computes contexts in training
 (also for `report.times`), `modeling` in generation and on other text, and `plugins.checks` one step of a
-user's block. `reference` computes all of them in plain lines, unpadded.
+user's block. `reference` computes all of them in plain lines, unpadded. Notebooks 0 and 2 and the study
+(`plugins.py`, `probe.py`) have loops of their own.
 """
 
 from typing import Any

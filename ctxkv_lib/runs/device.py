@@ -34,10 +34,10 @@ def choose_device(name: str) -> torch.device:
 def choose_precision(name: str, device: torch.device) -> str:
     """Return `fp32` or `bf16`; `auto` takes bf16 if the processor or GPU reports units for it.
 
-    The one place that decides, but a run that was begun goes on as it was (`folder._record_for`). The name is
-    passed on, as `origin["precision"]` of the folder and then `Experiment.precision`, to: the dtype of
-    cached training contexts (`stages._make_caches`); the products of Phase 2's output head and, on a GPU, of
-    its layer (`phase2.train_layer`, `batch_gradients`); and the keys. Everything else is fp32.
+    A run that was begun with `auto` keeps its precision instead (`experiments._precision`). The result, as
+    `Inputs.precision`, decides the dtype of the cached training contexts (`stages._write_caches`) and of the
+    products of Phase 2's output head and, on a GPU, of its layer (`phase2.batch_gradients`). It is part of
+    what the stages contexts and phase2 are made from. Everything else is fp32. `report.times` asks here, too.
     """
     if name != "auto":
         return name

@@ -1,12 +1,16 @@
 """Presets, recipes, and the configuration that they make.
 
 A *preset* sets the source and the amount of data and weights; a *recipe* sets the training. A new setting is
-a field of its group (`data.config`, `method.config`, `runs.config`) or of the `Settings` of a plug-in, and
-stands in `RECIPES` where a recipe has another value than its default. `keys.STAGES` says which stages it
-changes: `phase1.*`, `phase2.*` and those of plug-ins by themselves, `model.*` Phase 2 by itself, all others
-if they are named. `data.*` counts by what it makes: texts by themselves, a table or log-frequencies if the
-setting is in their digest (`data.token_table`, `Experiment.inputs`). `tests/runs/test_keys.py` asks which
-stages a new one changes, and `report.tables.SETTINGS` names those that reports show.
+a field of its group (`data.config`, `method.config`, `runs.config`) or of the `Settings` of a plug-in. It
+stands in `RECIPES` if a recipe's value is not the default. Which stages it changes:
+
+- `phase1.*`, `phase2.*` and the settings of plug-ins change their stages without further work, and `model.*`
+  changes Phase 2; other settings must be named in `runs.stages` (`CONTEXT_SETTINGS`, `experiment_stages`).
+- `data.*` counts by what is made with it: texts have digests; a setting of the token table or of the token
+  frequencies must be in their digests (`data.token_table.table_fingerprint`, `runs.inputs.Inputs.digests`).
+
+`tests/runs/test_inputs.py` (`CHANGED_BY`) asks which stages a setting changes, but for `data.*`.
+`report.tables.SETTINGS` names the settings that reports show.
 """
 
 import math

@@ -3,7 +3,7 @@
 A kill in Phase 2 leaves the contexts and `checkpoint/phase2.pt` with the last saved epoch, if an epoch ended
 after the first minute. The next run continues from there and reaches the same numbers, since the order and
 the dropout of each epoch depend on seed and epoch alone. A state that was made from something else is
-ignored, and so is a damaged one, with a message. When the stage is finished, the file is deleted.
+ignored; a damaged one is ignored with a message. The driver deletes the file when the stage is finished.
 """
 
 import time
