@@ -83,7 +83,7 @@ def all_reduce(tensors: Sequence["Tensor"]) -> None:
 def on_rank_0(make: Callable[[], T]) -> T:
     """Call `make` on rank 0 while the other ranks wait, and return its result on every rank.
 
-    If it raises, all ranks stop: rank 0 raises that error, and the other ranks raise PeerFailed with its text.
+    If it raises, all ranks stop: rank 0 raises that error, and the others raise PeerFailed with its text.
     """
     if world_size() == 1:
         return make()
