@@ -195,7 +195,7 @@ def test_an_idea_of_a_run_that_was_made_with_another_python_gets_a_line(
 
 def test_a_part_of_this_package_whose_code_has_changed_gets_a_line(capsys):
     name = "ctxkv_lib.method.tuned:StructuredBlock"
-    replace(hooks.PlugIn.of(name), code="package-0").refuse_changed()
+    replace(hooks.PlugIn.of(name), code="package-0").require_same_code()
     said = f"made with other code of this package: {name} may compute something else here"
     assert said in capsys.readouterr().err
 
