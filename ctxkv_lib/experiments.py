@@ -19,7 +19,6 @@ from .report.tables import gains, runs_by_name
 from .runs.config import ExperimentConfig, require_config
 from .runs.device import choose_device, choose_precision, torch_state, warn_of_slow_bf16
 from .runs.driver import (
-    EVERY_STAGE,
     TRAINED,
     Stage,
     Work,
@@ -29,13 +28,13 @@ from .runs.driver import (
     require_same_settings,
     run_stages,
 )
-from .runs.folder import COMPARISON, RESULTS, RunFolder, claimed, locked
+from .runs.folder import COMPARISON, RESULTS, SETTINGS, RunFolder, claimed, locked
 from .runs.inputs import Inputs, read_splits
 from .runs.names import comparison_folder, run_folder_of
 from .runs.opened import OpenRun, open_prepared
 from .runs.presets import with_fitting_sizes
 from .runs.stages import experiment_stages, settings_stage
-from .runs.summary import TRAININGS, Run, finished_run, summarize
+from .runs.summary import NGRAMS, TRAININGS, Run, finished_run, summarize
 from .views import figures
 
 
@@ -135,9 +134,15 @@ def _precision(folder: RunFolder, config: ExperimentConfig, device: torch.device
 
 def results_stage() -> Stage:
     """Return the last stage of every run: its summary, report and figures, from the numbers of the others."""
-    texts = ("report.md", "report.ja.md", "figures", "model/README.md")
-    numbers = ("summary.json", "metrics.jsonl")
-    return Stage(RESULTS, write_results, {}, after=EVERY_STAGE, files=(*numbers, *texts), editable=texts)
+    return Stage(
+        RESULTS,
+        write_results,
+        {},
+        after=(SETTINGS, *TRAININGS, "model", "test", NGRAMS),
+        files=("summary.json", "metrics.jsonl"),
+        editable=("report.md", "report.ja.md", "figures", "model/README.md"),
+        is_of_numbers=True,
+    )
 
 
 def write_results(work: Work) -> dict[str, Any]:

@@ -139,9 +139,12 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, xxh3_128).hexdigest()
 
 
-def checksums(folder: Path, parts: Iterable[Path]) -> dict[str, str]:
-    """Return the size and checksum of each file at or below one of `parts`, by its path in `folder`."""
-    paths = [path for part in parts for path in (part.rglob("*") if part.is_dir() else [part])]
+def checksums(folder: Path, parts: Iterable[str]) -> dict[str, str]:
+    """Return the size and checksum of each file that is, or is below, one of `parts` of a folder.
+
+    `parts` and the names in the result are paths in the folder.
+    """
+    paths = [path for part in parts for path in (folder / part, *(folder / part).rglob("*"))]
     files = sorted(path for path in paths if path.is_file())
     return {file.relative_to(folder).as_posix(): f"{file.stat().st_size} {checksum(file)}" for file in files}
 

@@ -4,7 +4,7 @@ Every process reads the texts and the run's folder, so all of them must see both
 folder's lock, trains Phase 1, computes the caches, writes, tests, measures and prints. All processes train
 Phase 2 and validate: each takes its `shard` of every batch. Losses, scores and gradients are summed over the
 processes (`all_reduce`), and each process draws the dropout of the whole batch, so the numbers are those of
-one process up to rounding. The training loops reach these functions through `saved_epochs.RunLoop`.
+one process up to rounding. The training loops reach these functions through `runs.training.RunHooks`.
 """
 
 import os

@@ -34,7 +34,7 @@ from .export import save_for_transformers
 from .folder import SETTINGS
 from .inputs import Inputs, settings_table
 from .provenance import provenance
-from .saved_epochs import RunLoop
+from .training import RunHooks
 
 SCAN_TOKENS = 2**18  # tokens per chunk when contexts are computed: 256 MiB
 EMBEDDED_TOKENS = 2**13  # tokens per chunk when embeddings are written
@@ -86,7 +86,7 @@ def experiment_stages(inputs: Inputs) -> list[Stage]:
             made_from((), ("code of saved models",)),
             after=("phase2",),
             files=("model",),
-            is_result=False,
+            is_replaceable=True,
         ),
         Stage(
             "test",
@@ -137,7 +137,7 @@ def _train_block(
         config.phase1,
         generator,
         loss.build() if loss else None,
-        RunLoop(work),
+        RunHooks(work),
     )
     if loss and result.stop_reason == "untrained":
         raise UserError(f"Phase 1 trains nothing here, so {loss.name} has no effect; leave loss out.")
@@ -254,11 +254,11 @@ def train_phase2(inputs: Inputs, work: Work) -> dict[str, Any]:
         seconds *= 1 + scoring * len(streams["val"]) / len(train)
         log(f"{len(train) + 1:,} tokens: {epochs_ahead(seconds, phase2.least_epochs, phase2.max_epochs)}.")
 
-    loop = RunLoop(work, path / "checkpoint" / "phase2.pt")
-    loop.tell = tell
+    hooks = RunHooks(work)
+    hooks.tell = tell
     torch.manual_seed(config.runtime.seed)  # in each process, and whether Phase 1 was reused or not
     model.init_layer(phase1_ids(inputs), config.phase1)
-    result = train_layer(model, train, streams["val"], phase2, config.runtime.seed, inputs.precision, loop)
+    result = train_layer(model, train, streams["val"], phase2, config.runtime.seed, inputs.precision, hooks)
 
     def save() -> None:
         weights = path / "checkpoint" / "layer.safetensors"
