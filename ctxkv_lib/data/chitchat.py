@@ -6,7 +6,6 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from .config import DataConfig, Split
 from .hub import package_file
 
 # Rows in the order of `_usable_texts`; no setting moves those of another split. All others are for training.
@@ -23,11 +22,20 @@ _ENGLISH = frozenset(_COMMON_WORDS.split())
 _ENGLISH_SHARE = 0.2
 
 
-def chitchat_texts(data: DataConfig, split: Split) -> list[str]:
-    """Read the first rows of a split; a UserError if it has fewer, or the package is not installed."""
+def available(split: str) -> int:
+    """Count the conversations of a split; raises UserError if the package is not installed."""
+    return len(_texts_of(split))
+
+
+def read(split: str, count: int) -> list[str]:
+    """Read the first `count` conversations of a split; raises UserError if the package is not installed."""
+    return _texts_of(split)[:count]
+
+
+def _texts_of(split: str) -> list[str]:
     texts = _usable_texts(package_file("chitchat_dataset", "dataset.json"))
     rows = HELD_BACK.get(split, range(HELD_BACK["corpus"].stop, len(texts)))
-    return [texts[row] for row in rows[: data.asked(split, len(rows), "chitchat-dataset")]]
+    return texts[rows.start : rows.stop]
 
 
 @lru_cache(maxsize=1)  # reading takes a second, and every split needs it

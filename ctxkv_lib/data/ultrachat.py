@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from itertools import chain, islice
 
 from ..errors import UserError
-from .config import DataConfig, Split
 from .hub import ULTRACHAT, download
 from .texts import text_of
 
@@ -24,16 +23,20 @@ SPLITS = {
 }
 
 
-def row_numbers(data: DataConfig, split: Split) -> list[int]:
-    """Return the first rows of a split, as many as are asked for; a UserError if it has fewer."""
-    blocks = SPLITS[split]
-    return [*islice(chain(*blocks), data.asked(split, sum(map(len, blocks)), "UltraChat"))]
+def available(split: str) -> int:
+    """Count the conversations of a split."""
+    return sum(map(len, SPLITS[split]))
 
 
-def ultrachat_texts(data: DataConfig, split: Split) -> list[str]:
-    """Read the first rows of a split; a UserError if it has fewer, or the Hub cannot be reached."""
-    wanted = {*row_numbers(data, split)}
-    return [*islice(_texts(wanted), len(wanted))]  # reads no shard beyond the last wanted row
+def row_numbers(split: str, count: int) -> list[int]:
+    """Return the numbers of the first `count` rows of a split."""
+    return [*islice(chain(*SPLITS[split]), count)]
+
+
+def read(split: str, count: int) -> list[str]:
+    """Read the first `count` conversations of a split; raises UserError if the Hub cannot be reached."""
+    wanted = {*row_numbers(split, count)}
+    return [*islice(_texts(wanted), count)]  # reads no shard beyond the last wanted row
 
 
 def _texts(wanted: set[int]) -> Iterator[str]:

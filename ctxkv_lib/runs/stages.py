@@ -108,7 +108,7 @@ def compute_contexts(inputs: Inputs, work: Work) -> dict[str, Any]:
     work.snapshot("model built")
     generator = torch.Generator(inputs.device).manual_seed(config.runtime.seed)
     result, last = UNTRAINED, None
-    if model.context_block is not None:
+    if config.reads == "contexts":
         result, last = _train_block(inputs, work, generator)
         block = work.folder.path / "checkpoint" / "context_block.safetensors"
         write_tensors(block, model.context_block.state_dict())
@@ -165,14 +165,10 @@ def _write_caches(
     Args:
         last: the contexts of Phase 1's last iteration, with which parallel passes over its text begin.
     """
-    path, model, by_passes = (
-        work.folder.path / "caches",
-        inputs.model,
-        inputs.config.phase1.context_method == "passes",
-    )
+    path, by_passes = work.folder.path / "caches", inputs.config.phase1.context_method == "passes"
     rank = None
     for split, ids in inputs.ids.items():
-        if model.context_block is not None:
+        if inputs.config.reads == "contexts":
             dtype = torch.float32 if split == "val" else DTYPES[inputs.precision]
             first = last if split == "train" and by_passes else None
             contexts = _stream_contexts(inputs, ids, first, generator)
@@ -216,7 +212,7 @@ def _finite(contexts: Tensor) -> Tensor:
 def _token_tensors(inputs: Inputs, ids: Tensor) -> dict[str, Any]:
     """Return what a stream's `emb` file holds: token ids and, with the dense layout, their embeddings."""
     tensors: dict[str, Any] = {"ids": (torch.int32, (len(ids),), [ids])}
-    if inputs.config.runtime.embedding_cache == "dense" and inputs.model.context_block is not None:
+    if inputs.config.runtime.embedding_cache == "dense" and inputs.config.reads == "contexts":
         parts = ids[:-1].split(EMBEDDED_TOKENS)
         rows = (inputs.model.embed(part.to(inputs.device).int()) for part in parts)
         shape = (len(ids) - 1, inputs.config.model.hidden_size)
@@ -299,7 +295,7 @@ def score_test(inputs: Inputs, work: Work) -> dict[str, Any]:
         return {}
     load_weights(model, work.folder.path)
     cache = Cache(stream.ids.int().to(device))
-    if model.context_block is not None:  # contexts are computed as those of validation
+    if inputs.config.reads == "contexts":  # contexts are computed as those of validation
         generator = torch.Generator(device).manual_seed(inputs.config.runtime.seed)
         contexts = torch.cat([*_stream_contexts(inputs, stream.ids, None, generator)])
         cache = Cache(cache.ids, contexts)
