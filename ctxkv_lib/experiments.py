@@ -5,8 +5,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from . import ranks
 from .data.conversations import load_conversations
 from .errors import DamagedFile, UserError, friendly_errors
@@ -17,9 +15,8 @@ from .report.document import LANGUAGES, write_report
 from .report.model_card import model_card
 from .report.tables import gains, runs_by_name
 from .runs.config import ExperimentConfig, require_config
-from .runs.device import choose_device, choose_precision, torch_state, warn_of_slow_bf16
+from .runs.device import choose_device, precision_of_run, torch_state
 from .runs.driver import (
-    TRAINED,
     Stage,
     Work,
     is_finished,
@@ -109,7 +106,8 @@ def claimed_experiment(
     with torch_state(config.runtime.threads), ExitStack() as lock:
         folder = ranks.on_rank_0(lambda: lock.enter_context(claimed(path, again)))
         require_same_settings(folder, [settings_stage(config)])
-        inputs = Inputs(config, read_splits(config), device, _precision(folder, config, device))
+        precision = precision_of_run(folder, config.runtime.precision, device)
+        inputs = Inputs(config, read_splits(config), device, precision)
         stages = [*experiment_stages(inputs), results_stage()]
         ranks.on_rank_0(lambda: prepare_folder(folder, stages, again))
         begin_peaks(device)
@@ -118,18 +116,6 @@ def claimed_experiment(
         finally:
             for plugin in config.plugins.values():
                 plugin.keep_code()
-
-
-def _precision(folder: RunFolder, config: ExperimentConfig, device: torch.device) -> str:
-    """Return the precision of an experiment; with `auto`, a run that was begun continues as it was."""
-    recorded = (record.made_from.get("precision") for record in folder.records.values())
-    begun_in: str | None = next(filter(None, recorded), None)
-    chosen = choose_precision(config.runtime.precision, device)
-    if begun_in is None or config.runtime.precision != "auto":
-        return chosen
-    if TRAINED not in folder.records:
-        warn_of_slow_bf16(begun_in, chosen)
-    return begun_in
 
 
 def results_stage() -> Stage:
