@@ -1,7 +1,9 @@
 """The stages of an experiment, in order: settings, contexts (Phase 1 and the caches), Phase 2, model, test.
 
-Each function computes one stage; `driver` decides whether it has to, and records what it was made from.
-Rank 0 computes everything except Phase 2, whose batches all processes share (see `ranks`).
+`experiment_stages` says what each stage is made from, and which files it writes. Each other function computes
+one stage; `driver` decides whether it has to, and records what it was made from. Rank 0 computes everything
+except Phase 2, whose batches all processes share (see `ranks`). The last stage, `results`, is in
+`experiments`; n-grams are a stage in `measure.measurements`.
 """
 
 from collections.abc import Iterator

@@ -1,9 +1,10 @@
 """What both training loops call in a run, and the state of a Phase 2 under way, saved at the end of epochs.
 
-A kill in Phase 2 leaves the contexts and `checkpoint/phase2.pt` with the last saved epoch, if an epoch ended
-after the first minute. The next run continues from there and reaches the same numbers, since the order and
-the dropout of each epoch depend on seed and epoch alone. A state that was made from something else is
-ignored; a damaged one is ignored with a message. The driver deletes the file when the stage is finished.
+A kill in Phase 2 leaves the finished stages and `checkpoint/phase2.pt` with the last saved epoch, if an epoch
+ended after the first minute (`RunHooks.after_round`). The next run continues from there (`RunHooks.restore`)
+and reaches the same numbers, since the order and the dropout of each epoch depend on seed and epoch alone
+(`phase2.train_epoch`). A state that was made from something else is ignored; a damaged one is ignored with a
+message. `driver.run_stages` deletes the file when the stage is recorded. Ctrl-C and errors are like a kill.
 """
 
 import time
