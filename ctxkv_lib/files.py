@@ -152,10 +152,13 @@ def checksums(folder: Path, parts: Iterable[str]) -> dict[str, str]:
 def damage(file: Path, known: str, only_size: bool = False) -> str:
     """Describe what is wrong with a file, or return an empty string if it is intact.
 
-    `known` is the file's entry in the result of `checksums`. With `only_size`, the checksum is not computed.
+    `known` is the file's entry in the result of `checksums`, or empty if the file only has to exist. With
+    `only_size`, the checksum is not computed.
     """
     if not file.is_file():
         return f"{file} is missing"
+    if not known:
+        return ""
     size, _, expected = known.partition(" ")
     is_whole = file.stat().st_size == int(size) and (only_size or checksum(file) == expected)
     return "" if is_whole else f"{file} is damaged"

@@ -89,24 +89,15 @@ class DataConfig:
 
     def size(self, split: Split) -> int:
         """Return the number of conversations in a split; raise UserError if it has not been chosen yet."""
-        size: int | None = getattr(self, self._setting_of(split))
+        size: int | None = getattr(self, self.size_setting(split))
         if size is None:
             raise UserError(
-                f"data.{self._setting_of(split)} fits {self.path} and has not been chosen yet; pass the "
+                f"data.{self.size_setting(split)} fits {self.path} and has not been chosen yet; pass the "
                 "configuration through ctxkv.with_fitting_sizes, or give a number."
             )
         return size
 
     @staticmethod
-    def _setting_of(split: Split) -> str:
+    def size_setting(split: Split) -> str:
+        """Return the name of the setting with a split's size."""
         return "samples" if split == "train" else f"{split}_samples"
-
-    def asked(self, split: Split, available: int, source: str) -> int:
-        """Return the size of a split; raise UserError if `source` has fewer conversations for it."""
-        name, asked = self._setting_of(split), self.size(split)
-        if asked > available:
-            raise UserError(
-                f"data.{name} is {asked}, but {source} has only {available} conversations for {split}; "
-                f"lower data.{name} or use a larger source."
-            )
-        return asked

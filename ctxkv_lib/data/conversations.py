@@ -62,16 +62,22 @@ def check_splits(data: DataConfig) -> None:
         if data.path:
             own_texts(data, split)
         else:
-            _asked(data, split, data.source)
+            _size(data, split, data.source)
 
 
-def _asked(data: DataConfig, split: Split, source: str) -> int:
+def _size(data: DataConfig, split: Split, source: str) -> int:
     """Return the size of a split; raise UserError if the source has fewer conversations for it."""
-    return data.asked(split, SOURCES[source].available(split), SOURCES[source].title)
+    name, size, available = data.size_setting(split), data.size(split), SOURCES[source].available(split)
+    if size > available:
+        raise UserError(
+            f"data.{name} is {size}, but {SOURCES[source].title} has only {available} conversations for "
+            f"{split}; lower data.{name} or use a larger source."
+        )
+    return size
 
 
 def _source_texts(data: DataConfig, split: Split, source: str) -> list[str]:
-    return SOURCES[source].read(split, _asked(data, split, source))
+    return SOURCES[source].read(split, _size(data, split, source))
 
 
 def own_texts(data: DataConfig, split: Split) -> list[str]:

@@ -23,8 +23,8 @@ class Layer(nn.Module):
       and returns the hidden states from column `start` on, `[rows, length - start, hidden_size]`. The hidden
       state of a column may not depend on later columns.
 
-    A model whose layer reads tokens has no block, no Phase 1 and no contexts. Code that differs asks `reads` of
-    the layer or of the configuration (`ExperimentConfig.reads`):
+    A model whose layer reads tokens has no block, no Phase 1 and no contexts. The places that differ ask
+    `reads` of the layer or of the configuration (`ExperimentConfig.reads`):
 
     - `model` gathers batches by `windows.TokenWindow`, and `runs.build` makes and loads no block;
     - `runs.stages` trains no block and writes caches of token ids alone; `runs.inputs` accepts streams that

@@ -85,13 +85,6 @@ class RunFolder:
             for before, output in self.records[stage].outputs_before.items()
         )
 
-    def chain(self, stages: Iterable[str]) -> list[str]:
-        """List the recorded ones of these stages, each after the stages that it was made from."""
-        chain = dict[str, None]()
-        for stage in filter(self.records.get, stages):
-            chain |= dict.fromkeys([*self.chain(self.records[stage].outputs_before), stage])
-        return [*chain]
-
     def unreadable(self, stage: str = "[!.]*") -> str:
         """Describe the record that cannot be read, of one stage or the first of all; "" if there is none."""
         files = sorted((self.path / RECORDS).glob(f"{stage}.json"))
@@ -114,8 +107,8 @@ class RunFolder:
         self.records.pop(stage, None)
 
     def metrics(self, stages: Iterable[str]) -> list[Metric]:
-        """Return the metrics of these stages and of the stages that they were made from, in order."""
-        return [metric for stage in self.chain(stages) for metric in self.records[stage].metrics]
+        """Return the metrics of these stages, in order."""
+        return [metric for stage in stages for metric in self.records[stage].metrics]
 
     def write_metrics(self, stages: Iterable[str]) -> None:
         """Write metrics.jsonl anew, with the lines of `metrics`."""
