@@ -35,9 +35,9 @@ def choose_precision(name: str, device: torch.device) -> str:
     """Return `fp32` or `bf16`; `auto` takes bf16 if the processor or GPU reports units for it.
 
     A run that was begun with `auto` keeps its precision instead (`experiments._precision`). The result, as
-    `Inputs.precision`, decides the dtype of the cached training contexts (`stages._write_caches`) and of the
-    products of Phase 2's output head and, on a GPU, of its layer (`phase2.batch_gradients`). It is part of
-    what the stages contexts and phase2 are made from. Everything else is fp32. `report.times` asks here, too.
+    `Inputs.precision`, decides the dtype of the cached training contexts (`stages._write_caches`) and of all
+    matrix products of Phase 2's training (`phase2.batch_gradients`). It is part of what the stages contexts
+    and phase2 are made from. Everything else is fp32. `report.times` asks here, too.
     """
     if name != "auto":
         return name
