@@ -119,10 +119,10 @@ class ContextKVAttention(nn.Module):
         return self.out(values.flatten(1)), weights
 
     def attention_weights(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        """Turn scores `[n, num_heads, slots]` into weights of the same shape."""
+        """Turn scores `[n, num_heads, slots]` into weights of the same shape, which are at least float32."""
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None], -torch.inf)
-        return scores.softmax(dim=-1)
+        return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
 class FeedForward(nn.Module):

@@ -135,7 +135,7 @@ class ContextKV(nn.Module):
 
     def apply_layer(self, embeddings: Tensor, *inputs: Any) -> tuple[Tensor, Tensor | None]:
         """Call the layer's `forward` (see `Layer`); return its hidden states and any attention weights."""
-        if not torch.is_autocast_enabled():  # autocast would cast the inputs where they are used
+        if not torch.is_autocast_enabled(embeddings.device.type):  # which casts inputs where they are used
             inputs = tuple(x.to(embeddings.dtype) if _is_floating_point(x) else x for x in inputs)
         output = self.layer(embeddings, *inputs)
         return output if isinstance(output, tuple) else (output, None)

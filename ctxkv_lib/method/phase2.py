@@ -58,8 +58,8 @@ def train_layer(
     the same numbers as one that never stopped. Raises Diverged where the loss is not finite.
 
     Args:
-        precision: of the matrix products of training, fp32 or bf16 (see `batch_gradients`); sums, optimiser
-            and validation are float32.
+        precision: the dtype of the matrix products of training, fp32 or bf16 (see `batch_gradients`). Sums,
+            the optimiser and validation are float32.
     """
     loop = loop or Loop()
     model.set_phase(2)
@@ -129,7 +129,7 @@ def train_epoch(
     precision: str,
     loop: Loop,
 ) -> float:
-    """Train on every position once; returns the mean loss in nats. Arguments as of `train_layer`.
+    """Train on every position once, and return the mean loss in nats; for arguments see `train_layer`.
 
     Every `CHECKED_STEPS` steps within the epoch, `loop` gets their mean loss.
     """
@@ -184,11 +184,10 @@ def batch_gradients(
 ) -> Tensor:
     """Add the gradients of a batch's summed loss, divided by `count`; return the sum, on the device.
 
-    With bf16 the products of the output head are bf16, four fifths of all, and on a GPU the layer's as well.
-    On a CPU these would save another eighth of the time, but double the gradient's error.
+    With bf16, autocast computes all matrix products of the layer in bf16, and so does the output head, whose
+    table has that dtype. Sums are float32.
     """
-    in_bf16 = precision == "bf16" and model.device.type == "cuda"
-    with torch.autocast("cuda", torch.bfloat16, in_bf16, cache_enabled=False):
+    with torch.autocast(model.device.type, torch.bfloat16, precision == "bf16", cache_enabled=False):
         hidden, _ = model.read(batch)
     losses, _ = model.losses(hidden, batch.tokens, batch.targets, table)
     (losses.sum() / count).backward()

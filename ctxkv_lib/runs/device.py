@@ -39,9 +39,8 @@ def precision_of_run(folder: RunFolder, name: str, device: torch.device) -> str:
     if that is bf16 on a device without units for it.
 
     The result is `Inputs.precision`. It decides the dtype of the cached training contexts
-    (`stages._write_caches`) and, in `phase2.train_layer`, the dtype of the output head's products and, on a
-    GPU, of the layer's products. The stages `contexts` and `phase2` are made from it (`stages`). Everything
-    else is fp32.
+    (`stages._write_caches`) and of all matrix products of Phase 2's training (`phase2.batch_gradients`).
+    The stages `contexts` and `phase2` are made from it (`stages`). Everything else is fp32.
     """
     chosen = choose_precision(name, device)
     recorded = (record.made_from.get("precision") for record in folder.records.values())

@@ -246,7 +246,7 @@ def train_phase2(inputs: Inputs, work: Work) -> dict[str, Any]:
     work.snapshot("phase 2 prepared")
     train, phase2 = streams["train"], config.phase2
     # Cost of validating one position, relative to training on one.
-    scoring = 1.0 if inputs.precision == "bf16" else 0.5
+    scoring = 1.5 if inputs.precision == "bf16" else 0.5
 
     def tell(seconds: float) -> None:
         seconds *= 1 + scoring * len(streams["val"]) / len(train)

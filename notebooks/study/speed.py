@@ -1,10 +1,12 @@
 """Time the package beside the plain reference: `python notebooks/study/speed.py [SAMPLES]`, minutes on a CPU.
 
-Both train the published recipe on the same tokens from the same weights: Phase 1, one epoch of Phase 2 with
-validation, and then read the validation text token by token. The package's times are those of its summary.
+Both train on the same tokens from the same weights: Phase 1 as published, and one epoch of Phase 2 with
+validation, which costs the same for `exact`. Then both read the validation text token by token. The reference
+is the original's loop and computes in fp32; the package uses bf16 if the processor has units for it. The
+package's times are those of its summary.
 
-Then a step of Phase 2 and its parts, each beside its matrix products alone, the floor of its time: in fp32,
-and in bf16 if the processor has units for it.
+After that, the script times a step of Phase 2 and its parts beside their matrix products alone, which are the
+floor of their time: in fp32, and in bf16 if the processor has units for it.
 """
 
 import statistics
@@ -103,7 +105,7 @@ def print_step(model: ContextKV, batch: Batch, config: Phase2Config, precision: 
 def main(samples: int, preset: str = "offline") -> None:
     """Print seconds of the reference and of the package, side by side."""
     settings = {"phase1.max_iterations": ITERATIONS, "phase2.max_epochs": 1}
-    settings |= {"data.validation_samples": 2, "data.test_samples": 0}
+    settings |= {"data.test_samples": 0, "runtime.precision": "auto"}
     config = ctxkv.build_config(preset, "published", samples, settings)
     with tempfile.TemporaryDirectory() as folder:
         run = ctxkv.run(config, folder)

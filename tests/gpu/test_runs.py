@@ -59,7 +59,7 @@ def test_fp32_is_not_tf32_in_a_run_and_the_users_settings_are_left(train_on, mon
 
 
 class EndsInProduct(torch.nn.Module):
-    """Attention whose hidden states are bf16 in training on a GPU."""
+    """A layer whose hidden states are bf16 in training."""
 
     def __init__(self, config):
         super().__init__()

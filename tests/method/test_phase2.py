@@ -8,9 +8,10 @@ import torch
 from conftest import cloned, tiny_method, tiny_stream
 
 from ctxkv_lib.method import phase2, reference
+from ctxkv_lib.method.caches import DTYPES
 from ctxkv_lib.method.config import Phase2Config
 from ctxkv_lib.method.loop import Diverged, Loop
-from ctxkv_lib.method.phase2 import epoch_order, epoch_seed, train_layer
+from ctxkv_lib.method.phase2 import batch_gradients, epoch_order, epoch_seed, train_layer
 from ctxkv_lib.method.scoring import mean_scores, perplexity
 
 SEED = 3
@@ -97,6 +98,22 @@ def test_bf16_products_train_as_well_and_leave_everything_else_fp32():
         assert ours["val_ppl"] == pytest.approx(theirs["val_ppl"], rel=0.01)
         assert ours["train_ppl"] == pytest.approx(theirs["train_ppl"], rel=0.01)
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+def test_gradients_in_bf16_are_those_in_fp32_but_for_rounding():
+    model = tiny_method().eval()
+    batch = model.batch(TRAIN, torch.arange(64))
+    gradients = {}
+    for precision, dtype in DTYPES.items():
+        model.zero_grad()
+        loss = batch_gradients(model, model.wte.weight.detach().to(dtype), len(batch), batch, precision)
+        weights = model.trained_weights()
+        gradients[precision] = {"loss": loss} | {name: weight.grad for name, weight in weights.items()}
+    del gradients["fp32"]["layer.attention.k.bias"]  # which is 0
+    for name, exact in gradients["fp32"].items():
+        rounded = gradients["bf16"][name]
+        assert rounded.dtype == torch.float32
+        assert 0 < (rounded - exact).norm() < 0.03 * exact.norm(), name
 
 
 @pytest.mark.slow
