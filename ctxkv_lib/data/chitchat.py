@@ -8,7 +8,8 @@ from pathlib import Path
 
 from .hub import package_file
 
-# Rows in the order of `_usable_texts`; no setting moves those of another split. All others are for training.
+# Rows of each split in the order of `_usable_texts`. No setting changes which rows another split has. All
+# other rows are for training.
 HELD_BACK = {"validation": range(0, 50), "test": range(50, 100), "corpus": range(100, 1100)}
 
 _EMAIL = re.compile(r"\S@\S+\.\w")

@@ -17,12 +17,12 @@ from .config import FITTED, DataConfig, Split
 from .sources import SOURCES
 from .texts import files_from, read_texts
 
-TENTH = 0.1  # of the user's conversations for validation, as many for the test if there are ten or more ...
-MOST = 100  # ... but not more, which would only cost time
-VALIDATION_LIMIT = 1 / 3  # of the conversations, even if they hold less than ...
-LEAST_WINDOWS = 2  # ... so many context windows of text, below which a split says little
-CHARACTERS_A_TOKEN = 4  # of English
-MOST_NAMED = 5  # files in a line
+TENTH = 0.1  # share of the user's conversations for validation, and for the test if there are ten or more
+MOST = 100  # largest size of both splits; more conversations would only cost time
+VALIDATION_LIMIT = 1 / 3  # largest share for validation, even if that holds less than LEAST_WINDOWS
+LEAST_WINDOWS = 2  # context windows of text; a split with less says little
+CHARACTERS_A_TOKEN = 4  # characters per token in English text
+MOST_NAMED = 5  # files that are named in one line
 PURPOSES = {
     "samples": "training",
     "validation_samples": "validation",
@@ -35,7 +35,7 @@ PURPOSES = {
 class Conversations:
     """Conversations in order, with a digest of them."""
 
-    texts: list[str]  # of each, its messages joined with one newline, no roles; not to be changed
+    texts: list[str]  # the messages of each, joined with one newline, without roles; not to be changed
     fingerprint: str
 
     @classmethod
@@ -83,8 +83,8 @@ def _source_texts(data: DataConfig, split: Split, source: str) -> list[str]:
 def own_texts(data: DataConfig, split: Split) -> list[str]:
     """Read a split of the user's data: training at its beginning; test, table text and validation at its end.
 
-    With `data.corpus=chitchat+own` experiments of all sizes share one table text. Raises a UserError if the
-    splits are larger than the data.
+    With `data.corpus=chitchat+own`, experiments of all sizes share one text for the token table. Raises
+    UserError if the splits are larger than the data.
     """
     train, held_back, tested = (data.size(name) for name in ("train", "validation", "test"))
     texts, sizes = read_texts(str(data.path), data.split), _sizes(data)
@@ -107,10 +107,10 @@ def own_texts(data: DataConfig, split: Split) -> list[str]:
 def fitting_sizes(data: DataConfig, context_window: int) -> dict[str, Any]:
     """Choose sizes of splits that fit the user's data: `{name: value}` for the settings that are None.
 
-    Validation comes first: a tenth, but enough text for `LEAST_WINDOWS`, at most a third. Then, of what is
-    left, the test gets a tenth of all, and training the rest. The token table gets its text from
-    chitchat-dataset and from all of the user's but validation and test. Raises a UserError if the data cannot
-    be read, or has fewer than two conversations.
+    Validation comes first. It gets a tenth, or more until it has `LEAST_WINDOWS`, but at most a third. Then
+    the test gets a tenth of all conversations, and training gets the rest. The token table gets its text from
+    chitchat-dataset and from all of the user's conversations except validation and test. Raises UserError if
+    the data cannot be read, or has fewer than two conversations.
     """
     missing = [name for name in FITTED if getattr(data, name) is None]
     if not missing:
@@ -142,9 +142,10 @@ def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tup
 
 
 def describe_split(data: DataConfig) -> str:
-    """Describe how the user's data is split and the token table made; a UserError if it is too small.
+    """Describe how the user's data is split and how the token table is made.
 
-    Files of a folder of which training has nothing are named: one by language or author is all test.
+    Files in a folder that give training nothing are named: a folder sorted by language or author may have a
+    whole file in the test. Raises UserError if the data is too small.
     """
     own_texts(data, "train")
     sizes = ", ".join(f"{count:,} for {PURPOSES[name]}" for name, count in _sizes(data).items())
@@ -171,6 +172,6 @@ def _sizes(data: DataConfig) -> dict[str, int]:
 
 
 def _enough(texts: Iterable[str], most: int, context_window: int) -> int:
-    """Count the first texts that hold `LEAST_WINDOWS` together; `most`, if they do not."""
+    """Count the first texts that together hold `LEAST_WINDOWS`; return `most` if all texts hold less."""
     wanted = LEAST_WINDOWS * context_window * CHARACTERS_A_TOKEN
     return next((n for n, total in enumerate(accumulate(map(len, texts)), start=1) if total >= wanted), most)

@@ -7,14 +7,15 @@ from ..errors import UserError
 from .hub import ULTRACHAT, download
 from .texts import text_of
 
-# Of train_sft, each 69,000 rows and 240 MB: the first has all that is held back, and 63,000 for training.
+# Shards of train_sft, with 69,000 rows and 240 MB each. The first has all rows that are held back, and 63,000
+# for training.
 SHARDS = (
     "data/train_sft-00000-of-00003-a3ecf92756993583.parquet",
     "data/train_sft-00001-of-00003-0a1804bcb6ae68c6.parquet",
     "data/train_sft-00002-of-00003-ee46ed25cfae92c6.parquet",
 )
-# Rows, counted over all shards; no setting moves those of another split. The published validation rows are
-# the first 20 of theirs.
+# Row numbers of each split, counted over all shards. No setting changes which rows another split has. The
+# published validation rows are the first 20 of validation.
 SPLITS = {
     "train": (range(50_000), range(56_000, 207_865)),
     "validation": (range(50_000, 50_500),),
@@ -43,7 +44,7 @@ def _texts(wanted: set[int]) -> Iterator[str]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
-    start = 0  # of the row group
+    start = 0  # the number of the row group's first row
     for shard in SHARDS:
         path = download(ULTRACHAT, shard, "dataset")
         try:

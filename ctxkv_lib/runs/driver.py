@@ -77,9 +77,9 @@ class Stage:
     Attributes:
         compute: writes the files, and returns the stage's part of the summary.
         made_from: the table of the stage, without the outputs of the stages before it.
-        after: the stages that it is made from, if they are recorded; `files` of them may be read.
+        after: the stages that it is made from. One that is not recorded, such as n-grams, does not count.
         files: files and folders that the stage writes.
-        editable: more of these, which users may edit; they only have to exist.
+        editable: more files and folders that it writes, which users may edit; they only have to exist.
         state: a file with which an interrupted training run continues.
         is_linked: whether the stage may be linked from a run beside this one.
         by_all: whether all processes compute it together; otherwise only rank 0 does.
