@@ -56,13 +56,16 @@ class Work:
         self.memory: list[dict[str, Any]] = []
 
     def record(self, metric: Metric) -> None:
-        """Append a metric to metrics.jsonl, begun anew at the first one, and pass it to the listener."""
-        if not ranks.rank():
-            if not self.metrics:
-                self.folder.write_metrics(Record(self.made_from).outputs_before)
-            self.folder.append_metric(metric)
+        """Append a metric to metrics.jsonl, and pass it to the listener.
+
+        Before the stage's first metric, metrics.jsonl is written anew, with those of the stages before it.
+        """
+        is_first = not self.metrics
         self.metrics.append({name: value for name, value in metric.items() if name != "replayed"})
         if not ranks.rank():
+            if is_first:
+                self.folder.write_metrics(Record(self.made_from).outputs_before)
+            self.folder.append_metric(metric)
             self.listener(metric)
 
     def snapshot(self, name: str) -> None:
@@ -242,21 +245,14 @@ def _clear(folder: RunFolder, stage: Stage, stages: Sequence[Stage], made_from: 
     """
     record = folder.records.get(stage.name)
     is_repair = record is not None and record.made_from == made_from
-    later = [] if is_repair or record is None else _later_stages(stage, stages)
-    for out_of_date in [*reversed(later), stage]:
-        for part in out_of_date.files if is_repair else (*out_of_date.files, *out_of_date.editable):
+    out_of_date = {stage.name: stage}
+    for later in stages if record and not is_repair else ():
+        if out_of_date.keys() & {*later.after}:
+            out_of_date[later.name] = later
+    for name, old in reversed(out_of_date.items()):
+        for part in old.files if is_repair else (*old.files, *old.editable):
             remove(folder.path / part)
-        folder.drop(out_of_date.name)
-
-
-def _later_stages(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
-    """Return the stages that are made from this one, directly or not, in order."""
-    names, later = {stage.name}, []
-    for other in stages:
-        if names & {*other.after}:
-            names.add(other.name)
-            later.append(other)
-    return later
+        folder.drop(name)
 
 
 def _computed(
