@@ -1,8 +1,8 @@
-"""Conversations of a split: from UltraChat, chitchat-dataset, or the user's own data, and how that is split.
+"""The conversations of each split, from UltraChat, chitchat-dataset or the user's own data.
 
-A smaller training set is the beginning of a larger one. The other splits do not depend on its size:
+A smaller training set is the beginning of a larger one, and the other splits do not depend on its size:
 `validation` chooses the best epoch, `test` chooses nothing, and a token table is made from `corpus`. The four
-overlap only with `data.corpus=chitchat+own`: training text is part of the corpus.
+splits overlap only with `data.corpus=chitchat+own`, where the training text is part of the corpus.
 """
 
 import math
@@ -18,12 +18,12 @@ from .config import FITTED, DataConfig, Split
 from .texts import files_from, read_texts
 from .ultrachat import row_numbers, ultrachat_texts
 
-TENTH = 0.1  # of the user's conversations for validation, as many for the test if there are ten or more ...
-MOST = 100  # ... but not more, which would only cost time
-VALIDATION_LIMIT = 1 / 3  # of the conversations, even if they hold less than ...
-LEAST_WINDOWS = 2  # ... so many context windows of text, below which a split says little
-CHARACTERS_A_TOKEN = 4  # of English
-MOST_NAMED = 5  # files in a line
+TENTH = 0.1  # share of the user's conversations for validation, and the same for the test if there are ten
+MOST = 100  # maximum conversations for each of the two; more would only cost time
+VALIDATION_LIMIT = 1 / 3  # maximum share for validation, even if it holds too little text
+LEAST_WINDOWS = 2  # context windows of text that a split should hold; with less it says little
+CHARACTERS_A_TOKEN = 4  # characters per token in English
+MOST_NAMED = 5  # maximum number of files that a message names
 PURPOSES = {
     "samples": "training",
     "validation_samples": "validation",
@@ -34,38 +34,38 @@ PURPOSES = {
 
 @dataclass(frozen=True)
 class Conversations:
-    """Conversations in order, with a digest of them."""
+    """Conversations in order, with a digest."""
 
-    texts: list[str]  # of each, its messages joined with one newline, no roles; not to be changed
+    texts: list[str]  # the messages of each, joined by newlines, without roles; treat them as read-only
     fingerprint: str
 
     @classmethod
     def of(cls, texts: list[str]) -> "Conversations":
-        return cls(texts, digest([digest(text) for text in texts]))  # text by text, to save memory
+        return cls(texts, digest([digest(text) for text in texts]))  # one text at a time, to save memory
 
     def __len__(self) -> int:
         return len(self.texts)
 
 
 def load_conversations(data: DataConfig, split: Split) -> Conversations:
-    """Read a split: `data.samples`, `data.validation_samples` and so on conversations of the source.
+    """Read a split, whose size is `data.samples`, `data.validation_samples` and so on.
 
-    Raises a UserError if it has fewer, or is missing, damaged or unreachable.
+    Raises a UserError if the source has fewer conversations, or is missing, damaged or unreachable.
     """
     return Conversations.of(SPLIT_READERS[data.source](data, split))
 
 
 def check_splits(data: DataConfig) -> None:
-    """Raise the UserErrors of `load_conversations` that can be found without a download."""
+    """Raise the errors of `load_conversations` that can be found without a download."""
     for split in get_args(Split):
         if split != "corpus" or data.reads_corpus:
             SPLIT_CHECKS[data.source](data, split)
 
 
 def own_texts(data: DataConfig, split: Split) -> list[str]:
-    """Read a split of the user's data: training at its beginning; test, table text and validation at its end.
+    """Read a split of the user's data, which begins with training and ends with test, corpus and validation.
 
-    With `data.corpus=chitchat+own` experiments of all sizes share one table text. Raises a UserError if the
+    With `data.corpus=chitchat+own`, experiments of all sizes share one corpus. Raises a UserError if the
     splits are larger than the data.
     """
     train, held_back, tested = (data.size(name) for name in ("train", "validation", "test"))
@@ -125,7 +125,7 @@ def fitting_sizes(data: DataConfig, context_window: int) -> dict[str, Any]:
 
 
 def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tuple[int, int]:
-    """Choose training sizes to compare: all of the user's data, and a share of it with enough text."""
+    """Choose two training sizes to compare: all of the user's data, and a share with enough text."""
     texts = read_texts(str(data.path), data.split)
     enough = _enough(texts, len(texts), context_window)
     larger = data.size("train")
@@ -133,9 +133,10 @@ def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tup
 
 
 def describe_split(data: DataConfig) -> str:
-    """Describe how the user's data is split and the token table made; a UserError if it is too small.
+    """Describe how the user's data is split and how the token table is made.
 
-    Files of a folder of which training has nothing are named: one by language or author is all test.
+    The description names the files of a folder that training does not read at all, since files may be sorted
+    by language or author. Raises a UserError if there is too little data.
     """
     own_texts(data, "train")
     sizes = ", ".join(f"{count:,} for {PURPOSES[name]}" for name, count in _sizes(data).items())
@@ -162,6 +163,6 @@ def _sizes(data: DataConfig) -> dict[str, int]:
 
 
 def _enough(texts: Iterable[str], most: int, context_window: int) -> int:
-    """Count the first texts that hold `LEAST_WINDOWS` together; `most`, if they do not."""
+    """Count how many of the first texts hold `LEAST_WINDOWS` windows; return `most` if all hold less."""
     wanted = LEAST_WINDOWS * context_window * CHARACTERS_A_TOKEN
     return next((n for n, total in enumerate(accumulate(map(len, texts)), start=1) if total >= wanted), most)
