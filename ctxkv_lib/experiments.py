@@ -5,8 +5,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from . import ranks
 from .data.conversations import load_conversations
 from .errors import DamagedFile, UserError, friendly_errors
@@ -17,10 +15,8 @@ from .report.document import LANGUAGES, write_report
 from .report.model_card import model_card
 from .report.tables import gains, runs_by_name
 from .runs.config import ExperimentConfig, require_config
-from .runs.device import choose_device, choose_precision, torch_state, warn_of_slow_bf16
+from .runs.device import choose_device, precision_of_run, torch_state
 from .runs.driver import (
-    EVERY_STAGE,
-    TRAINED,
     Stage,
     Work,
     is_finished,
@@ -29,13 +25,13 @@ from .runs.driver import (
     require_same_settings,
     run_stages,
 )
-from .runs.folder import COMPARISON, RESULTS, RunFolder, claimed, locked
+from .runs.folder import COMPARISON, RESULTS, SETTINGS, RunFolder, claimed, locked
 from .runs.inputs import Inputs, read_splits
 from .runs.names import comparison_folder, run_folder_of
 from .runs.opened import OpenRun, open_prepared
 from .runs.presets import with_fitting_sizes
 from .runs.stages import experiment_stages, settings_stage
-from .runs.summary import TRAININGS, Run, finished_run, summarize
+from .runs.summary import NGRAMS, TRAININGS, Run, finished_run, summarize
 from .views import figures
 
 
@@ -110,7 +106,8 @@ def claimed_experiment(
     with torch_state(config.runtime.threads), ExitStack() as lock:
         folder = ranks.on_rank_0(lambda: lock.enter_context(claimed(path, again)))
         require_same_settings(folder, [settings_stage(config)])
-        inputs = Inputs(config, read_splits(config), device, _precision(folder, config, device))
+        precision = precision_of_run(folder, config.runtime.precision, device)
+        inputs = Inputs(config, read_splits(config), device, precision)
         stages = [*experiment_stages(inputs), results_stage()]
         ranks.on_rank_0(lambda: prepare_folder(folder, stages, again))
         begin_peaks(device)
@@ -121,23 +118,17 @@ def claimed_experiment(
                 plugin.keep_code()
 
 
-def _precision(folder: RunFolder, config: ExperimentConfig, device: torch.device) -> str:
-    """Return the precision of an experiment; with `auto`, a run that was begun continues as it was."""
-    recorded = (record.made_from.get("precision") for record in folder.records.values())
-    begun_in: str | None = next(filter(None, recorded), None)
-    chosen = choose_precision(config.runtime.precision, device)
-    if begun_in is None or config.runtime.precision != "auto":
-        return chosen
-    if TRAINED not in folder.records:
-        warn_of_slow_bf16(begun_in, chosen)
-    return begun_in
-
-
 def results_stage() -> Stage:
     """Return the last stage of every run: its summary, report and figures, from the numbers of the others."""
-    texts = ("report.md", "report.ja.md", "figures", "model/README.md")
-    numbers = ("summary.json", "metrics.jsonl")
-    return Stage(RESULTS, write_results, {}, after=EVERY_STAGE, files=(*numbers, *texts), editable=texts)
+    return Stage(
+        RESULTS,
+        write_results,
+        {},
+        after=(SETTINGS, *TRAININGS, "model", "test", NGRAMS),
+        files=("summary.json", "metrics.jsonl"),
+        editable=("report.md", "report.ja.md", "figures", "model/README.md"),
+        is_of_numbers=True,
+    )
 
 
 def write_results(work: Work) -> dict[str, Any]:

@@ -139,9 +139,12 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, xxh3_128).hexdigest()
 
 
-def checksums(folder: Path, parts: Iterable[Path]) -> dict[str, str]:
-    """Return the size and checksum of each file at or below one of `parts`, by its path in `folder`."""
-    paths = [path for part in parts for path in (part.rglob("*") if part.is_dir() else [part])]
+def checksums(folder: Path, parts: Iterable[str]) -> dict[str, str]:
+    """Return the size and checksum of each file that is, or is below, one of `parts` of a folder.
+
+    `parts` and the names in the result are paths in the folder.
+    """
+    paths = [path for part in parts for path in (folder / part, *(folder / part).rglob("*"))]
     files = sorted(path for path in paths if path.is_file())
     return {file.relative_to(folder).as_posix(): f"{file.stat().st_size} {checksum(file)}" for file in files}
 
@@ -149,10 +152,13 @@ def checksums(folder: Path, parts: Iterable[Path]) -> dict[str, str]:
 def damage(file: Path, known: str, only_size: bool = False) -> str:
     """Describe what is wrong with a file, or return an empty string if it is intact.
 
-    `known` is the file's entry in the result of `checksums`. With `only_size`, the checksum is not computed.
+    `known` is the file's entry in the result of `checksums`, or empty if the file only has to exist. With
+    `only_size`, the checksum is not computed.
     """
     if not file.is_file():
         return f"{file} is missing"
+    if not known:
+        return ""
     size, _, expected = known.partition(" ")
     is_whole = file.stat().st_size == int(size) and (only_size or checksum(file) == expected)
     return "" if is_whole else f"{file} is damaged"

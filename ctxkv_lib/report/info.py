@@ -5,6 +5,7 @@ from typing import Any
 
 from ..data.config import DataConfig
 from ..data.conversations import check_splits, load_conversations
+from ..data.sources import SOURCES
 from ..data.token_table import check_width
 from ..data.tokens import load_tokenizer, train_stream, validation_stream
 from ..errors import UserError
@@ -54,12 +55,14 @@ def describe(
             raise UserError(f"{option} is {count}; allowed: 1 or more.")
     config = with_fitting_sizes(config)
     data, published = config.data, PUBLISHED.get(config.data.size("train"))
-    if published and data.source == "ultrachat" and data.validation_samples == DataConfig.validation_samples:
+    original = (DataConfig.source, DataConfig.validation_samples)
+    if published and (data.source, data.validation_samples) == original:
         train_tokens = train_tokens or published["train_tokens"]
         val_tokens = val_tokens or published["val_tokens"]
     check_splits(data)
     check_width(data.table, config.model.hidden_size)
-    if (train_tokens, val_tokens) == (None, None) and (data.path or (time and data.source == "chitchat")):
+    is_installed = not data.path and SOURCES[data.source].is_installed
+    if (train_tokens, val_tokens) == (None, None) and (data.path or (time and is_installed)):
         train_tokens, val_tokens = _count_tokens(data)
     model = unallocated_model(config)
     sizes: dict[str, Any] = {
@@ -73,9 +76,9 @@ def describe(
     if time:
         with status_line("Measuring how long training takes"):
             sizes["time"] = measure_times(config, train_tokens or ANY_TOKENS, val_tokens or 0)
-    offsets = model.window.offsets
-    if offsets is None:
+    if config.reads == "tokens":
         return sizes
+    offsets = model.window.offsets
     kept = offsets[-1] + 1
     sizes["context_window"] = {**context_window(config.model, train_tokens), "offsets": offsets}
     bytes_a_context = config.model.context_dim * FP32_BYTES + TOKEN_BYTES  # the token, too

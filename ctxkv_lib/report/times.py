@@ -38,8 +38,8 @@ def measure_times(config: ExperimentConfig, train_tokens: int, val_tokens: int) 
     with torch_state(config.runtime.threads):
         model = untrained_model(config, GPT2_VOCAB_SIZE, config.data.unigram == "corpus").to(device)
         model.wte.weight.data.mul_(TABLE_STD)
-        has_contexts = model.context_block is not None
-        iteration = _iteration_seconds(model, config, train_tokens) if has_contexts else None
+        trains_block = config.reads == "contexts"
+        iteration = _iteration_seconds(model, config, train_tokens) if trains_block else None
         epoch = _epoch_seconds(model, config, precision, train_tokens, val_tokens)
     return {
         "tokens": train_tokens,
@@ -87,7 +87,7 @@ def _epoch_seconds(
     count = 2 * (1 + TIMED_BATCHES) * max(size, EVALUATION_ROWS)
     ids = torch.randint(GPT2_VOCAB_SIZE, (count + 1,), device=model.device).int()
     train = validation = Cache(ids)
-    if model.context_block is not None:
+    if config.reads == "contexts":
         contexts = torch.randn(count + 1, config.model.context_dim, device=model.device)
         train, validation = (Cache(ids, contexts.to(DTYPES[name])) for name in (precision, "fp32"))
     model.init_layer(ids, config.phase1)

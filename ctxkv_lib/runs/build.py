@@ -86,8 +86,8 @@ def unallocated_model(config: ExperimentConfig) -> ContextKV:
 
 
 def load_block(model: ContextKV, path: Path) -> None:
-    """Load the ContextBlock that Phase 1 wrote, if the model has one."""
-    if model.context_block is not None:
+    """Load the ContextBlock that Phase 1 wrote, unless the layer reads tokens."""
+    if model.layer.reads == "contexts":
         model.context_block.load_state_dict(read_tensors(path / "checkpoint" / "context_block.safetensors"))
 
 

@@ -9,7 +9,7 @@ The files, and who writes them:
 - `checkpoint/context_block.safetensors`, `caches/{train,val}_{ctx,emb}.safetensors`: the stage `contexts`, or
   links to the files of a run beside this one;
 - `checkpoint/layer.safetensors`, all that Phase 2 trains: the stage `phase2`; while it trains,
-  `checkpoint/phase2.pt`: `saved_epochs`;
+  `checkpoint/phase2.pt`: `training`;
 - `model/`: the stage `model` (`export`);
 - `summary.json`, `report.md`, `report.ja.md`, `figures/`, `model/README.md`: the stage `results`, in
   `experiments`;
@@ -85,16 +85,9 @@ class RunFolder:
             for before, output in self.records[stage].outputs_before.items()
         )
 
-    def chain(self, stages: Iterable[str]) -> list[str]:
-        """List the recorded ones of these stages, each after the stages that it was made from."""
-        chain = dict[str, None]()
-        for stage in filter(self.records.get, stages):
-            chain |= dict.fromkeys([*self.chain(self.records[stage].outputs_before), stage])
-        return [*chain]
-
-    def unreadable(self) -> str:
-        """Describe the first record that cannot be read; return "" if there is none."""
-        files = sorted((self.path / RECORDS).glob("[!.]*.json"))
+    def unreadable(self, stage: str = "[!.]*") -> str:
+        """Describe the record that cannot be read, of one stage or the first of all; "" if there is none."""
+        files = sorted((self.path / RECORDS).glob(f"{stage}.json"))
         return next((f"{file} is damaged" for file in files if file.stem not in self.records), "")
 
     def damage(self) -> str:
@@ -114,8 +107,8 @@ class RunFolder:
         self.records.pop(stage, None)
 
     def metrics(self, stages: Iterable[str]) -> list[Metric]:
-        """Return the metrics of these stages and of the stages that they were made from, in order."""
-        return [metric for stage in self.chain(stages) for metric in self.records[stage].metrics]
+        """Return the metrics of these stages, in order."""
+        return [metric for stage in stages for metric in self.records[stage].metrics]
 
     def write_metrics(self, stages: Iterable[str]) -> None:
         """Write metrics.jsonl anew, with the lines of `metrics`."""

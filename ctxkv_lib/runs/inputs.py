@@ -30,7 +30,7 @@ NOT_IN_RESULTS = {
     "method.own_code",
     "method.arguments",
 }
-ALSO_IN_RESULTS = {"runs.build", "runs.inputs", "runs.saved_epochs", "runs.stages"}
+ALSO_IN_RESULTS = {"runs.build", "runs.inputs", "runs.stages", "runs.training"}
 IN_SAVED_MODELS = {"method.modeling", "method.own_code", "method.arguments", "runs.export"}
 
 

@@ -136,7 +136,7 @@ def open_prepared(folder: RunFolder, inputs: Inputs) -> OpenRun:
     summary = {**contexts.result, "memory": memory, "parameters": parameter_counts(inputs.model)}
     run = Run(folder.path, inputs.config, summary, folder.metrics(["contexts"]))
     opened = OpenRun(run, inputs.model.eval(), inputs.tokenizer)
-    opened.__dict__["caches"] = streams
+    opened.caches = streams
     return opened
 
 

@@ -9,8 +9,8 @@ stands in `RECIPES` if a recipe's value is not the default. Which stages it chan
 - `data.*` counts by what is made with it: texts have digests; a setting of the token table or of the token
   frequencies must be in their digests (`data.token_table.table_fingerprint`, `runs.inputs.Inputs.digests`).
 
-`tests/runs/test_inputs.py` (`CHANGED_BY`) asks which stages a setting changes, but for `data.*`.
-`report.tables.SETTINGS` names the settings that reports show.
+`tests/runs/test_inputs.py` (`CHANGED_BY`) fails until it knows which stages a new setting changes.
+`report.tables.SETTINGS` names the settings that reports show; `ctxkv settings` lists all fields.
 """
 
 import math

@@ -1,7 +1,9 @@
 """The stages of an experiment, in order: settings, contexts (Phase 1 and the caches), Phase 2, model, test.
 
-Each function computes one stage; `driver` decides whether it has to, and records what it was made from.
-Rank 0 computes everything except Phase 2, whose batches all processes share (see `ranks`).
+`experiment_stages` says what each stage is made from, and which files it writes. Each other function computes
+one stage; `driver` decides whether it has to, and records what it was made from. Rank 0 computes everything
+except Phase 2, whose batches all processes share (see `ranks`). The last stage, `results`, is in
+`experiments`; n-grams are a stage in `measure.measurements`.
 """
 
 from collections.abc import Iterator
@@ -34,7 +36,7 @@ from .export import save_for_transformers
 from .folder import SETTINGS
 from .inputs import Inputs, settings_table
 from .provenance import provenance
-from .saved_epochs import RunLoop
+from .training import RunHooks
 
 SCAN_TOKENS = 2**18  # tokens per chunk when contexts are computed: 256 MiB
 EMBEDDED_TOKENS = 2**13  # tokens per chunk when embeddings are written
@@ -86,7 +88,7 @@ def experiment_stages(inputs: Inputs) -> list[Stage]:
             made_from((), ("code of saved models",)),
             after=("phase2",),
             files=("model",),
-            is_result=False,
+            is_replaceable=True,
         ),
         Stage(
             "test",
@@ -108,7 +110,7 @@ def compute_contexts(inputs: Inputs, work: Work) -> dict[str, Any]:
     work.snapshot("model built")
     generator = torch.Generator(inputs.device).manual_seed(config.runtime.seed)
     result, last = UNTRAINED, None
-    if model.context_block is not None:
+    if config.reads == "contexts":
         result, last = _train_block(inputs, work, generator)
         block = work.folder.path / "checkpoint" / "context_block.safetensors"
         write_tensors(block, model.context_block.state_dict())
@@ -137,7 +139,7 @@ def _train_block(
         config.phase1,
         generator,
         loss.build() if loss else None,
-        RunLoop(work),
+        RunHooks(work),
     )
     if loss and result.stop_reason == "untrained":
         raise UserError(f"Phase 1 trains nothing here, so {loss.name} has no effect; leave loss out.")
@@ -165,14 +167,10 @@ def _write_caches(
     Args:
         last: the contexts of Phase 1's last iteration, with which parallel passes over its text begin.
     """
-    path, model, by_passes = (
-        work.folder.path / "caches",
-        inputs.model,
-        inputs.config.phase1.context_method == "passes",
-    )
+    path, by_passes = work.folder.path / "caches", inputs.config.phase1.context_method == "passes"
     rank = None
     for split, ids in inputs.ids.items():
-        if model.context_block is not None:
+        if inputs.config.reads == "contexts":
             dtype = torch.float32 if split == "val" else DTYPES[inputs.precision]
             first = last if split == "train" and by_passes else None
             contexts = _stream_contexts(inputs, ids, first, generator)
@@ -216,7 +214,7 @@ def _finite(contexts: Tensor) -> Tensor:
 def _token_tensors(inputs: Inputs, ids: Tensor) -> dict[str, Any]:
     """Return what a stream's `emb` file holds: token ids and, with the dense layout, their embeddings."""
     tensors: dict[str, Any] = {"ids": (torch.int32, (len(ids),), [ids])}
-    if inputs.config.runtime.embedding_cache == "dense" and inputs.model.context_block is not None:
+    if inputs.config.runtime.embedding_cache == "dense" and inputs.config.reads == "contexts":
         parts = ids[:-1].split(EMBEDDED_TOKENS)
         rows = (inputs.model.embed(part.to(inputs.device).int()) for part in parts)
         shape = (len(ids) - 1, inputs.config.model.hidden_size)
@@ -254,11 +252,11 @@ def train_phase2(inputs: Inputs, work: Work) -> dict[str, Any]:
         seconds *= 1 + scoring * len(streams["val"]) / len(train)
         log(f"{len(train) + 1:,} tokens: {epochs_ahead(seconds, phase2.least_epochs, phase2.max_epochs)}.")
 
-    loop = RunLoop(work, path / "checkpoint" / "phase2.pt")
-    loop.tell = tell
+    hooks = RunHooks(work)
+    hooks.tell = tell
     torch.manual_seed(config.runtime.seed)  # in each process, and whether Phase 1 was reused or not
     model.init_layer(phase1_ids(inputs), config.phase1)
-    result = train_layer(model, train, streams["val"], phase2, config.runtime.seed, inputs.precision, loop)
+    result = train_layer(model, train, streams["val"], phase2, config.runtime.seed, inputs.precision, hooks)
 
     def save() -> None:
         weights = path / "checkpoint" / "layer.safetensors"
@@ -299,7 +297,7 @@ def score_test(inputs: Inputs, work: Work) -> dict[str, Any]:
         return {}
     load_weights(model, work.folder.path)
     cache = Cache(stream.ids.int().to(device))
-    if model.context_block is not None:  # contexts are computed as those of validation
+    if inputs.config.reads == "contexts":  # contexts are computed as those of validation
         generator = torch.Generator(device).manual_seed(inputs.config.runtime.seed)
         contexts = torch.cat([*_stream_contexts(inputs, stream.ids, None, generator)])
         cache = Cache(cache.ids, contexts)

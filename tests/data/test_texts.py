@@ -200,7 +200,11 @@ def _parquet(**columns):
         ("chats.docx", b"PK", r" is of no known kind; allowed: \.jsonl, .*\.parquet, all but"),
         ("wide.txt", "hello".encode("utf-16"), ", line 1 is not UTF-8 .*; save it as UTF-8"),
         ("array.json", b'[{"text": "a"}, 3]', ", item 2 is no record"),
-        ("pretty.json", b'{\n"text": "a"}', ", line 1 is not JSON .*; write one record per line, or one array"),
+        (
+            "pretty.json",
+            b'{\n"text": "a"}',
+            ", line 1 is not JSON .*; write one record per line, or one array",
+        ),
         ("names.csv", b"id,words\n1,hello\n", ", line 1 has the fields id, words; allowed"),
         ("bare.csv", b"text\nhello\nfriend, today\n", ", line 3 has not as many cells .*; quote"),
         ("merged.csv", b'n,text\n1,"a\nb"\n2,"c\n3,"d"\n4,e\n', ", line 4 is not CSV .*; close"),

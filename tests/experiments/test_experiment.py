@@ -12,7 +12,7 @@ from ctxkv_lib.errors import Interrupted, UserError
 from ctxkv_lib.experiments import compare, prepare, run
 from ctxkv_lib.files import read_json, read_tensors
 from ctxkv_lib.method.scoring import mean_scores, perplexity
-from ctxkv_lib.runs import device, inputs, opened, saved_epochs
+from ctxkv_lib.runs import device, inputs, opened, training
 from ctxkv_lib.runs.names import run_folder_of
 from ctxkv_lib.runs.opened import open_run
 from ctxkv_lib.runs.presets import build_config
@@ -67,7 +67,7 @@ def test_a_finished_run_is_reused(finished_run):
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["published", "exact", "tuned"])
 def test_a_stopped_run_goes_on_to_the_same_numbers(tiny_settings, tmp_path, monkeypatch, recipe):
-    monkeypatch.setattr(saved_epochs, "EVERY_SECONDS", 0)
+    monkeypatch.setattr(training, "EVERY_SECONDS", 0)
     config = build_config("ci", recipe, 6, tiny_settings)
     whole, out = run(config, tmp_path / "whole" / "run"), tmp_path / "stopped" / "run"
     for stopped_at in (("phase1", 3), ("phase2", 1), ("phase2", 2)):
@@ -85,7 +85,7 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(tiny_settings, tmp_path, monk
 def test_a_run_that_is_stopped_within_an_epoch_has_every_line_once(
     tiny_config, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(saved_epochs, "EVERY_SECONDS", 0)
+    monkeypatch.setattr(training, "EVERY_SECONDS", 0)
     config, heard = tiny_config.replace({"phase2.batch_size": 4}), []
     whole, out = run(config, tmp_path / "whole" / "run"), tmp_path / "stopped" / "run"
 
@@ -109,7 +109,7 @@ def test_a_run_that_is_stopped_within_an_epoch_has_every_line_once(
 
 
 def test_a_run_that_is_stopped_behind_its_best_epoch_keeps_that(tiny_settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(saved_epochs, "EVERY_SECONDS", 0)
+    monkeypatch.setattr(training, "EVERY_SECONDS", 0)
     far = {"phase2.learning_rate": 0.3, "phase2.max_epochs": 12, "phase2.patience": 2}
     config = build_config("ci", "exact", 8, tiny_settings | far | {"runtime.precision": "fp32"})
 

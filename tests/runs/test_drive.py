@@ -13,7 +13,7 @@ from sample_runs import write_run
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
-from ctxkv_lib.runs import drive, saved_epochs
+from ctxkv_lib.runs import drive, training
 from ctxkv_lib.runs.drive import kept_on_drive
 from ctxkv_lib.runs.folder import RunFolder
 from ctxkv_lib.runs.opened import open_run
@@ -29,7 +29,7 @@ def on_drive(tmp_path, monkeypatch):
 
 def test_a_run_on_a_new_machine_goes_on_from_what_drive_holds(on_drive, tmp_path, tiny_config, monkeypatch):
     monkeypatch.setattr(drive, "SAVE_SECONDS", 0)
-    monkeypatch.setattr(saved_epochs, "EVERY_SECONDS", 0)
+    monkeypatch.setattr(training, "EVERY_SECONDS", 0)
     undisturbed = run(tiny_config, tmp_path / "undisturbed")
     folder = tmp_path / "runs" / "run"
 
