@@ -1,4 +1,4 @@
-"""Human small talk from the pip-installed package chitchat-dataset."""
+"""Read human small talk from the pip-installed package chitchat-dataset."""
 
 import hashlib
 import json
@@ -13,7 +13,9 @@ from .hub import package_file
 HELD_BACK = {"validation": range(0, 50), "test": range(50, 100), "corpus": range(100, 1100)}
 
 _EMAIL = re.compile(r"\S@\S+\.\w")
-_PHONE = re.compile(r"\d(?:[ ().-]{0,2}\d){6}")  # 7 digits or more, so some other long numbers, too
+_PHONE = re.compile(
+    r"\d(?:[ ().-]{0,2}\d){6}"
+)  # 7 digits or more, which also matches some other long numbers
 # Words that make up about 0.4 of running English, and less than 0.2 of the few chats in Spanish or nonsense.
 _COMMON_WORDS = """
 the a an and or but if i you he she it we they is are am was were be been to of in on for with that this have
@@ -49,7 +51,7 @@ def _usable_texts(path: Path) -> list[str]:
 
 
 def _messages(turns: list[list[dict[str, str]]]) -> list[str]:
-    """Join consecutive utterances of one sender with spaces to one message."""
+    """Join consecutive utterances of one sender into one message, with spaces."""
     joined = (" ".join(utterance["text"].strip() for utterance in turn).strip() for turn in turns)
     return [message for message in joined if message]
 

@@ -1,8 +1,8 @@
 """Conversations of a split: from one of `sources`, or from the user's own data, and how that is split.
 
-A smaller training set is the beginning of a larger one. The other splits do not depend on its size:
+A smaller training set is the beginning of a larger one, and the other splits do not depend on its size:
 `validation` chooses the best epoch, `test` chooses nothing, and a token table is made from `corpus`. The four
-overlap only with `data.corpus=chitchat+own`: training text is part of the corpus.
+splits overlap only with `data.corpus=chitchat+own`, where the training text is part of the corpus.
 """
 
 import math
@@ -33,14 +33,14 @@ PURPOSES = {
 
 @dataclass(frozen=True)
 class Conversations:
-    """Conversations in order, with a digest of them."""
+    """Conversations in order, with a digest."""
 
     texts: list[str]  # the messages of each, joined with one newline, without roles; not to be changed
     fingerprint: str
 
     @classmethod
     def of(cls, texts: list[str]) -> "Conversations":
-        return cls(texts, digest([digest(text) for text in texts]))  # text by text, to save memory
+        return cls(texts, digest([digest(text) for text in texts]))  # one text at a time, to save memory
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -55,7 +55,7 @@ def load_conversations(data: DataConfig, split: Split) -> Conversations:
 
 
 def check_splits(data: DataConfig) -> None:
-    """Raise the UserErrors of `load_conversations` that can be found without a download."""
+    """Raise the errors of `load_conversations` that can be found without a download."""
     for split in get_args(Split):
         if split == "corpus" and not data.reads_corpus:
             continue
@@ -134,7 +134,7 @@ def fitting_sizes(data: DataConfig, context_window: int) -> dict[str, Any]:
 
 
 def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tuple[int, int]:
-    """Choose training sizes to compare: all of the user's data, and a share of it with enough text."""
+    """Choose two training sizes to compare: all of the user's data, and a share with enough text."""
     texts = read_texts(str(data.path), data.split)
     enough = _enough(texts, len(texts), context_window)
     larger = data.size("train")

@@ -1,4 +1,4 @@
-"""UltraChat-200k on the Hugging Face Hub: the rows of the published experiment."""
+"""Read UltraChat-200k from the Hugging Face Hub, with the rows of the published experiment."""
 
 from collections.abc import Iterator
 from itertools import chain, islice
