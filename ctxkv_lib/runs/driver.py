@@ -31,10 +31,11 @@ from ..method.loop import Metric
 from ..method.memory import snapshot
 from ..progress import Listener, log
 from .folder import RECORDS, RunFolder
+from .links import link_equal_files
 from .records import OUTPUT_OF, Record, Table, as_json, describe_differences, differences, is_setting
 
 TRAINED = "phase2"  # the stage that is never replaced unasked
-EVERY_STAGE = ("*",)  # as `Stage.after`: every stage whose record holds
+EVERY_STAGE = ("*",)  # as `Stage.after`: every stage whose record holds and has a result
 
 
 class Work:
@@ -87,6 +88,7 @@ class Stage:
         state: a file with which an interrupted training run continues.
         is_linked: whether the stage may be linked from a run beside this one.
         by_all: whether all processes compute it together; otherwise only rank 0 does.
+        is_left_out: whether the stage is not computed. Its files are still deleted if they are out of date.
         is_result: whether a different table is a different result, which is not replaced unasked.
     """
 
@@ -99,13 +101,15 @@ class Stage:
     state: str = ""
     is_linked: bool = False
     by_all: bool = False
+    is_left_out: bool = False
     is_result: bool = True
 
     def table(self, folder: RunFolder) -> Table:
         """Return the whole table: `made_from`, and the outputs of the stages before, which are finished."""
         names, numbers = self.after, {}
         if self.after == EVERY_STAGE:
-            names = sorted(name for name in folder.records if name != self.name and folder.holds(name))
+            others = [name for name, record in folder.records.items() if name != self.name and record.result]
+            names = sorted(filter(folder.holds, others))
             numbers = {"sum of all numbers": digest([folder.records[name].numbers for name in names])}
         outputs = {OUTPUT_OF + name: folder.records[name].output for name in names}
         return as_json(self.made_from | numbers | outputs)
@@ -156,13 +160,15 @@ def _refuse_to_replace(folder: RunFolder, reason: str) -> None:
 def is_finished(folder: RunFolder, stages: Sequence[Stage]) -> bool:
     """Return whether every stage is recorded as it is asked for, with all files there in their size.
 
-    Only the last stage's files are read; the contents of the others are checked where they are used.
+    Only the results are read; the contents of the other stages are checked where they are used.
     """
     for stage in stages:
+        if stage.is_left_out:
+            continue
         record = folder.records.get(stage.name)
         if not record or differences(record.made_from, stage.table(folder)):
             return False
-        if record.damage(folder.path, only_size=stage is not stages[-1]):
+        if record.damage(folder.path, only_size=stage.after != EVERY_STAGE):
             return False
     return True
 
@@ -177,6 +183,8 @@ def run_stages(
         again: replace a trained Phase 2 whose contexts were computed anew with different bytes.
     """
     for stage in stages:
+        if stage.is_left_out:
+            continue
         made_from, record = ranks.on_rank_0(partial(_ask, folder, stage, stages, again))
         if record is None:
             record = _computed(folder, stage, stages, made_from, device, listener)
@@ -286,6 +294,7 @@ def _computed(
         files = checksums(folder.path, [folder.path / part for part in stage.files])
         edited = checksums(folder.path, [folder.path / part for part in stage.editable])
         files |= dict.fromkeys(edited, "")
+        link_equal_files(folder, stage.name, files)
         return folder.write(stage.name, Record(made_from, files, result, work.metrics, work.memory))
 
     return ranks.on_rank_0(finish)
