@@ -24,6 +24,7 @@ from .folder import MODEL, RECORDS, RunFolder
 
 SAVE_SECONDS = 120  # between two archives of the state of a training run
 STATE = (f"{RECORDS}/phase2.pt", "metrics.jsonl")  # the files of that state
+SAME_EVERYWHERE = ("gpt2",)  # token tables whose bits do not depend on the machine
 # Refuses paths that lead outside; Python 3.11.4 is the first version that can.
 SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
@@ -98,7 +99,7 @@ def _archives(folder: RunFolder) -> dict[str, list[str]]:
     for stage, record in folder.records.items():
         file = folder.record_file(stage)
         names = [*record.files, file.relative_to(folder.path).as_posix()]
-        if stage == MODEL and folder.config.data.table == "gpt2":
+        if stage == MODEL and folder.config.data.table in SAME_EVERYWHERE:
             names = [name for name in names if not name.endswith(".safetensors")]
         archives[f"{stage}-{digest(file.read_text(encoding='utf-8'))}.tar"] = names
     state = [name for name in STATE if (folder.path / name).is_file()]
