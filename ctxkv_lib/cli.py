@@ -134,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
         add("--out", type=_path, metavar="DIR", help="folder of the results (default: named by experiment)")
         add("--measure", action="store_true", help="also compute n-gram baselines for finished runs")
         add("--again", action="store_true", help="replace a finished result of other code or data")
+        add("--no-model", action="store_true", help="leave out model/, the folder for transformers")
 
     def as_json(add: Callable[..., Any]) -> None:
         add("--json", action="store_true", help="print JSON")
@@ -240,7 +241,7 @@ def run(options: argparse.Namespace) -> None:
 
     out = options.out or run_folder_of(config)
     _say_where(out)
-    finished = run(config, out, epoch_printer(config.phase2), options.again)
+    finished = run(config, out, epoch_printer(config.phase2), options.again, not options.no_model)
     best = finished.summary["phase2"]
     print(f"Best epoch {best['best_epoch']}: val PPL {best['val_ppl']:,.1f}, val acc {best['val_acc']:.1%}")
     if options.measure:
@@ -266,7 +267,8 @@ def compare(options: argparse.Namespace) -> None:
 
     out = options.out or comparison_folder(configs)
     _say_where(out)
-    runs = compare(configs, options.out, out, epoch_printer(largest.phase2), options.again)
+    listener, save_model = epoch_printer(largest.phase2), not options.no_model
+    runs = compare(configs, options.out, out, listener, options.again, save_model)
     if options.measure:
         runs = _measured(runs)
         ranks.on_rank_0(lambda: write_comparison(runs, out))

@@ -25,14 +25,16 @@ from .runs.driver import (
     require_same_settings,
     run_stages,
 )
-from .runs.folder import COMPARISON, RESULTS, SETTINGS, RunFolder, claimed, locked
+from .runs.folder import COMPARISON, MODEL, RESULTS, SETTINGS, RunFolder, claimed, locked
 from .runs.inputs import Inputs, read_splits
 from .runs.names import comparison_folder, run_folder_of
 from .runs.opened import OpenRun, open_prepared
 from .runs.presets import with_fitting_sizes
-from .runs.stages import experiment_stages, settings_stage
+from .runs.stages import experiment_stages, settings_stage, write_model
 from .runs.summary import NGRAMS, TRAININGS, Run, finished_run, summarize
 from .views import figures
+
+CARD = f"{MODEL}/README.md"
 
 
 class Claimed(NamedTuple):
@@ -49,6 +51,7 @@ def run(
     out: Path | str | None = None,
     listener: Listener = lambda _: None,
     again: bool = False,
+    save_model: bool = True,
     **plugins: Any,
 ) -> Run:
     """Run the unfinished stages of one experiment, and write its summary, report and figures.
@@ -57,13 +60,14 @@ def run(
         out: run folder; None takes `run_folder_of(config)`.
         listener: gets every metric in order; the metrics of reused stages with `"replayed": True`.
         again: replace a finished result with different code or data, and check all files of a finished run.
+        save_model: write `model/`, the folder for transformers. A later call can add it.
         plugins: `block`, `loss` or `layer`: a class or function that replaces the method's, or its name
             `module:Name`. docs/own-idea.md says what each is given and returns.
 
     Raises:
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
-    with claimed_experiment(config, out, again, plugins) as (folder, inputs, stages):
+    with claimed_experiment(config, out, again, plugins, save_model) as (folder, inputs, stages):
         if not again and ranks.on_rank_0(lambda: is_finished(folder, stages)):
             log(f"{folder.path} is finished: reused.")
             for stage_record in folder.records.values():
@@ -90,7 +94,11 @@ def prepare(
 
 @contextmanager
 def claimed_experiment(
-    config: ExperimentConfig, out: Path | str | None, again: bool, plugins: dict[str, Any]
+    config: ExperimentConfig,
+    out: Path | str | None,
+    again: bool,
+    plugins: dict[str, Any],
+    save_model: bool = True,
 ) -> Iterator[Claimed]:
     """Keep an experiment's folder for this process while the block runs."""
     require_config(config)
@@ -108,7 +116,7 @@ def claimed_experiment(
         require_same_settings(folder, [settings_stage(config)])
         precision = precision_of_run(folder, config.runtime.precision, device)
         inputs = Inputs(config, read_splits(config), device, precision)
-        stages = [*experiment_stages(inputs), results_stage()]
+        stages = [*experiment_stages(inputs), results_stage(), model_stage(inputs, save_model)]
         ranks.on_rank_0(lambda: prepare_folder(folder, stages, again))
         begin_peaks(device)
         try:
@@ -119,14 +127,14 @@ def claimed_experiment(
 
 
 def results_stage() -> Stage:
-    """Return the last stage of every run: its summary, report and figures, from the numbers of the others."""
+    """Return the stage of a run's summary, report and figures, from the numbers of the other stages."""
     return Stage(
         RESULTS,
         write_results,
         {},
-        after=(SETTINGS, *TRAININGS, "model", "test", NGRAMS),
+        after=(SETTINGS, *TRAININGS, "test", NGRAMS),
         files=("summary.json", "metrics.jsonl"),
-        editable=("report.md", "report.ja.md", "figures", "model/README.md"),
+        editable=("report.md", "report.ja.md", "figures", CARD),
         is_of_numbers=True,
     )
 
@@ -137,12 +145,37 @@ def write_results(work: Work) -> dict[str, Any]:
     finished = Run(path, folder.config, summarize(folder), folder.metrics(TRAININGS))
     write_json(path / "summary.json", finished.summary)
     folder.write_metrics(TRAININGS)
-    card = path / "model" / "README.md"
-    if card.parent.is_dir() and not card.is_file():
-        write_text(card, model_card(finished))
+    _write_card(finished)
     with status_line("Writing report and figures"):
         _publish([finished], path, only_missing=True)
     return {}
+
+
+def model_stage(inputs: Inputs, save_model: bool) -> Stage:
+    """Return the last stage of a run: its model for transformers, with a model card."""
+
+    def compute(work: Work) -> dict[str, Any]:
+        write_model(inputs, work.folder.path)
+        _write_card(finished_run(work.folder))
+        return {}
+
+    return Stage(
+        MODEL,
+        compute,
+        {"code of saved models": inputs.digests["code of saved models"]},
+        after=("phase2",),
+        files=("model",),
+        editable=(CARD,),
+        is_replaceable=True,
+        is_left_out=not save_model,
+    )
+
+
+def _write_card(finished: Run) -> None:
+    """Write the card of a saved model if there is a model without one."""
+    card = finished.path / CARD
+    if card.parent.is_dir() and not card.is_file():
+        write_text(card, model_card(finished))
 
 
 @friendly_errors()
@@ -152,6 +185,7 @@ def compare(
     out: Path | str | None = None,
     listener: Listener = lambda _: None,
     again: bool = False,
+    save_model: bool = True,
 ) -> list[Run]:
     """Run the unfinished stages of several experiments, and write their comparison.
 
@@ -160,7 +194,7 @@ def compare(
         root: folder of the run folders; None takes `$CTXKV_RUNS`, or `runs`.
         out: folder of the comparison; None takes `comparison_folder(configs, root)`.
         listener: gets every metric of every run, with the run's `samples`.
-        again: as of `run`.
+        again, save_model: as of `run`.
 
     Raises:
         UserError: as `run`; also if the largest sample count is not there, or `out` holds something else,
@@ -178,7 +212,7 @@ def compare(
     _refuse_taken(out, [run_folder_of(config).name for config in configs])
     load_conversations(configs[-1].data, "train")
     runs = [
-        run(config, run_folder_of(config, root), _labelled(listener, config.data.samples), again)
+        run(config, run_folder_of(config, root), _labelled(listener, config.data.samples), again, save_model)
         for config in progress_bar(configs, "Runs of the comparison", unit="run")
     ]
     ranks.on_rank_0(lambda: write_comparison(runs, out))

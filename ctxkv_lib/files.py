@@ -165,13 +165,17 @@ def damage(file: Path, known: str, only_size: bool = False) -> str:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None
+    path: Path, tensors: Mapping[str, "Tensor"], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write named tensors and strings as one safetensors file, with a checksum of the tensors inside."""
+    """Write named tensors as one safetensors file.
+
+    Args:
+        metadata: strings that are stored with the tensors; None stores a checksum of the tensors.
+    """
     from safetensors.torch import save
 
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    content = save(copies, {**(metadata or {}), CHECKSUM: _tensor_checksum(copies)})
+    content = save(copies, metadata or {CHECKSUM: _tensor_checksum(copies)})
     with replacing(path) as temporary_path:
         temporary_path.write_bytes(content)  # a kill in `save_file` would leave a temporary file behind
 

@@ -13,7 +13,7 @@ from ..data.conversations import Conversations
 from ..data.kneser_ney import smoothed_unigram
 from ..data.token_table import corpus_counts
 from ..errors import UserError
-from ..files import read_tensors
+from ..files import read_tensors, write_tensors
 from ..method.caches import Cache
 from ..method.config import GPT2_VOCAB_SIZE
 from ..method.memory import GIB, mib
@@ -21,6 +21,7 @@ from ..method.model import ContextKV
 from ..plugins.hooks import HOOKS, PlugIn
 from .config import ExperimentConfig
 
+WEIGHTS = "checkpoint/weights.safetensors"  # in a run folder
 HEADROOM_BYTES = GIB  # of a GPU, left free for what training itself needs
 
 
@@ -91,10 +92,22 @@ def load_block(model: ContextKV, path: Path) -> None:
         model.context_block.load_state_dict(read_tensors(path / "checkpoint" / "context_block.safetensors"))
 
 
+def save_weights(model: ContextKV, path: Path) -> None:
+    """Write all weights and buffers except the token table, as a shard of the saved model has them."""
+    tensors = dict[str, Tensor]([*model.named_buffers(), *model.named_parameters()])
+    del tensors["wte.weight"]
+    shard = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    write_tensors(path / WEIGHTS, shard, {"format": "pt"})
+
+
+def saved_weights(path: Path) -> dict[str, Tensor]:
+    """Map the weights and buffers of a trained run, all except the token table."""
+    return {name.removeprefix("model."): tensor for name, tensor in read_tensors(path / WEIGHTS).items()}
+
+
 def load_weights(model: ContextKV, path: Path) -> None:
-    """Load what both phases trained."""
-    load_block(model, path)
-    model.load_state_dict(read_tensors(path / "checkpoint" / "layer.safetensors"), strict=False)
+    """Load the weights that both phases trained."""
+    model.load_state_dict(saved_weights(path), strict=False)
     model.eval()
 
 

@@ -32,6 +32,7 @@ from ..method.loop import Metric
 from ..method.memory import snapshot
 from ..progress import Listener, log
 from .folder import RECORDS, RunFolder
+from .links import link_equal_files
 from .records import OUTPUT_OF, Record, Table, as_json, describe_differences, differences, is_setting
 
 TRAINED = "phase2"  # the stage that is never replaced unasked
@@ -88,6 +89,7 @@ class Stage:
         by_all: whether all processes compute it together; otherwise only rank 0 does.
         is_of_numbers: whether it is also made from the results and metrics of the stages in `after`.
         is_replaceable: whether it is computed anew unasked if its table differs, though Phase 2 is trained.
+        is_left_out: whether it is not computed. Its files are still deleted if they are out of date.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Stage:
     by_all: bool = False
     is_of_numbers: bool = False
     is_replaceable: bool = False
+    is_left_out: bool = False
 
     def table(self, folder: RunFolder) -> Table:
         """Return the whole table: `made_from`, and the outputs of the stages before it."""
@@ -157,13 +160,15 @@ def _refuse_to_replace(folder: RunFolder, reason: str) -> None:
 def is_finished(folder: RunFolder, stages: Sequence[Stage]) -> bool:
     """Return whether every stage is recorded as it is asked for, with all files there in their size.
 
-    Only the last stage's files are read; the contents of the others are checked where they are used.
+    Only the results are read; the contents of the other stages are checked where they are used.
     """
     for stage in stages:
+        if stage.is_left_out:
+            continue
         record = folder.records.get(stage.name)
         if not record or differences(record.made_from, stage.table(folder)):
             return False
-        if record.damage(folder.path, only_size=stage is not stages[-1]):
+        if record.damage(folder.path, only_size=not stage.is_of_numbers):
             return False
     return True
 
@@ -178,6 +183,8 @@ def run_stages(
         again: replace a trained Phase 2 whose contexts were computed anew with different bytes.
     """
     for stage in stages:
+        if stage.is_left_out:
+            continue
         made_from, record = ranks.on_rank_0(partial(_reusable, folder, stage, stages, again))
         if record is None:
             record = _computed(folder, stage, stages, made_from, device, listener)
@@ -271,6 +278,7 @@ def _computed(
     def finish() -> Record:
         files = checksums(folder.path, stage.files)
         files |= dict.fromkeys(checksums(folder.path, stage.editable), "")
+        link_equal_files(folder, stage.name, files)
         return folder.write(stage.name, Record(made_from, files, result, work.metrics, work.memory))
 
     return ranks.on_rank_0(finish)

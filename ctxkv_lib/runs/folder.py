@@ -8,15 +8,16 @@ The files, and who writes them:
   stage `results`;
 - `checkpoint/context_block.safetensors`, `caches/{train,val}_{ctx,emb}.safetensors`: the stage `contexts`, or
   links to the files of a run beside this one;
-- `checkpoint/layer.safetensors`, all that Phase 2 trains: the stage `phase2`; while it trains,
+- `checkpoint/weights.safetensors`, all weights except the token table: the stage `phase2`; while it trains,
   `checkpoint/phase2.pt`: `training`;
-- `model/`: the stage `model` (`export`);
+- `model/`: the stage `model` (`export`, and its model card in `experiments`);
 - `summary.json`, `report.md`, `report.ja.md`, `figures/`, `model/README.md`: the stage `results`, in
   `experiments`;
 - `evaluation/`: the command `ctxkv evaluate`; hidden `.part` files: `files.replacing`; `.lock`: this module.
 
 A stage's files are written first and its record last, each by a rename, so the record is valid even after a
-kill.
+kill. Equal tensor files of a run and of the runs beside it are one file with several names (`links`): a file
+that changes is always written beside and renamed.
 """
 
 import json
@@ -35,7 +36,8 @@ from .config import ExperimentConfig, config_from_dict
 from .records import Record
 
 RECORDS, LOCK, COMPARISON = "checkpoint", ".lock", "comparison.json"
-SETTINGS, RESULTS = "settings", "results"  # the first and the last stage of every run
+SETTINGS, RESULTS = "settings", "results"  # the first stage of every run, and the last of one without a model
+MODEL = "model"  # the stage of the saved model
 OLD_RECORD = f"{RECORDS}/stages.json"  # of version 0.3 and before
 RUNS_BELOW = f"[!.]*/{RECORDS}/{SETTINGS}.json"  # hidden folders are half-written copies
 

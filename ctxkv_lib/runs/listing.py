@@ -32,7 +32,7 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
         and `best_epoch`, of an interrupted run those of the best epoch so far; `epochs`; `seconds` of both
         trainings; `parameters` that Phase 2 trains; where n-grams were measured, their `val_ppl` and
         `test_ppl` by name; `mib` on disk; and, if anything is damaged, a `note` what to do. What is not known
-        is NaN.
+        is NaN. A file that several of these runs share, as a hard link, counts in the first of them.
 
     Raises:
         UserError: there is no such folder.
@@ -43,6 +43,7 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
         paths = [run.path if isinstance(run, Run) else expanded(run) for run in runs]
     rows: dict[Path, dict[str, Any]] = {}
     configs: dict[Path, ExperimentConfig] = {}
+    counted: set[tuple[int, int]] = set()
     for path in paths:
         row: dict[str, Any] = {"state": "damaged"}
         try:
@@ -53,7 +54,7 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
             row["note"] = f"{error.path} is damaged; make it again with `ctxkv run --out {path}`"
         except (UserError, OSError) as error:  # its records are gone, or of another version
             row["note"] = str(error)
-        row["mib"] = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / MIB
+        row["mib"] = _bytes_on_disk(path, counted) / MIB
         rows[path] = row
     settings = differing_settings([*configs.values()])
     for path, differing in zip(configs, settings, strict=True):
@@ -63,6 +64,15 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
     last = [column for column in ("mib", "note") if column in columns]
     table = pd.DataFrame.from_dict({str(path): row for path, row in rows.items()}, orient="index")
     return table.reindex(columns=[*(column for column in columns if column not in last), *last])
+
+
+def _bytes_on_disk(path: Path, counted: set[tuple[int, int]]) -> int:
+    """Return the size of all files below a folder that are not in `counted` yet, and add them to it."""
+    files = [file.stat() for file in path.rglob("*") if file.is_file()]
+    sizes = {(file.st_dev, file.st_ino): file.st_size for file in files}
+    size = sum(size for file, size in sizes.items() if file not in counted)
+    counted.update(sizes)
+    return size
 
 
 def _run_folders(root: Path) -> list[Path]:

@@ -21,15 +21,16 @@ from ..method.model import ContextKV
 from ..method.scoring import EVALUATION_ROWS, token_scores
 from ..plugins.hooks import HOOKS
 from ..progress import log, status_line
-from .build import frozen_model, load_caches, load_weights, log_frequencies, parameter_counts
+from .build import frozen_model, load_caches, load_weights, parameter_counts, saved_weights
 from .config import require_known
 from .device import choose_device, torch_state
+from .export import TABLE_SHARD
 from .folder import RunFolder
 from .inputs import Inputs, result_code
 from .stages import load_streams
 from .summary import Run, finished_run
 
-READ_AT_ONCE = ("checkpoint", "model")  # files and folders that are read when a run is opened
+READ_AT_ONCE = ("checkpoint", TABLE_SHARD)  # the files that are read when a run is opened
 
 
 @dataclass
@@ -122,7 +123,8 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
     if folder.records["phase2"].made_from["code"] != result_code():
         log(f"{run.path} was made with different code of the method; what it computes here may differ.")
     with status_line("Loading the model"), torch_state():
-        model = frozen_model(run.config, *_frozen_tensors(run))
+        log_unigram = saved_weights(run.path).get("log_unigram")
+        model = frozen_model(run.config, _token_table(run), log_unigram)
         load_weights(model, run.path)
         tokenizer = load_tokenizer(run.config.data.tokenizer)
     return OpenRun(run, model.to(choose_device(device)), tokenizer)
@@ -140,12 +142,10 @@ def open_prepared(folder: RunFolder, inputs: Inputs) -> OpenRun:
     return opened
 
 
-def _frozen_tensors(run: Run) -> tuple[Tensor, Tensor | None]:
-    """Return token table and log-frequencies: of the model folder, or made again where it was not saved."""
-    saved = run.path / "model" / "model.safetensors"
-    if saved.is_file():
-        tensors = read_tensors(saved)
-        return tensors["model.wte.weight"], tensors.get("model.log_unigram")
+def _token_table(run: Run) -> Tensor:
+    """Return the token table, which is read from the model folder, or made again if there is none."""
+    for shard in run.path.glob(f"{TABLE_SHARD}*"):
+        return read_tensors(shard)["model.wte.weight"]
     config, provenance = run.config, run.summary["provenance"]
     refuse_other_texts(run, "corpus", provenance["data"].get("corpus_fingerprint"))
     corpus = load_conversations(config.data, "corpus") if config.data.reads_corpus else None
@@ -155,7 +155,7 @@ def _frozen_tensors(run: Run) -> tuple[Tensor, Tensor | None]:
             f"The token table that {run.path} was trained with, its text or its code, is another one now; "
             f"restore {config.data.path or 'it'}, or make a new run."
         )
-    return table.weight, log_frequencies(config.data, corpus)
+    return table.weight
 
 
 def refuse_other_texts(run: Run, split: Split, fingerprint: str | None) -> None:

@@ -1,9 +1,10 @@
-"""The stages of an experiment, in order: settings, contexts (Phase 1 and the caches), Phase 2, model, test.
+"""The stages of an experiment, in order: settings, contexts (Phase 1 and the caches), Phase 2, test.
 
 `experiment_stages` says what each stage is made from, and which files it writes. Each other function computes
 one stage; `driver` decides whether it has to, and records what it was made from. Rank 0 computes everything
-except Phase 2, whose batches all processes share (see `ranks`). The last stage, `results`, is in
-`experiments`; n-grams are a stage in `measure.measurements`.
+except Phase 2, whose batches all processes share (see `ranks`). The last stages are in
+`experiments`: the results, and the saved model, which `write_model` writes. N-grams are a stage in
+`measure.measurements`.
 """
 
 from collections.abc import Iterator
@@ -29,7 +30,15 @@ from ..method.scoring import effective_rank, perplexity, token_scores
 from ..plugins.checks import refuse_unsaved
 from ..plugins.hooks import HOOKS
 from ..progress import epochs_ahead, log, print_on_terminal, status_line
-from .build import load_block, load_caches, load_weights, parameter_counts, place_caches
+from .build import (
+    WEIGHTS,
+    load_block,
+    load_caches,
+    load_weights,
+    parameter_counts,
+    place_caches,
+    save_weights,
+)
 from .config import GROUPS, ExperimentConfig
 from .driver import Stage, Work
 from .export import save_for_transformers
@@ -78,17 +87,9 @@ def experiment_stages(inputs: Inputs) -> list[Stage]:
             partial(train_phase2, inputs),
             made_from(("model", "phase2", "layer"), (*CONTEXT_DIGESTS, "token frequencies")),
             after=("contexts",),
-            files=("checkpoint/layer.safetensors",),
+            files=(WEIGHTS,),
             state="checkpoint/phase2.pt",
             by_all=True,
-        ),
-        Stage(
-            "model",
-            partial(save_model, inputs),
-            made_from((), ("code of saved models",)),
-            after=("phase2",),
-            files=("model",),
-            is_replaceable=True,
         ),
         Stage(
             "test",
@@ -259,9 +260,7 @@ def train_phase2(inputs: Inputs, work: Work) -> dict[str, Any]:
     result = train_layer(model, train, streams["val"], phase2, config.runtime.seed, inputs.precision, hooks)
 
     def save() -> None:
-        weights = path / "checkpoint" / "layer.safetensors"
-        buffers = {f"layer.{name}": buffer for name, buffer in model.layer.named_buffers()}
-        write_tensors(weights, {**buffers, **model.trained_weights()})
+        save_weights(model, path)
         if config.has_own_parts:
             loaded = inputs.new_model(other_seed=True)
             load_weights(loaded, path)
@@ -277,11 +276,10 @@ def train_phase2(inputs: Inputs, work: Work) -> dict[str, Any]:
 
 
 @status_line("Saving the model")
-def save_model(inputs: Inputs, work: Work) -> dict[str, Any]:
+def write_model(inputs: Inputs, path: Path) -> None:
     """Write the model folder for transformers."""
-    load_weights(inputs.model, work.folder.path)
-    save_for_transformers(inputs.model, inputs.config, inputs.tokenizer, work.folder.path / "model")
-    return {}
+    load_weights(inputs.model, path)
+    save_for_transformers(inputs.model, inputs.config, inputs.tokenizer, path / "model")
 
 
 @status_line("Scoring the test split")

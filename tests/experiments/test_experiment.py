@@ -10,9 +10,10 @@ from conftest import flip, lines_of, outcome, stop_at
 
 from ctxkv_lib.errors import Interrupted, UserError
 from ctxkv_lib.experiments import compare, prepare, run
-from ctxkv_lib.files import read_json, read_tensors
+from ctxkv_lib.files import read_json
 from ctxkv_lib.method.scoring import mean_scores, perplexity
 from ctxkv_lib.runs import device, inputs, opened, training
+from ctxkv_lib.runs.build import saved_weights
 from ctxkv_lib.runs.names import run_folder_of
 from ctxkv_lib.runs.opened import open_run
 from ctxkv_lib.runs.presets import build_config
@@ -21,12 +22,13 @@ from ctxkv_lib.views import figures
 
 SAVE = figures.save
 FILES = {f"caches/{split}_{part}.safetensors" for split in ("train", "val") for part in ("ctx", "emb")}
-FILES |= {f"checkpoint/{name}.safetensors" for name in ("layer", "context_block")}
+FILES |= {f"checkpoint/{name}.safetensors" for name in ("weights", "context_block")}
 FILES |= {f"figures/{name}.png" for name in ("memory", "phase1", "ppl_curves")}
 FILES |= {
     f"checkpoint/{name}.json" for name in ("settings", "contexts", "phase2", "model", "test", "results")
 }
-FILES |= {"model/README.md", "model/config.json", "model/model.safetensors"}
+FILES |= {"model/README.md", "model/config.json", "model/model.safetensors.index.json"}
+FILES |= {f"model/model-0000{number}-of-00002.safetensors" for number in (1, 2)}
 FILES |= {"config.json", "metrics.jsonl", "report.ja.md", "report.md", "summary.json"}
 
 
@@ -194,14 +196,15 @@ def test_another_version_of_the_method_is_another_result(finished_run, tmp_path,
 
 
 def test_an_opened_run_is_the_trained_one_and_refuses_damage(trained, finished_run, tmp_path):
-    weights = read_tensors(finished_run.path / "checkpoint" / "layer.safetensors")
+    weights = saved_weights(finished_run.path)
+    assert {*trained.model.state_dict()} - {*weights} == {"wte.weight"}
     for name, weight in weights.items():
         assert torch.equal(trained.model.state_dict()[name], weight)
     assert not trained.model.training
     assert trained.tokenizer.decode(trained.caches["val"].ids[:40].tolist())
     copy = Path(shutil.copytree(finished_run.path, tmp_path / "run"))
-    flip(copy / "checkpoint" / "layer.safetensors")
-    with pytest.raises(UserError, match=r"layer\.safetensors is damaged; make it again with"):
+    flip(copy / "checkpoint" / "weights.safetensors")
+    with pytest.raises(UserError, match=r"weights\.safetensors is damaged; make it again with"):
         open_run(copy)
 
 
