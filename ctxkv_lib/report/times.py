@@ -67,14 +67,17 @@ def _iteration_seconds(model: ContextKV, config: ExperimentConfig, positions: in
     few = replace(phase1, max_iterations=min(3, phase1.max_iterations), convergence_threshold=0.0)
     model.set_phase(1)
     model.train()
+    embeddings = model.embed(torch.arange(distinct, device=model.device))
+    tokens = torch.randint(distinct, (round(share * positions),), device=model.device)
     train_context_block(
         model.context_block,
-        model.embed(torch.arange(distinct, device=model.device)),
-        torch.randint(distinct, (round(share * positions),), device=model.device),
+        embeddings,
+        tokens,
         few,
         torch.Generator(model.device).manual_seed(config.runtime.seed),
-        loss.build() if loss else None,
+        loss.objective(model) if loss else None,
         stopwatch,
+        (embeddings, tokens),
     )
     return stopwatch.seconds and stopwatch.seconds / share
 

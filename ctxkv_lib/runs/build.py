@@ -1,6 +1,5 @@
 """What a run loads: its model, with token table and trained weights, and its caches."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ..method.caches import Cache
 from ..method.config import GPT2_VOCAB_SIZE
 from ..method.memory import GIB, mib
 from ..method.model import ContextKV
-from ..plugins.hooks import HOOKS, PlugIn
+from ..plugins.hooks import HOOKS
 from .config import ExperimentConfig
 
 WEIGHTS = "checkpoint/weights.safetensors"  # in a run folder
@@ -35,7 +34,7 @@ def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool
     parts: dict[str, Any] = {}
     for hook, plugin in config.plugins.items():
         if HOOKS[hook].is_module:
-            parts[hook] = _module_from(plugin)
+            parts[hook] = plugin.make
     if config.reads == "tokens":
         parts["block"] = None
     model = ContextKV(config.model, vocab_size, has_unigram, **parts)
@@ -45,19 +44,6 @@ def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool
             f"with reads = {model.layer.reads!r} as an attribute of the class."
         )
     return model
-
-
-def _module_from(plugin: PlugIn) -> Callable[..., nn.Module]:
-    """Return the function that makes a part, which refuses what is no module."""
-    build = plugin.build()
-
-    def make(*arguments: Any) -> nn.Module:
-        part = build(*arguments)
-        if not isinstance(part, nn.Module):
-            raise UserError(f"{plugin.name} makes a {type(part).__name__}; it must make a torch.nn.Module.")
-        return part
-
-    return make
 
 
 def frozen_model(config: ExperimentConfig, table: Tensor, log_unigram: Tensor | None) -> ContextKV:

@@ -4,8 +4,8 @@ The files, and who writes them:
 
 - `checkpoint/settings.json`, `contexts.json`, `phase2.json`, `model.json`, `test.json`, `ngrams.json`,
   `results.json`: the records of finished stages (see `records`), by `driver`;
-- `config.json`: the stage `settings`; `metrics.jsonl`: line by line the stage that trains, at the end the
-  stage `results`;
+- `config.json`, and `own_parts/{block,loss,layer}.py`, the source text of the user's own parts: the stage
+  `settings`; `metrics.jsonl`: line by line the stage that trains, at the end the stage `results`;
 - `checkpoint/context_block.safetensors`, `caches/{train,val}_{ctx,emb}.safetensors`: the stage `contexts`, or
   links to the files of a run beside this one;
 - `checkpoint/weights.safetensors`, all weights except the token table: the stage `phase2`; while it trains,

@@ -27,7 +27,7 @@ from .device import choose_device, torch_state
 from .export import TABLE_SHARD
 from .folder import RunFolder
 from .inputs import Inputs, result_code
-from .stages import load_streams
+from .stages import OWN_PARTS, load_streams
 from .summary import Run, finished_run
 
 READ_AT_ONCE = ("checkpoint", TABLE_SHARD)  # the files that are read when a run is opened
@@ -117,9 +117,7 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
     """
     folder = RunFolder.open(run.path if isinstance(run, Run) else expanded(run))
     run = finished_run(folder, *READ_AT_ONCE)
-    for hook, plugin in run.config.plugins.items():
-        if HOOKS[hook].is_module:
-            plugin.require_same_code()
+    _require_same_parts(run)
     if folder.records["phase2"].made_from["code"] != result_code():
         log(f"{run.path} was made with different code of the method; what it computes here may differ.")
     with status_line("Loading the model"), torch_state():
@@ -130,12 +128,26 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
     return OpenRun(run, model.to(choose_device(device)), tokenizer)
 
 
+def _require_same_parts(run: Run) -> None:
+    """Raise a UserError if a part of the model is missing or changed; it says where the source text is."""
+    for hook, plugin in run.config.plugins.items():
+        source = run.path / OWN_PARTS / f"{hook}.py"
+        try:
+            if HOOKS[hook].is_module:
+                plugin.require_same_code()
+        except UserError as error:
+            if not source.is_file():
+                raise
+            raise UserError(f"{error} The source text that the run was made with is in {source}.") from None
+
+
 def open_prepared(folder: RunFolder, inputs: Inputs) -> OpenRun:
     """Open an experiment whose contexts are computed."""
     streams, _ = load_streams(inputs, folder.path)
     contexts = folder.records["contexts"]
     memory = [*contexts.memory, snapshot("phase 2 prepared", inputs.device)]
-    summary = {**contexts.result, "memory": memory, "parameters": parameter_counts(inputs.model)}
+    parameters = {**parameter_counts(inputs.model), **contexts.result.get("parameters", {})}
+    summary = {**contexts.result, "memory": memory, "parameters": parameters}
     run = Run(folder.path, inputs.config, summary, folder.metrics(["contexts"]))
     opened = OpenRun(run, inputs.model.eval(), inputs.tokenizer)
     opened.caches = streams

@@ -14,21 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import ranks
 from ..data.tokens import validation_stream
 from ..errors import UserError
-from ..files import write_json, write_parts, write_tensors
+from ..files import write_json, write_parts, write_tensors, write_text
 from ..method.caches import DTYPES, Cache
 from ..method.contexts import contexts_by_passes, distinct_rows, exact_contexts
 from ..method.loop import Diverged
 from ..method.memory import mib
 from ..method.oacd import UNTRAINED, Phase1Result, train_context_block
+from ..method.objective import asked_tensors
 from ..method.phase2 import train_layer
 from ..method.scoring import effective_rank, perplexity, token_scores
 from ..plugins.checks import refuse_unsaved
 from ..plugins.hooks import HOOKS
+from ..plugins.source_text import source_text
 from ..progress import epochs_ahead, log, print_on_terminal, status_line
 from .build import (
     WEIGHTS,
@@ -52,19 +54,26 @@ EMBEDDED_TOKENS = 2**13  # tokens per chunk when embeddings are written
 # What the stage `contexts` is made from; `model.interval` and the like only matter to Phase 2.
 CONTEXT_SETTINGS: tuple[str, ...] = ("phase1", "block", "loss", "model.context_dim", "model.hidden_size")
 CONTEXT_SETTINGS += ("runtime.seed", "runtime.embedding_cache")
+OWN_PARTS = "own_parts"  # the folder with the source text of the user's own parts
 CONTEXT_DIGESTS = ("code", "training text", "validation text", "tokenizer", "token table", "precision")
 
 
 def settings_stage(config: ExperimentConfig) -> Stage:
-    """Return the first stage of every run, which holds all settings and writes config.json."""
+    """Return the first stage of every run, which holds all settings.
+
+    It writes config.json, and the source text of the user's own parts as far as it can be found.
+    """
 
     def compute(work: Work) -> dict[str, Any]:
         values: dict[str, Any] = config.to_dict()
         write_json(work.folder.path / "config.json", values)
+        for hook, plugin in config.plugins.items():
+            if text := source_text(plugin):
+                write_text(work.folder.path / OWN_PARTS / f"{hook}.py", text)
         return values
 
     table = settings_table(config, "preset", "recipe", *GROUPS, *HOOKS)
-    return Stage(SETTINGS, compute, table, files=("config.json",))
+    return Stage(SETTINGS, compute, table, files=("config.json", OWN_PARTS), editable=(OWN_PARTS,))
 
 
 def experiment_stages(inputs: Inputs) -> list[Stage]:
@@ -110,9 +119,9 @@ def compute_contexts(inputs: Inputs, work: Work) -> dict[str, Any]:
     model = inputs.model
     work.snapshot("model built")
     generator = torch.Generator(inputs.device).manual_seed(config.runtime.seed)
-    result, last = UNTRAINED, None
+    result, last, weights = UNTRAINED, None, 0
     if config.reads == "contexts":
-        result, last = _train_block(inputs, work, generator)
+        result, last, weights = _train_block(inputs, work, generator)
         block = work.folder.path / "checkpoint" / "context_block.safetensors"
         write_tensors(block, model.context_block.state_dict())
     work.snapshot("phase 1 done")
@@ -123,35 +132,50 @@ def compute_contexts(inputs: Inputs, work: Work) -> dict[str, Any]:
         "phase1": {**phase1, "context_method": config.phase1.context_method},
         "tokens": {split: len(stream) for split, stream in ids.items()},
         "caches_mib": _sizes_mib(load_caches(work.folder.path / "caches")),
+        **({"parameters": {"objective": weights}} if weights else {}),
     }
 
 
 def _train_block(
     inputs: Inputs, work: Work, generator: torch.Generator
-) -> tuple[Phase1Result, Tensor | None]:
-    """Run Phase 1; also return the contexts of its last iteration, with which parallel passes begin."""
+) -> tuple[Phase1Result, Tensor | None, int]:
+    """Run Phase 1.
+
+    Returns:
+        the outcome; the contexts of the last iteration, with which parallel passes begin; and the number of
+        weights that a loss of the user's has, which are not kept.
+    """
     model, config, loss = inputs.model, inputs.config, inputs.config.plugins.get("loss")
     model.set_phase(1)
     model.train()
-    torch.manual_seed(config.runtime.seed)  # a block's own dropout, whatever was drawn before
+    # The weights of the user's loss and a block's own dropout do not depend on what was drawn before.
+    torch.manual_seed(config.runtime.seed)
+    objective: Any = loss.objective(model) if loss else None
+    reads_ahead = loss and "next_embeddings" in asked_tensors(objective)
     result, last = train_context_block(
         model.context_block,
         *distinct_rows(model, phase1_ids(inputs)),
         config.phase1,
         generator,
-        loss.build() if loss else None,
+        objective,
         RunHooks(work),
+        distinct_rows(model, phase1_ids(inputs, ahead=1)) if reads_ahead else None,
     )
     if loss and result.stop_reason == "untrained":
         raise UserError(f"Phase 1 trains nothing here, so {loss.name} has no effect; leave loss out.")
     model.set_phase(2)
     model.eval()
-    return result, last
+    weights = objective.parameters() if isinstance(objective, nn.Module) else ()
+    return result, last, sum(weight.numel() for weight in weights)
 
 
-def phase1_ids(inputs: Inputs) -> Tensor:
-    """Return the tokens that Phase 1 trains on: all `[n]`, or even samples of `phase1.max_tokens`."""
-    ids, config = inputs.ids["train"][:-1], inputs.config.phase1
+def phase1_ids(inputs: Inputs, ahead: int = 0) -> Tensor:
+    """Return the tokens that Phase 1 trains on: all `[n]`, or even samples of `phase1.max_tokens`.
+
+    With `ahead` 1, return the token after each of them. The last token of the text is only such a token.
+    """
+    stream, config = inputs.ids["train"], inputs.config.phase1
+    ids = stream[ahead : len(stream) - 1 + ahead]
     most, size = config.max_tokens, config.batch_size
     if len(ids) <= most or config.context_method == "passes":
         return ids

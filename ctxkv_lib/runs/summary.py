@@ -75,7 +75,7 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
         "samples": config.data.samples,
         "train_tokens": train_tokens,
         "val_tokens": val_tokens,
-        "parameters": result["parameters"],
+        "parameters": {**result["parameters"], **contexts.get("parameters", {})},
         "context_window": {**context_window(config.model, train_tokens), "offsets": result["offsets"]},
         "phase1": contexts["phase1"],
         "phase2": {

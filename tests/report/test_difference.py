@@ -143,7 +143,7 @@ def test_what_cannot_be_compared_is_refused(runs, base, said):
 def test_the_page_on_own_ideas_ends_with_a_difference(tmp_path, monkeypatch, own_module, capsys):
     monkeypatch.chdir(tmp_path)
     page = (TOP / "docs" / "own-idea.md").read_text(encoding="utf-8")
-    ideas, _, verdict = re.findall(r"(?s)```python\n(.*?)```", page)
+    ideas, *_, verdict = re.findall(r"(?s)```python\n(.*?)```", page)
     small = {'"offline"': '"ci"', "50}": '5, "phase2.max_epochs": 1}', "(10, 50)": "(2,)"}
     small["(42, 43, 44)"] = "(42,)"
     for old, new in small.items():
