@@ -73,7 +73,7 @@ def test_an_idea_is_trained_named_wherever_its_run_is_and_reused(kind, plain, tm
     for report in ("report.md", "report.ja.md"):
         assert name in (made.path / report).read_text(encoding="utf-8")
     assert results([plain, made])[f"{hook}.plugin"].to_list()[1] == name
-    assert f"{hook} {idea.__name__}" in run_names([plain, made])[1]
+    assert run_names([plain, made]) == ["exact", idea.__name__]
     assert idea.__name__ in run_folder_of(made.config).name
     assert run(plain.config, made.path, **{hook: idea}).summary == made.summary
     if hook == "layer":

@@ -1,11 +1,11 @@
 """Runs are found in folders, listed in their state with their results, and named by what differs."""
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from conftest import lines_of
+from conftest import GatedBlock, NearestTwo, PreviousToken, lines_of
 from sample_runs import sample_run, write_run
 
 from ctxkv_lib.errors import Interrupted, UserError
@@ -95,6 +95,46 @@ def test_runs_are_named_by_the_few_settings_that_differ_or_by_their_folders():
         run_names([few, many, other, third])[2] == "100 samples, interval 10, num_heads 4, patience 7, seed 1"
     )
     tuned = sample_run(100, recipe="tuned", settings={"runtime.seed": 1}, path=Path("runs/tuned"))
-    assert run_names([few, tuned]) == ["recipe published, seed 42", "recipe tuned, seed 1"]
+    assert run_names([few, tuned]) == ["published, seed 42", "tuned, seed 1"]
     assert run_names([few, replace(few, path=Path("runs/again"))]) == ["few", "again"]
     assert run_names([few, replace(few, path=Path("b/few"))]) == ["runs/few", "b/few"]
+
+
+def spread(contexts):
+    return -contexts.var(dim=0).mean()
+
+
+def test_own_parts_are_named_by_what_they_are_and_a_run_without_any_by_its_recipe():
+    def names(*ideas, **options):
+        return run_names([sample_run(100, settings=idea, **options) for idea in ideas])
+
+    both = {"block": GatedBlock, "loss": spread}
+    assert names({}, {"block": GatedBlock}, {"layer": NearestTwo}) == [
+        "published",
+        "GatedBlock",
+        "NearestTwo",
+    ]
+    assert names({}, both, both | {"model.interval": 10}) == [
+        "published, interval 20",
+        "GatedBlock, spread, interval 20",
+        "GatedBlock, spread, interval 10",
+    ]
+    assert names({"layer": PreviousToken}) == ["PreviousToken, 100 samples"]
+    parts = ({}, {"block": None}, {"layer": PreviousToken}, {"block": GatedBlock})
+    assert names(*parts, recipe="tuned") == ["tuned", "no block", "PreviousToken", "GatedBlock"]
+    wide = {"block": WithSettings, "block.width": 4}
+    assert names({}, wide) == ["published", "WithSettings"]
+    assert names({}, wide, {"block": WithSettings}) == [
+        "published",
+        "WithSettings, width 4",
+        "WithSettings, width 2",
+    ]
+
+
+class WithSettings(GatedBlock):
+    @dataclass
+    class Settings:
+        width: int = 2
+
+    def __init__(self, context_dim, hidden_size, settings):
+        super().__init__(context_dim, hidden_size)
