@@ -72,6 +72,7 @@ def test_an_idea_is_trained_named_wherever_its_run_is_and_reused(kind, plain, tm
     assert json.loads((made.path / "config.json").read_text())[hook]["plugin"] == name
     for report in ("report.md", "report.ja.md"):
         assert name in (made.path / report).read_text(encoding="utf-8")
+    assert f"({idea.__name__}, 8 samples)\n" in (made.path / "report.md").read_text(encoding="utf-8")
     assert results([plain, made])[f"{hook}.plugin"].to_list()[1] == name
     assert run_names([plain, made]) == ["exact", idea.__name__]
     assert idea.__name__ in run_folder_of(made.config).name
