@@ -23,8 +23,8 @@ class Layer(nn.Module):
       and returns the hidden states from column `start` on, `[rows, length - start, hidden_size]`. The hidden
       state of a column may not depend on later columns. Such a model has no contexts and no Phase 1.
       `runs.config` refuses a block or a loss beside it, and `experiments` several processes; caches hold
-      token ids alone (`runs.stages`); batches are rows of `windows.TokenWindow`; `runs.export` saves no model
-      for transformers, so it neither generates nor evaluates other text; and `report.info` shows no window.
+      only token ids (`runs.stages`); batches are rows of `windows.TokenWindow`; `runs.export` saves no model
+      for transformers; and `report.info` shows no window.
 
     Attributes:
         Settings: a dataclass of settings, which the constructor then takes as `settings`; None: no settings.

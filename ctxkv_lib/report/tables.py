@@ -231,8 +231,9 @@ def _cell(value: Any, spec: str) -> str:
 def format_scores(scores: Mapping[str, Any]) -> str:
     """Format the result of `evaluate_texts` for a terminal."""
     parts = [side_by_side({"": scores}, SCORES).to_string(header=False)]
-    for key, title in {"by_position": "Tokens read before", "by_history": "Contexts in the window"}.items():
+    titles = {"by_position": "Tokens read before", "by_history": "Contexts in the window"}
+    for key in [key for key in titles if key in scores]:
         bins = {f"{line['from']:,} to {format_value(line, 'to', COUNT)}": line for line in scores[key]}
-        table = side_by_side(bins, SCORES).T.rename_axis(columns=title)
+        table = side_by_side(bins, SCORES).T.rename_axis(columns=titles[key])
         parts.append(table.rename(lambda name: name.replace(DASH, "more")).to_string())
     return "\n\n".join(parts)

@@ -81,7 +81,7 @@ def parameter_counts(model: ContextKV) -> dict[str, int]:
         "trainable_phase2": model.layer,
     }
     return {
-        name: sum(weight.numel() for weight in part.parameters()) if part else 0
+        name: 0 if part is None else sum(weight.numel() for weight in part.parameters())
         for name, part in parts.items()
     }
 

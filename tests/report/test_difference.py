@@ -204,16 +204,20 @@ def test_what_cannot_be_compared_is_refused(runs, base, said):
 
 
 @pytest.mark.slow
-def test_the_page_on_own_ideas_ends_with_a_difference(tmp_path, monkeypatch, own_module, capsys):
+def test_the_page_on_own_ideas_looks_inside_and_ends_with_a_difference(
+    tmp_path, monkeypatch, own_module, capsys
+):
     monkeypatch.chdir(tmp_path)
     page = (TOP / "docs" / "own-idea.md").read_text(encoding="utf-8")
-    ideas, _, verdict = re.findall(r"(?s)```python\n(.*?)```", page)
+    ideas, _, look, verdict = re.findall(r"(?s)```python\n(.*?)```", page)
     small = {'"offline"': '"ci"', "50}": '5, "phase2.max_epochs": 1}', "(10, 50)": "(2,)"}
     small["(42, 43, 44)"] = "(42,)"
     for old, new in small.items():
         assert old in verdict
         verdict = verdict.replace(old, new)
-    import_module(own_module("own_ideas", f"{ideas}\nimport ctxkv_lib as ctxkv\n{verdict}"))
+    shown = f"{ideas}\nimport ctxkv_lib as ctxkv\n{verdict}\nrun = mine[0]\n{look}"
+    opened = import_module(own_module("own_ideas", shown))
+    assert opened.losses.mean().exp().item() == pytest.approx(opened.run.summary["test"]["ppl"], rel=1e-4)
     printed = capsys.readouterr().out
     assert re.search(r"GatedBlock +[-\d.]+ +[-\d.]+ +[-\d.]+ +more seeds needed +1 +5 +conv", printed)
 

@@ -58,7 +58,7 @@ def test_a_run_on_a_new_machine_goes_on_from_what_drive_holds(on_drive, tmp_path
         kept, expected = outcome(folder), outcome(undisturbed.path)
         assert kept.pop("files") == expected.pop("files") - {".lock"}
         assert kept == expected
-        assert open_run(folder).token_losses("val").exp().mean() > 1
+        assert open_run(folder).stream("val").token_losses().exp().mean() > 1
 
 
 def test_an_archive_is_written_every_two_minutes_and_when_a_run_stops(on_drive, tmp_path, monkeypatch):
