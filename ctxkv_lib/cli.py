@@ -150,6 +150,9 @@ def parser() -> argparse.ArgumentParser:
     add = command(report)
     add("run", type=_path, nargs="+", metavar="RUN", help="run folder")
     add("--lang", "--language", default="en", choices=("en", "ja"), help="language (default: en)")
+    add = command(difference)
+    add("run", type=_path, nargs="+", metavar="RUN", help="run folders of any variants and seeds")
+    add("--base", type=_path, nargs="+", required=True, metavar="RUN", help="run folders to compare with")
     add = command(list_folders)
     add("root", type=_path, nargs="?", metavar="ROOT", help="(default: runs, or $CTXKV_RUNS)")
     as_json(add)
@@ -282,6 +285,13 @@ def report(options: argparse.Namespace) -> None:
     from .runs.summary import load_run
 
     print(write_report([load_run(path) for path in options.run], options.lang))
+
+
+def difference(options: argparse.Namespace) -> None:
+    """Compare the test perplexity of runs with that of a base, with intervals and a verdict."""
+    from .report.difference import difference, format_difference
+
+    print(format_difference(difference(options.run, options.base)))
 
 
 def generate(options: argparse.Namespace) -> None:

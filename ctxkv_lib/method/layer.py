@@ -30,7 +30,7 @@ class Layer(nn.Module):
     - `runs.stages` trains no block and writes caches of token ids alone; `runs.inputs` accepts streams that
       are shorter than a window; and `plugins.checks` tries such a layer on rows of tokens;
     - `runs.config` refuses a block or a loss beside it, `experiments` refuses several processes, and
-      `runs.export` refuses a model for transformers, so it neither generates nor evaluates other text;
+      `runs.export` saves no model for transformers;
     - `report.info` shows no window and no caches, and `report.times` times no Phase 1.
 
     Attributes:

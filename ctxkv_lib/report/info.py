@@ -90,7 +90,7 @@ def describe(
 
 def format_info(sizes: dict[str, Any]) -> str:
     """Format `describe` for a terminal."""
-    total, trainable = sizes["parameters"].values()
+    total, trainable = (sizes["parameters"][name] for name in ("total", "trainable_phase2"))
     shown = sizes | {"trainable": f"{trainable:,} ({trainable / total:.2%})"}
     if cache := sizes.get("kv_cache"):
         kib = cache["bytes"] / 1024

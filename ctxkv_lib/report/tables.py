@@ -40,6 +40,7 @@ SETTINGS: Rows = {
     "Contexts without a limit": ("context_window.theoretical_max", COUNT),
     "Heads": ("config.model.num_heads", COUNT),
     "Total parameters": ("parameters.total", COUNT),
+    "Trainable in Phase 1": ("parameters.trainable_phase1", COUNT),
     "Trainable in Phase 2": ("parameters.trainable_phase2", COUNT),
     "Matrix products of Phase 2": ("provenance.precision", ""),
 }
@@ -212,7 +213,8 @@ def format_results(table: pd.DataFrame) -> str:
     if not len(table):
         return "There are no runs here."
     formats = {name: PPL for name in table if str(name).endswith(("_ppl", "seconds"))}
-    formats |= {"val_acc": SHARE, "train_tokens": ",.0f", "parameters": ",.0f", "mib": ",.0f"}
+    formats |= dict.fromkeys(("train_tokens", "phase1_parameters", "parameters", "mib"), ",.0f")
+    formats["val_acc"] = SHARE
     columns = table.drop(columns="note", errors="ignore").dropna(axis="columns", how="all")
     cells = {name: [_cell(value, formats.get(name, "")) for value in columns[name]] for name in columns}
     notes = [*table["note"].dropna()] if "note" in table else []
@@ -229,8 +231,9 @@ def _cell(value: Any, spec: str) -> str:
 def format_scores(scores: Mapping[str, Any]) -> str:
     """Format the result of `evaluate_texts` for a terminal."""
     parts = [side_by_side({"": scores}, SCORES).to_string(header=False)]
-    for key, title in {"by_position": "Tokens read before", "by_history": "Contexts in the window"}.items():
+    titles = {"by_position": "Tokens read before", "by_history": "Contexts in the window"}
+    for key in [key for key in titles if key in scores]:
         bins = {f"{line['from']:,} to {format_value(line, 'to', COUNT)}": line for line in scores[key]}
-        table = side_by_side(bins, SCORES).T.rename_axis(columns=title)
+        table = side_by_side(bins, SCORES).T.rename_axis(columns=titles[key])
         parts.append(table.rename(lambda name: name.replace(DASH, "more")).to_string())
     return "\n\n".join(parts)

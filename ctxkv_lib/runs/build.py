@@ -60,10 +60,17 @@ def log_frequencies(data: DataConfig, corpus: Conversations | None) -> Tensor | 
     return torch.from_numpy(smoothed_unigram(corpus_counts(data, corpus).numpy())).log().float()
 
 
-def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """Count all parameters, and those that Phase 2 trains, of a model that is set to it."""
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    return {"total": sum(weight.numel() for weight in model.parameters()), "trainable_phase2": trained}
+def parameter_counts(model: ContextKV) -> dict[str, int]:
+    """Count all parameters of a model, and those that each phase trains."""
+    parts: dict[str, nn.Module | None] = {
+        "total": model,
+        "trainable_phase1": model.context_block,
+        "trainable_phase2": model.layer,
+    }
+    return {
+        name: 0 if part is None else sum(weight.numel() for weight in part.parameters())
+        for name, part in parts.items()
+    }
 
 
 def unallocated_model(config: ExperimentConfig) -> ContextKV:

@@ -29,10 +29,11 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
     Returns:
         a table with the path as index: `state` (finished, interrupted, or damaged: a file is missing or has
         another size); the settings that differ; `train_tokens`; `val_ppl`, `test_ppl`, `val_acc`, `train_ppl`
-        and `best_epoch`, of an interrupted run those of the best epoch so far; `epochs`; `seconds` of both
-        trainings; `parameters` that Phase 2 trains; where n-grams were measured, their `val_ppl` and
-        `test_ppl` by name; `mib` on disk; and, if anything is damaged, a `note` what to do. What is not known
-        is NaN. A file that several of these runs share, as a hard link, counts in the first of them.
+        and `best_epoch`, which for an interrupted run are those of the best epoch so far; `epochs`; `seconds`
+        of both trainings; `phase1_parameters` and `parameters`, which Phase 1 and Phase 2 train; where
+        n-grams were measured, their `val_ppl` and `test_ppl` by name; `mib` on disk; and, if anything is
+        damaged, a `note` what to do. What is not known is NaN. A file that several of these runs share, as a
+        hard link, counts in the first of them.
 
     Raises:
         UserError: there is no such folder.
@@ -113,6 +114,7 @@ def _results(folder: RunFolder) -> dict[str, Any]:
         **{name: phase2[name] for name in PHASE2[1:]},
         "epochs": len(epochs),
         "seconds": summary["phase1"]["seconds"] + sum(epoch["seconds"] for epoch in epochs),
+        "phase1_parameters": summary["parameters"]["trainable_phase1"],
         "parameters": summary["parameters"]["trainable_phase2"],
         **ngrams,
     }

@@ -1,9 +1,10 @@
-"""A run in use: its model with caches and tokenizer."""
+"""A run in use: its model with caches and tokenizer, and the streams that the model reads."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +13,11 @@ from transformers import PreTrainedTokenizerFast
 from ..data.config import Split
 from ..data.conversations import load_conversations
 from ..data.token_table import load_table
-from ..data.tokens import load_tokenizer
-from ..errors import UserError, friendly_errors
+from ..data.tokens import load_tokenizer, validation_stream
+from ..errors import UserError, friendly_errors, is_utf8
 from ..files import expanded, read_tensors
 from ..method.caches import Batch, Cache
+from ..method.config import Phase1Config
 from ..method.memory import snapshot
 from ..method.model import ContextKV
 from ..method.scoring import EVALUATION_ROWS, token_scores
@@ -27,18 +29,17 @@ from .device import choose_device, torch_state
 from .export import TABLE_SHARD
 from .folder import RunFolder
 from .inputs import Inputs, result_code
-from .stages import OWN_PARTS, load_streams
+from .stages import OWN_PARTS, load_streams, read_stream
 from .summary import Run, finished_run
 
 READ_AT_ONCE = ("checkpoint", TABLE_SHARD)  # the files that are read when a run is opened
+SPLITS = ("train", "val", "test")  # the streams of a run
+EXACT = Phase1Config(context_method="exact")  # how contexts of other text are computed
 
 
 @dataclass
 class OpenRun:
     """A run with what it takes to look inside: finished, or prepared for Phase 2.
-
-    A split is "train" or "val". Position i of its stream reads token i and predicts token i + 1. What the
-    methods return is on the CPU.
 
     Attributes:
         run: of a prepared one, the summary has `tokens`, `parameters`, `phase1`, `memory` and `caches_mib`.
@@ -56,51 +57,102 @@ class OpenRun:
         finished_run(RunFolder.open(self.run.path), "caches")
         return load_caches(self.run.path / "caches")
 
-    def contexts(self, split: str) -> Tensor:
-        """Return all contexts, `[n, context_dim]`, in the dtype of the cache: row i is that of position i."""
-        contexts = self._stream(split).contexts
-        if contexts is None:
-            raise UserError(f"The layer of {self.run.path} reads tokens, so the run has no contexts.")
-        return contexts[1:].cpu()
+    def stream(self, split: str) -> "Stream":
+        """Return the stream of a split, "train", "val" or "test", as the run read it.
 
-    def attention(self, split: str, positions: Sequence[int] | Tensor) -> Tensor:
+        Raises:
+            UserError: The split is unknown or has no text, or its conversations have changed.
+        """
+        require_known("split", split, SPLITS)
+        if split != "test":
+            return Stream(self, self.caches[split])
+        config = self.run.config
+        if not config.data.size("test"):
+            raise UserError(f"{self.run.path} has no test text; make a run with data.test_samples above 0.")
+        refuse_other_texts(self.run, "test", self.run.summary.get("test", {}).get("fingerprint"))
+        ids = validation_stream(load_conversations(config.data, "test"), self.tokenizer).ids
+        with torch_state():
+            return Stream(self, read_stream(self.model, config.phase1, ids, config.runtime.seed))
+
+    def read(self, text: str) -> "Stream":
+        """Read a text by itself, after one end-of-text token, as `evaluate_texts` does.
+
+        Position 0 is the end-of-text token, which predicts the first token of the text. Contexts are exact.
+
+        Raises:
+            UserError: The text is empty or not UTF-8.
+        """
+        require_text("text", text)
+        ids = torch.tensor([self.tokenizer.eos_token_id, *self.tokenizer(text)["input_ids"]])
+        with torch_state():
+            return Stream(self, read_stream(self.model, EXACT, ids))
+
+
+def require_text(name: str, text: Any) -> None:
+    if not isinstance(text, str) or not text or not is_utf8(text):
+        raise UserError(f"The {name} is empty or not UTF-8; give at least one character, in UTF-8.")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream of n + 1 tokens as a run's model reads it: position i reads token i and predicts token i + 1.
+
+    What the methods return is on the CPU.
+
+    Attributes:
+        opened: the run, with its model and its tokenizer.
+        cache: a `Cache` of the tokens and their contexts.
+    """
+
+    opened: OpenRun
+    cache: Cache
+
+    def __len__(self) -> int:
+        """Return the number of positions, n."""
+        return len(self.cache)
+
+    @property
+    def ids(self) -> Tensor:
+        """The tokens, int32 `[n + 1]`."""
+        return self.cache.ids.cpu()
+
+    def contexts(self) -> Tensor:
+        """Return all contexts, `[n, context_dim]`, in the dtype of the cache: row i is that of position i."""
+        if self.cache.contexts is None:
+            raise UserError(f"The layer of {self.opened.run.path} reads tokens, so the run has no contexts.")
+        return self.cache.contexts[1:].cpu()
+
+    def attention(self, positions: Sequence[int] | Tensor) -> Tensor:
         """Compute attention weights at some positions, float32 `[len(positions), heads, slots]`.
 
-        `model.window.slots(positions)` are the positions whose contexts the slots hold.
+        `opened.model.window.slots(positions)` are the positions whose contexts the slots hold.
         """
-        return self._computed(split, positions, self._attention_weights)
+        return self._computed(positions, self._attention_weights)
 
-    def logits(self, split: str, positions: Sequence[int] | Tensor) -> Tensor:
+    def logits(self, positions: Sequence[int] | Tensor) -> Tensor:
         """Compute logits of the next token at some positions, float32 `[len(positions), vocab_size]`."""
-        return self._computed(split, positions, lambda batch: torch.cat([*self.model.predictions(batch)]))
+        return self._computed(positions, lambda batch: torch.cat([*self.opened.model.predictions(batch)]))
 
-    def token_losses(self, split: str) -> Tensor:
+    def token_losses(self) -> Tensor:
         """Compute the loss of every prediction, in nats, float32 `[n]`; exp(mean) is the perplexity."""
-        stream = self._stream(split)
         with torch_state():
-            return token_scores(self.model, stream, torch.arange(len(stream)))[0].cpu()
-
-    def _stream(self, split: str) -> Cache:
-        require_known("split", split, self.caches)
-        return self.caches[split]
+            return token_scores(self.opened.model, self.cache, torch.arange(len(self)))[0].cpu()
 
     def _attention_weights(self, batch: Batch) -> Tensor:
-        weights = self.model.read(batch)[1]
+        weights = self.opened.model.read(batch)[1]
         if weights is None:
-            raise UserError(f"The model of {self.run.path} returns no attention weights to look at.")
+            raise UserError(f"The model of {self.opened.run.path} returns no attention weights to look at.")
         return weights
 
     @torch.no_grad()
-    def _computed(
-        self, split: str, positions: Sequence[int] | Tensor, compute: Callable[[Batch], Tensor]
-    ) -> Tensor:
+    def _computed(self, positions: Sequence[int] | Tensor, compute: Callable[[Batch], Tensor]) -> Tensor:
         """Compute something at some positions, batch by batch."""
-        stream, order = self._stream(split), torch.as_tensor(positions).cpu()
-        if not (order.ndim == 1 and len(order) and order.min() >= 0 and order.max() < len(stream)):
-            last = len(stream) - 1
+        order = torch.as_tensor(positions).cpu()
+        if not (order.ndim == 1 and len(order) and order.min() >= 0 and order.max() < len(self)):
+            last = len(self) - 1
             raise UserError(f"positions are {positions}; allowed: a list of some from 0 to {last}.")
         with torch_state():
-            batches = self.model.batches(stream, order.long(), EVALUATION_ROWS)
+            batches = self.opened.model.batches(self.cache, order.long(), EVALUATION_ROWS)
             return torch.cat([compute(batch).float().cpu() for batch in batches])
 
 

@@ -21,9 +21,11 @@ from ..data.tokens import validation_stream
 from ..errors import UserError
 from ..files import write_json, write_parts, write_tensors, write_text
 from ..method.caches import DTYPES, Cache
+from ..method.config import Phase1Config
 from ..method.contexts import contexts_by_passes, distinct_rows, exact_contexts
 from ..method.loop import Diverged
 from ..method.memory import mib
+from ..method.model import ContextKV
 from ..method.oacd import UNTRAINED, Phase1Result, train_context_block
 from ..method.objective import asked_tensors
 from ..method.phase2 import train_layer
@@ -73,7 +75,7 @@ def settings_stage(config: ExperimentConfig) -> Stage:
         return values
 
     table = settings_table(config, "preset", "recipe", *GROUPS, *HOOKS)
-    return Stage(SETTINGS, compute, table, files=("config.json", OWN_PARTS), editable=(OWN_PARTS,))
+    return Stage(SETTINGS, compute, table, files=("config.json",), editable=(OWN_PARTS,))
 
 
 def experiment_stages(inputs: Inputs) -> list[Stage]:
@@ -198,7 +200,7 @@ def _write_caches(
         if inputs.config.reads == "contexts":
             dtype = torch.float32 if split == "val" else DTYPES[inputs.precision]
             first = last if split == "train" and by_passes else None
-            contexts = _stream_contexts(inputs, ids, first, generator)
+            contexts = _stream_contexts(inputs.model, inputs.config.phase1, ids, generator, first)
             shape = (len(ids), inputs.config.model.context_dim)
             write_parts(path / f"{split}_ctx.safetensors", {"contexts": (dtype, shape, contexts)})
         write_parts(path / f"{split}_emb.safetensors", _token_tensors(inputs, ids))
@@ -208,18 +210,36 @@ def _write_caches(
     return rank
 
 
+def read_stream(model: ContextKV, config: Phase1Config, ids: Tensor, seed: int = 0) -> Cache:
+    """Compute the cache of a stream that is in no file, with contexts as those of the validation stream.
+
+    Args:
+        ids: the tokens, integers `[n + 1]`.
+        seed: the seed of the contexts with which parallel passes begin.
+    """
+    tokens = ids.int().to(model.device)
+    if model.context_block is None:
+        return Cache(tokens)
+    generator = torch.Generator(model.device).manual_seed(seed)
+    return Cache(tokens, torch.cat([*_stream_contexts(model, config, tokens, generator)]))
+
+
 @torch.no_grad()
 def _stream_contexts(
-    inputs: Inputs, ids: Tensor, last: Tensor | None, generator: torch.Generator
+    model: ContextKV,
+    config: Phase1Config,
+    ids: Tensor,
+    generator: torch.Generator,
+    last: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Compute the padded contexts of a stream, `[n + 1, context_dim]` in all, part by part."""
-    block, config = inputs.model.context_block, inputs.config.phase1
-    embeddings, tokens = distinct_rows(inputs.model, ids[:-1])
+    block = model.context_block
+    embeddings, tokens = distinct_rows(model, ids[:-1])
     projected = block.project_inputs(embeddings)
     if config.context_method == "passes":
         yield _finite(contexts_by_passes(block, projected, tokens, config, generator, last))
         return
-    before = projected.new_zeros(inputs.config.model.context_dim)
+    before = projected.new_zeros(block.context_dim)
     yield before[None]
     for part in tokens.split(SCAN_TOKENS):
         contexts = exact_contexts(block, projected, part, config.tolerance, before)
@@ -314,15 +334,11 @@ def score_test(inputs: Inputs, work: Work) -> dict[str, Any]:
         `ppl`, `acc` and `tokens`; `conversations`, with the number of predicted tokens and the mean loss in
         nats of each; and `fingerprint`. Empty if there is no token to predict.
     """
-    texts, model, device = inputs.texts["test"], inputs.model, inputs.device
+    texts, model, config = inputs.texts["test"], inputs.model, inputs.config
     if not len(texts) or len((stream := validation_stream(texts, inputs.tokenizer)).ids) < 2:
         return {}
     load_weights(model, work.folder.path)
-    cache = Cache(stream.ids.int().to(device))
-    if inputs.config.reads == "contexts":  # contexts are computed as those of validation
-        generator = torch.Generator(device).manual_seed(inputs.config.runtime.seed)
-        contexts = torch.cat([*_stream_contexts(inputs, stream.ids, None, generator)])
-        cache = Cache(cache.ids, contexts)
+    cache = read_stream(model, config.phase1, stream.ids, config.runtime.seed)
     losses, correct = token_scores(model, cache, torch.arange(len(cache)))
     parts = losses.tensor_split((stream.starts[1:] - 1).clamp(min=0).cpu())  # from the second token on
     return {

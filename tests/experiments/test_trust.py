@@ -104,11 +104,11 @@ def test_contents_that_changed_in_a_finished_run_are_noticed_where_they_are_read
     assert in_child(lambda: generate(copy)) == laboratory.text  # which reads no cache
     laboratory.check_run(copy)
     with pytest.raises(UserError, match=r"val_ctx\.safetensors is damaged; make it again with .* --again"):
-        open_run(copy).token_losses("val")
+        open_run(copy).stream("val").token_losses()
     repaired = in_child(lambda: main([*laboratory.arguments, "--out", str(copy), "--again"]))
     assert "contexts: recomputed, since" in repaired.text
     assert "phase2: reused." in repaired.text
-    assert open_run(copy).token_losses("val").isfinite().all()
+    assert open_run(copy).stream("val").token_losses().isfinite().all()
 
 
 def test_an_edited_report_stays(laboratory, copy):

@@ -59,7 +59,7 @@ def test_a_run_on_a_new_machine_goes_on_from_what_drive_holds(on_drive, tmp_path
         kept, expected = outcome(folder), outcome(undisturbed.path)
         assert kept.pop("files") == expected.pop("files") - {".lock"}
         assert kept == expected
-        assert open_run(folder).token_losses("val").exp().mean() > 1
+        assert open_run(folder).stream("val").token_losses().exp().mean() > 1
 
 
 def test_weights_of_a_saved_model_that_every_machine_makes_alike_are_not_archived(
