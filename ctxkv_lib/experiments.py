@@ -34,9 +34,9 @@ from .runs.inputs import Inputs, read_splits
 from .runs.names import comparison_folder, run_folder_of
 from .runs.opened import OpenRun, open_prepared
 from .runs.presets import with_fitting_sizes
+from .runs.records import as_json
 from .runs.stages import experiment_stages, settings_stage
 from .runs.summary import TRAININGS, Run, finished_run, summarize
-from .views import figures
 
 
 class Claimed(NamedTuple):
@@ -213,17 +213,21 @@ def _refuse_taken(out: Path, folders: list[str]) -> None:
 
 
 def write_comparison(runs: Sequence[Run], out: Path) -> None:
-    """Write comparison.json, report and figures of several runs."""
+    """Write comparison.json, report and figures of several runs.
+
+    If the runs are those that were compared before, report and figures that are there stay as they are.
+    """
     values = {
         "folders": [finished.path.name for finished in runs],
         "runs": [finished.summary for finished in runs],
         "improvement": gains(runs[0].summary, runs[-1].summary),
     }
+    is_same = (out / COMPARISON).is_file() and read_json(out / COMPARISON) == as_json(values)
     with locked(out), status_line("Writing report and figures"):
         for leftover in [*out.glob(".*.part"), *out.glob("figures/.*.part")]:  # of a killed process
             remove(leftover)
         write_json(out / COMPARISON, values)
-        _publish(runs, out)
+        _publish(runs, out, only_missing=is_same)
 
 
 def _publish(runs: Sequence[Run], folder: Path, only_missing: bool = False) -> None:
@@ -232,6 +236,8 @@ def _publish(runs: Sequence[Run], folder: Path, only_missing: bool = False) -> N
     Args:
         only_missing: leave the files that are there, which users may have edited.
     """
+    from .views import figures  # imports matplotlib, which a run that is only reused does not need
+
     by_name = runs_by_name(runs)
     summaries = {name: run.summary for name, run in by_name.items()}
     phase1 = {name: run.phase1 for name, run in by_name.items()}

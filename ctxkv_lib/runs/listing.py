@@ -9,9 +9,8 @@ from typing import Any
 import pandas as pd
 
 from ..errors import DamagedFile, UserError
-from ..files import expanded, runs_root
+from ..files import MIB, expanded, runs_root
 from ..method.loop import epochs_of
-from ..method.memory import MIB
 from .config import ExperimentConfig, differing_settings
 from .folder import RECORDS, RESULTS, RunFolder, is_run_folder
 from .summary import Run, summarize

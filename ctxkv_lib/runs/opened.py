@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from ..data.config import Split
 from ..data.conversations import load_conversations
@@ -29,6 +29,9 @@ from .inputs import Inputs, result_code
 from .stages import load_streams
 from .summary import Run, finished_run
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 READ_AT_ONCE = ("checkpoint", "model")  # files and folders that are read when a run is opened
 
 
@@ -47,7 +50,7 @@ class OpenRun:
 
     run: Run
     model: ContextKV
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: "PreTrainedTokenizerFast"
 
     @cached_property
     def caches(self) -> dict[str, Cache]:

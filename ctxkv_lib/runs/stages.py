@@ -16,11 +16,10 @@ from torch import Tensor
 from .. import ranks
 from ..data.tokens import validation_stream
 from ..errors import UserError
-from ..files import write_json, write_parts, write_tensors
+from ..files import mib, write_json, write_parts, write_tensors
 from ..method.caches import DTYPES, Cache
 from ..method.contexts import contexts_by_passes, distinct_rows, exact_contexts
 from ..method.loop import Diverged
-from ..method.memory import mib
 from ..method.oacd import UNTRAINED, Phase1Result, train_context_block
 from ..method.phase2 import train_layer
 from ..method.scoring import effective_rank, perplexity, token_scores
@@ -30,7 +29,6 @@ from ..progress import epochs_ahead, log, print_on_terminal, status_line
 from .build import load_block, load_caches, load_weights, parameter_counts, place_caches
 from .config import GROUPS, ExperimentConfig
 from .driver import Stage, Work
-from .export import save_for_transformers
 from .folder import SETTINGS
 from .inputs import Inputs, settings_table
 from .provenance import provenance
@@ -281,6 +279,8 @@ def train_phase2(inputs: Inputs, work: Work) -> dict[str, Any]:
 @status_line("Saving the model")
 def save_model(inputs: Inputs, work: Work) -> dict[str, Any]:
     """Write the model folder for transformers."""
+    from .export import save_for_transformers  # imports transformers' models, which take seconds
+
     load_weights(inputs.model, work.folder.path)
     save_for_transformers(inputs.model, inputs.config, inputs.tokenizer, work.folder.path / "model")
     return {}
