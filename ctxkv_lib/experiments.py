@@ -12,7 +12,7 @@ from .data.conversations import load_conversations
 from .errors import DamagedFile, UserError, friendly_errors
 from .files import expanded, read_json, remove, write_json, write_text
 from .method.memory import begin_peaks
-from .progress import Listener, log, progress_bar, status_line
+from .progress import Listener, epoch_printer, log, progress_bar, status_line
 from .report.document import LANGUAGES, write_report
 from .report.model_card import model_card
 from .report.tables import gains, runs_by_name
@@ -51,7 +51,7 @@ class Claimed(NamedTuple):
 def run(
     config: ExperimentConfig,
     out: Path | str | None = None,
-    listener: Listener = lambda _: None,
+    listener: Listener | None = None,
     again: bool = False,
     **plugins: Any,
 ) -> Run:
@@ -59,7 +59,8 @@ def run(
 
     Args:
         out: run folder; None takes `run_folder_of(config)`.
-        listener: gets every metric in order; the metrics of reused stages with `"replayed": True`.
+        listener: gets every metric in order; the metrics of reused stages with `"replayed": True`. None prints
+            a line per epoch, except in a notebook.
         again: replace a finished result with different code or data, and check all files of a finished run.
         plugins: `block`, `loss` or `layer`: a class or function that replaces the method's, or its name
             `module:Name`. docs/own-idea.md says what each is given and returns.
@@ -68,6 +69,7 @@ def run(
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
     with claimed_experiment(config, out, again, plugins) as (folder, inputs, stages):
+        listener = listener or epoch_printer(config.phase2)
         if not again and ranks.on_rank_0(lambda: is_finished(folder, stages)):
             log(f"{folder.path} is finished: reused.")
             for stage_record in folder.records.values():
@@ -159,7 +161,7 @@ def compare(
     configs: Sequence[ExperimentConfig],
     root: Path | str | None = None,
     out: Path | str | None = None,
-    listener: Listener = lambda _: None,
+    listener: Listener | None = None,
     again: bool = False,
 ) -> list[Run]:
     """Run the unfinished stages of several experiments, and write their comparison.
@@ -168,7 +170,7 @@ def compare(
         configs: experiments that differ in `data.samples`, at least two.
         root: folder of the run folders; None takes `$CTXKV_RUNS`, or `runs`.
         out: folder of the comparison; None takes `comparison_folder(configs, root)`.
-        listener: gets every metric of every run, with the run's `samples`.
+        listener: gets every metric of every run, with the run's `samples`; None prints as `run` does.
         again: as of `run`.
 
     Raises:
@@ -186,6 +188,7 @@ def compare(
     out = expanded(out or comparison_folder(configs, root))
     _refuse_taken(out, [run_folder_of(config).name for config in configs])
     load_conversations(configs[-1].data, "train")
+    listener = listener or epoch_printer(configs[-1].phase2)
     runs = [
         run(config, run_folder_of(config, root), _labelled(listener, config.data.samples), again)
         for config in progress_bar(configs, "Runs of the comparison", unit="run")

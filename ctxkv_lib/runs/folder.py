@@ -22,7 +22,7 @@ kill.
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -168,6 +168,7 @@ def claimed(path: Path, again: bool = False) -> Iterator[RunFolder]:
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; name another folder with --out.")
     is_new = not path.exists() or not any(path.iterdir())
+    new_parents = [parent for parent in path.parents if not parent.exists()]
     with locked(path):
         if any(visible_files(path)) and not is_run_folder(path):
             raise UserError(f"{path} is not empty and holds no run; name another folder with --out.")
@@ -192,6 +193,9 @@ def claimed(path: Path, again: bool = False) -> Iterator[RunFolder]:
                 and not any(path.glob(f"{RECORDS}/*.safetensors"))
             ):
                 shutil.rmtree(path)  # nothing was computed
+                for parent in new_parents:
+                    with suppress(OSError):  # another run may have begun in it
+                        parent.rmdir()
             raise
 
 

@@ -22,8 +22,8 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
     """Collect runs and what they have found, a row each.
 
     Args:
-        runs: runs or their folders; or one folder, of which every run at or below it is taken, unfinished
-            and damaged ones too. None takes `$CTXKV_RUNS`, or `runs`.
+        runs: runs or their folders; or one folder: every run at or below it is taken, also unfinished and
+            damaged ones, and interrupted ones come last. None takes `$CTXKV_RUNS`, or `runs`.
 
     Returns:
         a table with the path as index: `state` (finished, interrupted, or damaged: a file is missing or has
@@ -54,6 +54,8 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
             row["note"] = str(error)
         row["mib"] = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / MIB
         rows[path] = row
+    if runs is None or isinstance(runs, Path | str):
+        rows = dict(sorted(rows.items(), key=lambda item: item[1]["state"] == "interrupted"))
     settings = differing_settings([*configs.values()])
     for path, differing in zip(configs, settings, strict=True):
         row = rows[path]

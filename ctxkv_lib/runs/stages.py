@@ -31,6 +31,7 @@ from .config import GROUPS, ExperimentConfig
 from .driver import Stage, Work
 from .folder import SETTINGS
 from .inputs import Inputs, settings_table
+from .presets import usual_epochs
 from .provenance import provenance
 from .saved_epochs import RunLoop
 
@@ -250,7 +251,8 @@ def train_phase2(inputs: Inputs, work: Work) -> dict[str, Any]:
 
     def tell(seconds: float) -> None:
         seconds *= 1 + scoring * len(streams["val"]) / len(train)
-        log(f"{len(train) + 1:,} tokens: {epochs_ahead(seconds, phase2.least_epochs, phase2.max_epochs)}.")
+        epochs = phase2.least_epochs, phase2.max_epochs, usual_epochs(config)
+        log(f"{len(train) + 1:,} tokens: {epochs_ahead(seconds, *epochs)}.")
 
     loop = RunLoop(work, path / "checkpoint" / "phase2.pt")
     loop.tell = tell
