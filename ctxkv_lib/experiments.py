@@ -59,8 +59,8 @@ def run(
 
     Args:
         out: run folder; None takes `run_folder_of(config)`.
-        listener: gets every metric in order; the metrics of reused stages with `"replayed": True`. None prints
-            a line per epoch, except in a notebook.
+        listener: gets every metric in order; the metrics of reused stages with `"replayed": True`. If it is
+            None, a line per epoch is printed, except in a notebook.
         again: replace a finished result with different code or data, and check all files of a finished run.
         plugins: `block`, `loss` or `layer`: a class or function that replaces the method's, or its name
             `module:Name`. docs/own-idea.md says what each is given and returns.

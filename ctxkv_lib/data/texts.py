@@ -128,7 +128,10 @@ def _parsed(path: Path, text: str, first_line: int = 1) -> Any:
 
 
 def _table(path: Path) -> Records:
-    """Read CSV or TSV with a header line, in any case; the separator of CSV is the most frequent one in it."""
+    """Read CSV or TSV with a header line, whose names may be in upper case.
+
+    The separator of CSV is the most frequent one in the header.
+    """
     csv.field_size_limit(LONGEST_CELL)
     lines, begin = _lines(path), 1  # begin: line of the record that is read
     header = next(lines, "")

@@ -29,9 +29,7 @@ ORIGINAL = (
 CHANGED = "From {first} to {last}: {times} times the training tokens, val PPL {ppl}, val acc {acc}."
 ENDED = "{name}: val PPL was lowest at epoch {best}; training ended at epoch {last} ({reason})."
 OVERFITTING = "{name}: since its best epoch train PPL {train}, val PPL {val}: {judgement}."
-UNIFORM = (
-    "{name}: val PPL {ppl} is worse than that of guessing uniformly, {count}, the size of the vocabulary."
-)
+UNIFORM = "{name}: val PPL {ppl} is worse than guessing uniformly, with PPL {count} (the vocabulary's size)."
 TEST_ERROR = "{name}: the test PPL has a standard error of ±{error} over {count} test conversations."
 PROPOSALS = (
     "Longer interval: 20 to 50 or 100 (`--set model.interval=50`).",

@@ -139,7 +139,10 @@ def _usual(preset: str, recipe: str) -> ExperimentConfig:
 
 
 def usual_epochs(config: ExperimentConfig) -> tuple[int, int] | None:
-    """Return how many epochs training usually takes; None if settings of Phase 2 or parts are not the recipe's."""
+    """Return the least and the most epochs that training usually takes.
+
+    It is None for `tuned`, and if a setting of Phase 2 or a part is not the recipe's own.
+    """
     is_usual = config.phase2 == _usual("colab", config.recipe).phase2 and not config.has_own_parts
     return USUAL_EPOCHS.get(config.recipe) if is_usual else None
 
