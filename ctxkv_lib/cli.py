@@ -172,6 +172,8 @@ def parser() -> argparse.ArgumentParser:
     add = command(settings)
     add("--preset", metavar="P", help=presets)
     add("--recipe", metavar="R", help=recipes)
+    for name, hook in HOOKS.items():
+        add(f"--{name}", metavar="MODULE:NAME", help=f"{hook.help}, whose settings are listed, too")
     as_json(add)
     return result
 
@@ -219,7 +221,8 @@ def settings(options: argparse.Namespace) -> None:
     """Print every setting with its value, unit and reason."""
     from .report.info import describe_settings, format_settings
 
-    _print(describe_settings(options.preset, options.recipe), options.json, format_settings)
+    parts = {hook: part for hook in HOOKS if (part := getattr(options, hook))}
+    _print(describe_settings(options.preset, options.recipe, parts), options.json, format_settings)
 
 
 def list_folders(options: argparse.Namespace) -> None:
@@ -248,7 +251,9 @@ def run(options: argparse.Namespace) -> None:
     best = finished.summary["phase2"]
     print(f"Best epoch {best['best_epoch']}: val PPL {best['val_ppl']:,.1f}, val acc {best['val_acc']:.1%}")
     if options.measure:
-        _measured([finished])
+        from .report.tables import comparison_table
+
+        print(comparison_table(_measured([finished])).to_string())
     print(f"Report: {out / 'report.md'}")
 
 

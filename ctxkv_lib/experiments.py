@@ -10,7 +10,7 @@ from .data.conversations import load_conversations
 from .errors import DamagedFile, UserError, friendly_errors
 from .files import expanded, read_json, remove, write_json, write_text
 from .method.memory import begin_peaks
-from .progress import Listener, log, progress_bar, status_line
+from .progress import Listener, epoch_printer, log, progress_bar, status_line
 from .report.document import LANGUAGES, write_report
 from .report.model_card import model_card
 from .report.tables import gains, runs_by_name
@@ -30,9 +30,9 @@ from .runs.inputs import Inputs, read_splits
 from .runs.names import comparison_folder, run_folder_of
 from .runs.opened import OpenRun, open_prepared
 from .runs.presets import with_fitting_sizes
+from .runs.records import as_json
 from .runs.stages import experiment_stages, settings_stage, write_model
 from .runs.summary import NGRAMS, TRAININGS, Run, finished_run, summarize
-from .views import figures
 
 CARD = f"{MODEL}/README.md"
 
@@ -49,7 +49,7 @@ class Claimed(NamedTuple):
 def run(
     config: ExperimentConfig,
     out: Path | str | None = None,
-    listener: Listener = lambda _: None,
+    listener: Listener | None = None,
     again: bool = False,
     save_model: bool = True,
     **plugins: Any,
@@ -58,7 +58,8 @@ def run(
 
     Args:
         out: run folder; None takes `run_folder_of(config)`.
-        listener: gets every metric in order; the metrics of reused stages with `"replayed": True`.
+        listener: gets every metric in order; the metrics of reused stages with `"replayed": True`. If it is
+            None, a line per epoch is printed, except in a notebook.
         again: replace a finished result with different code or data, and check all files of a finished run.
         save_model: write `model/`, the folder for transformers. A later call can add it.
         plugins: `block`, `loss` or `layer`: a class or function that replaces the method's, or its name
@@ -68,6 +69,7 @@ def run(
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
     with claimed_experiment(config, out, again, plugins, save_model) as (folder, inputs, stages):
+        listener = listener or epoch_printer(config.phase2)
         if not again and ranks.on_rank_0(lambda: is_finished(folder, stages)):
             log(f"{folder.path} is finished: reused.")
             for stage_record in folder.records.values():
@@ -183,7 +185,7 @@ def compare(
     configs: Sequence[ExperimentConfig],
     root: Path | str | None = None,
     out: Path | str | None = None,
-    listener: Listener = lambda _: None,
+    listener: Listener | None = None,
     again: bool = False,
     save_model: bool = True,
 ) -> list[Run]:
@@ -193,7 +195,7 @@ def compare(
         configs: experiments that differ in `data.samples`, at least two.
         root: folder of the run folders; None takes `$CTXKV_RUNS`, or `runs`.
         out: folder of the comparison; None takes `comparison_folder(configs, root)`.
-        listener: gets every metric of every run, with the run's `samples`.
+        listener: gets every metric of every run, with the run's `samples`; None prints as `run` does.
         again, save_model: as of `run`.
 
     Raises:
@@ -211,6 +213,7 @@ def compare(
     out = expanded(out or comparison_folder(configs, root))
     _refuse_taken(out, [run_folder_of(config).name for config in configs])
     load_conversations(configs[-1].data, "train")
+    listener = listener or epoch_printer(configs[-1].phase2)
     runs = [
         run(config, run_folder_of(config, root), _labelled(listener, config.data.samples), again, save_model)
         for config in progress_bar(configs, "Runs of the comparison", unit="run")
@@ -238,17 +241,21 @@ def _refuse_taken(out: Path, folders: list[str]) -> None:
 
 
 def write_comparison(runs: Sequence[Run], out: Path) -> None:
-    """Write comparison.json, report and figures of several runs."""
+    """Write comparison.json, report and figures of several runs.
+
+    If the runs are those that were compared before, report and figures that are there stay as they are.
+    """
     values = {
         "folders": [finished.path.name for finished in runs],
         "runs": [finished.summary for finished in runs],
         "improvement": gains(runs[0].summary, runs[-1].summary),
     }
+    is_same = (out / COMPARISON).is_file() and read_json(out / COMPARISON) == as_json(values)
     with locked(out), status_line("Writing report and figures"):
         for leftover in [*out.glob(".*.part"), *out.glob("figures/.*.part")]:  # of a killed process
             remove(leftover)
         write_json(out / COMPARISON, values)
-        _publish(runs, out)
+        _publish(runs, out, only_missing=is_same)
 
 
 def _publish(runs: Sequence[Run], folder: Path, only_missing: bool = False) -> None:
@@ -257,6 +264,8 @@ def _publish(runs: Sequence[Run], folder: Path, only_missing: bool = False) -> N
     Args:
         only_missing: leave the files that are there, which users may have edited.
     """
+    from .views import figures  # imports matplotlib, which a run that is only reused does not need
+
     by_name = runs_by_name(runs)
     summaries = {name: run.summary for name, run in by_name.items()}
     phase1 = {name: run.phase1 for name, run in by_name.items()}

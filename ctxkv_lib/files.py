@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parent
 CHECKSUM = "checksum"
+MIB = 2**20
 DTYPE_NAMES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.int32": "I32"}  # safetensors names
 # A tensor to write: its dtype, its shape, and its rows, which may be computed part by part.
 TensorParts = tuple["torch.dtype", Sequence[int], Iterable["Tensor"]]
@@ -40,6 +41,11 @@ def expanded(path: Path | str) -> Path:
             f"{kind} is no path; name a folder or a file as text (the folder of a Run is `run.path`)."
         )
     return Path(os.path.expanduser(path))
+
+
+def mib(num_bytes: float) -> float:
+    """Convert bytes to MiB, to two decimals."""
+    return round(num_bytes / MIB, 2)
 
 
 def cache_dir() -> Path:

@@ -3,9 +3,12 @@
 import hashlib
 import json
 import re
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
+from ..errors import DamagedFile
+from ..files import cache_dir, checksum, digest, read_json, source_digest, write_json
 from .hub import package_file
 
 # Rows of each split in the order of `_usable_texts`. No setting changes which rows another split has. All
@@ -41,8 +44,20 @@ def _texts_of(split: str) -> list[str]:
     return texts[rows.start : rows.stop]
 
 
-@lru_cache(maxsize=1)  # reading takes a second, and every split needs it
+@lru_cache(maxsize=1)  # every split needs it
 def _usable_texts(path: Path) -> list[str]:
+    """Read the usable conversations from the shared cache, or choose them, which takes a second."""
+    file = cache_dir() / f"chitchat-{digest([checksum(path), source_digest('data.chitchat')])}.json"
+    with suppress(OSError, DamagedFile, LookupError, TypeError):
+        cached = read_json(file)
+        if cached["checksum"] == digest(cached["texts"]):
+            return list(cached["texts"])
+    texts = _choose_texts(path)
+    write_json(file, {"checksum": digest(texts), "texts": texts})
+    return texts
+
+
+def _choose_texts(path: Path) -> list[str]:
     """List English conversations of 4 messages or more without contact details, in hash order."""
     dataset = json.loads(path.read_text(encoding="utf-8"))
     names = sorted(dataset, key=lambda name: hashlib.sha256(name.encode()).digest())

@@ -131,14 +131,18 @@ def _parsed(path: Path, text: str, first_line: int = 1) -> Any:
 
 
 def _table(path: Path) -> Records:
-    """Read CSV or TSV with a header line; the separator of CSV is the most frequent one in it."""
+    """Read CSV or TSV with a header line, whose names may be in upper case.
+
+    The separator of CSV is the most frequent one in the header.
+    """
     csv.field_size_limit(LONGEST_CELL)
     lines, begin = _lines(path), 1  # begin: the line where the current record begins
     header = next(lines, "")
     separator = "\t" if _kind(path) == ".tsv" else max(",;\t", key=header.count)
     reader = csv.DictReader(chain([header], lines), delimiter=separator, strict=True)
     try:
-        _form(f"{path}, line 1", reader.fieldnames or [])
+        reader.fieldnames = [name.lower() for name in reader.fieldnames or ()]  # spreadsheets write "Text"
+        _form(f"{path}, line 1", reader.fieldnames)
         begin += reader.line_num
         for record in reader:
             where = f"line {begin}"

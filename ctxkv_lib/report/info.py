@@ -1,6 +1,7 @@
 """What a configuration means, without a download: counts for `ctxkv info`, settings for `ctxkv settings`."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from ..data.config import DataConfig
@@ -20,6 +21,8 @@ from .times import measure_times
 
 TOKEN_BYTES = 8
 ANY_TOKENS = 100_000  # that times stand for where the data is unknown
+# What a field has that was not made with `fields.setting`, as the user's own parts may have.
+OF_OWN_PART = {"unit": "", "reason": "a setting of your own part", "allowed": "any", "meanings": {}}
 INFO: Rows = {
     **SETTINGS,  # of which `describe` has some
     "Context window (tokens)": ("context_window.tokens", COUNT),
@@ -101,7 +104,7 @@ def format_info(sizes: dict[str, Any]) -> str:
 
 def _time_in_words(sizes: dict[str, Any]) -> str:
     time = sizes["time"]
-    words = epochs_ahead(time["epoch_seconds"], *time["epochs"])
+    words = epochs_ahead(time["epoch_seconds"], *time["epochs"], usual=time["usual_epochs"])
     if seconds := time["iteration_seconds"]:
         most = time["iterations"]
         whole = f"Phase 1 at most {duration(most * seconds)} ({most} iterations of {duration(seconds)})"
@@ -116,23 +119,28 @@ def _count_tokens(data: DataConfig) -> tuple[int, int]:
     return len(train_stream(train, tokenizer).ids), len(validation_stream(val, tokenizer).ids)
 
 
-def describe_settings(preset: str | None = None, recipe: str | None = None) -> list[dict[str, Any]]:
+def describe_settings(
+    preset: str | None = None, recipe: str | None = None, parts: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """List every setting: `setting`, `value`, `unit`, `reason`, `allowed`, `meanings` of allowed names.
 
     Args:
         preset: whose values to give; None takes `colab`, as `ctxkv run` does.
         recipe: whose values to give, with the settings of its plug-ins; None takes the preset's own.
+        parts: own parts by hook, whose settings are listed, too.
 
     Raises:
-        UserError: an unknown preset or recipe.
+        UserError: an unknown preset or recipe, or a part that cannot be used.
     """
-    config, rows = build_config(preset or "colab", recipe), []
+    config, rows = build_config(preset or "colab", recipe, settings=parts), []
     values = config.to_dict()
     of_plugins = {hook: getattr(plugin.load(), "Settings", None) for hook, plugin in config.plugins.items()}
     for group, settings in (GROUPS | of_plugins).items():
         for field in dataclasses.fields(settings) if settings else ():
-            about = {**field.metadata, "allowed": field.metadata["allowed"].text}
-            rows.append({"setting": f"{group}.{field.name}", "value": values[group][field.name], **about})
+            row = {"setting": f"{group}.{field.name}", "value": values[group][field.name]}
+            rows.append({**row, **OF_OWN_PART, **field.metadata})
+            if "allowed" in field.metadata:
+                rows[-1]["allowed"] = field.metadata["allowed"].text
     return rows
 
 

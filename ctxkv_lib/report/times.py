@@ -19,6 +19,7 @@ from ..method.scoring import EVALUATION_ROWS, token_scores
 from ..runs.build import untrained_model
 from ..runs.config import ExperimentConfig
 from ..runs.device import choose_device, choose_precision, torch_state
+from ..runs.presets import usual_epochs
 
 TIMED_BATCHES = 2  # after one that warms up
 DISTINCT_TOKENS = 22  # times the root of a text's length: 1,581 of 6,324 tokens, 21,370 of 852,428
@@ -31,7 +32,8 @@ def measure_times(config: ExperimentConfig, train_tokens: int, val_tokens: int) 
 
     Returns:
         `tokens`, of the training stream; `iteration_seconds` of Phase 1, None if it trains nothing, and the
-        most `iterations`; `epoch_seconds`, with validation, and the least and the most `epochs`.
+        most `iterations`; `epoch_seconds`, with validation, the least and the most `epochs`, and, if they are
+        known, the least and the most `usual_epochs`.
     """
     device = choose_device(config.runtime.device)
     precision = choose_precision(config.runtime.precision, device)
@@ -47,6 +49,7 @@ def measure_times(config: ExperimentConfig, train_tokens: int, val_tokens: int) 
         "iterations": max(0, config.phase1.max_iterations - 1),  # the first iteration only draws contexts
         "epoch_seconds": epoch,
         "epochs": [config.phase2.least_epochs, config.phase2.max_epochs],
+        "usual_epochs": usual_epochs(config),
     }
 
 

@@ -6,16 +6,18 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from ..data.config import DataConfig
 from ..data.conversations import Conversations
 from ..data.kneser_ney import smoothed_unigram
 from ..data.token_table import corpus_counts
 from ..errors import UserError
-from ..files import read_tensors, write_tensors
+from ..files import mib, read_tensors, write_tensors
 from ..method.caches import Cache
 from ..method.config import GPT2_VOCAB_SIZE
-from ..method.memory import GIB, mib
+from ..method.memory import GIB
 from ..method.model import ContextKV
 from ..plugins.hooks import HOOKS
 from .config import ExperimentConfig
@@ -75,8 +77,18 @@ def parameter_counts(model: ContextKV) -> dict[str, int]:
 
 def unallocated_model(config: ExperimentConfig) -> ContextKV:
     """Build the model of an experiment without memory, for its shapes."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoDraws():
         return untrained_model(config, GPT2_VOCAB_SIZE, config.data.unigram == "corpus")
+
+
+class _NoDraws(TorchFunctionMode):
+    """Skips draws of initial weights: the first one on the meta device imports torch's compiler (3 s)."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        arguments = kwargs or {}
+        if function in (init.normal_, init.uniform_, init.kaiming_uniform_):
+            return args[0] if args else arguments["tensor"]
+        return function(*args, **arguments)
 
 
 def load_block(model: ContextKV, path: Path) -> None:

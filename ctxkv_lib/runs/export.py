@@ -17,7 +17,6 @@ from ..plugins.hooks import HOOKS
 from ..progress import log
 from .config import ExperimentConfig
 
-TABLE_SHARD = "model/model-00001-of-"  # how the path of the saved token table begins in a run folder
 TRIED_TOKENS = 64  # on which a saved model is compared with the trained one
 _copy_of = lru_cache(maxsize=1)(deepcopy)  # of a tokenizer: a third of the time of a tiny run
 

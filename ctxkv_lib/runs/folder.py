@@ -23,7 +23,7 @@ that changes is always written beside and renamed.
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from .records import Record
 RECORDS, LOCK, COMPARISON = "checkpoint", ".lock", "comparison.json"
 SETTINGS, RESULTS = "settings", "results"  # the first stage of every run, and the last of one without a model
 MODEL = "model"  # the stage of the saved model
+TABLE_SHARD = "model/model-00001-of-"  # how the path of the saved token table begins in a run folder
 OLD_RECORD = f"{RECORDS}/stages.json"  # of version 0.3 and before
 RUNS_BELOW = f"[!.]*/{RECORDS}/{SETTINGS}.json"  # hidden folders are half-written copies
 
@@ -163,6 +164,7 @@ def claimed(path: Path, again: bool = False) -> Iterator[RunFolder]:
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; name another folder with --out.")
     is_new = not path.exists() or not any(path.iterdir())
+    new_parents = [parent for parent in path.parents if not parent.exists()]
     with locked(path):
         if any(visible_files(path)) and not is_run_folder(path):
             raise UserError(f"{path} is not empty and holds no run; name another folder with --out.")
@@ -187,6 +189,9 @@ def claimed(path: Path, again: bool = False) -> Iterator[RunFolder]:
                 and not any(path.glob(f"{RECORDS}/*.safetensors"))
             ):
                 shutil.rmtree(path)  # nothing was computed
+                for parent in new_parents:
+                    with suppress(OSError):  # another run may have begun in it
+                        parent.rmdir()
             raise
 
 

@@ -1,11 +1,10 @@
 """What an experiment is computed from: its texts, tokens, token table and model, and the digests of them."""
 
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from ..data.config import Split
 from ..data.conversations import Conversations, load_conversations
@@ -20,6 +19,9 @@ from ..progress import status_line
 from .build import frozen_model, log_frequencies
 from .config import ExperimentConfig
 from .records import Table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # Of the packages `method` and `data`, modules that compute no result: the plain reference, memory snapshots,
 # and what only a saved model uses. The rest counts, and so do the modules below.
@@ -74,7 +76,7 @@ class Inputs:
 
     @cached_property
     @status_line("Reading the tokenizer")
-    def tokenizer(self) -> PreTrainedTokenizerFast:
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
         return load_tokenizer(self.config.data.tokenizer)
 
     @cached_property

@@ -9,9 +9,8 @@ from typing import Any
 import pandas as pd
 
 from ..errors import DamagedFile, UserError
-from ..files import expanded, runs_root
+from ..files import MIB, expanded, runs_root
 from ..method.loop import epochs_of
-from ..method.memory import MIB
 from .config import ExperimentConfig, differing_settings
 from .folder import RECORDS, RESULTS, RunFolder, is_run_folder
 from .summary import Run, summarize
@@ -23,8 +22,8 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
     """Collect runs and what they have found, a row each.
 
     Args:
-        runs: runs or their folders; or one folder, of which every run at or below it is taken, unfinished
-            and damaged ones too. None takes `$CTXKV_RUNS`, or `runs`.
+        runs: runs or their folders; or one folder: every run at or below it is taken, also unfinished and
+            damaged ones, and interrupted ones come last. None takes `$CTXKV_RUNS`, or `runs`.
 
     Returns:
         a table with the path as index: `state` (finished, interrupted, or damaged: a file is missing or has
@@ -57,6 +56,8 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
             row["note"] = str(error)
         row["mib"] = _bytes_on_disk(path, counted) / MIB
         rows[path] = row
+    if runs is None or isinstance(runs, Path | str):
+        rows = dict(sorted(rows.items(), key=lambda item: item[1]["state"] == "interrupted"))
     settings = differing_settings([*configs.values()])
     for path, differing in zip(configs, settings, strict=True):
         row = rows[path]

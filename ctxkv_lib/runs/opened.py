@@ -4,11 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from ..data.config import Split
 from ..data.conversations import load_conversations
@@ -26,11 +25,13 @@ from ..progress import log, status_line
 from .build import frozen_model, load_caches, load_weights, parameter_counts, saved_weights
 from .config import require_known
 from .device import choose_device, torch_state
-from .export import TABLE_SHARD
-from .folder import RunFolder
+from .folder import TABLE_SHARD, RunFolder
 from .inputs import Inputs, result_code
 from .stages import OWN_PARTS, load_streams, read_stream
 from .summary import Run, finished_run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 READ_AT_ONCE = ("checkpoint", TABLE_SHARD)  # the files that are read when a run is opened
 SPLITS = ("train", "val", "test")  # the streams of a run
@@ -49,7 +50,7 @@ class OpenRun:
 
     run: Run
     model: ContextKV
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: "PreTrainedTokenizerFast"
 
     @cached_property
     def caches(self) -> dict[str, Cache]:

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from .. import ranks
 from ..data.tokens import validation_stream
 from ..errors import UserError
-from ..files import write_json, write_parts, write_tensors, write_text
+from ..files import mib, write_json, write_parts, write_tensors, write_text
 from ..method.caches import DTYPES, Cache
 from ..method.config import Phase1Config
 from ..method.contexts import contexts_by_passes, distinct_rows, exact_contexts
 from ..method.loop import Diverged
-from ..method.memory import mib
 from ..method.model import ContextKV
 from ..method.oacd import UNTRAINED, Phase1Result, train_context_block
 from ..method.objective import asked_tensors
@@ -45,9 +44,9 @@ from .build import (
 )
 from .config import GROUPS, ExperimentConfig
 from .driver import Stage, Work
-from .export import save_for_transformers
 from .folder import SETTINGS
 from .inputs import Inputs, settings_table
+from .presets import usual_epochs
 from .provenance import provenance
 from .training import RunHooks
 
@@ -295,7 +294,8 @@ def train_phase2(inputs: Inputs, work: Work) -> dict[str, Any]:
 
     def tell(seconds: float) -> None:
         seconds *= 1 + scoring * len(streams["val"]) / len(train)
-        log(f"{len(train) + 1:,} tokens: {epochs_ahead(seconds, phase2.least_epochs, phase2.max_epochs)}.")
+        epochs = phase2.least_epochs, phase2.max_epochs, usual_epochs(config)
+        log(f"{len(train) + 1:,} tokens: {epochs_ahead(seconds, *epochs)}.")
 
     hooks = RunHooks(work)
     hooks.tell = tell
@@ -322,6 +322,8 @@ def train_phase2(inputs: Inputs, work: Work) -> dict[str, Any]:
 @status_line("Saving the model")
 def write_model(inputs: Inputs, path: Path) -> None:
     """Write the model folder for transformers."""
+    from .export import save_for_transformers  # imports transformers' models, which take seconds
+
     load_weights(inputs.model, path)
     save_for_transformers(inputs.model, inputs.config, inputs.tokenizer, path / "model")
 

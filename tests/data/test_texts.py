@@ -117,7 +117,7 @@ def test_a_damaged_export_is_refused_by_file_and_item(tmp_path, record, said):
 )
 def test_tables_are_read(tmp_path, name, separator, end):
     long = "b, c" * 50_000  # more than csv's own limit
-    rows = [["id", "answer", "question"], [1, "please;", 'Say "hi",\n'], [2, "\tThen go.", long]]
+    rows = [["id", "Answer", "QUESTION"], [1, "please;", 'Say "hi",\n'], [2, "\tThen go.", long]]
     with (tmp_path / "plain").open("w", newline="", encoding="utf-8-sig") as file:
         csv.writer(file, delimiter=separator, lineterminator=end).writerows(rows)
     raw = (tmp_path / "plain").read_bytes()

@@ -32,9 +32,11 @@ FILES |= {f"model/model-0000{number}-of-00002.safetensors" for number in (1, 2)}
 FILES |= {"config.json", "metrics.jsonl", "report.ja.md", "report.md", "summary.json"}
 
 
-def test_a_run_leaves_what_the_contract_names(tmp_path, tiny_config, monkeypatch):
+def test_a_run_leaves_what_the_contract_names(tmp_path, tiny_config, monkeypatch, capsys):
     monkeypatch.setattr(figures, "save", SAVE)  # not `light_runs`
     folder = run(tiny_config, tmp_path / "run").path
+    epochs = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if "Phase 2" in line]
+    assert epochs == [f"Phase 2, epoch {number} of at most 3" for number in (1, 2, 3)]  # as a script prints
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert found >= FILES
     assert not [name for name in found if ".part" in name or "phase2.safetensors" in name]

@@ -12,8 +12,7 @@ from hub_standin import MAIN
 from transformers import AutoModelForCausalLM
 
 from ctxkv_lib.experiments import run
-from ctxkv_lib.runs.export import TABLE_SHARD
-from ctxkv_lib.runs.folder import RunFolder
+from ctxkv_lib.runs.folder import TABLE_SHARD, RunFolder
 from ctxkv_lib.runs.generation import generate_text
 from ctxkv_lib.runs.links import link_equal_files
 from ctxkv_lib.runs.listing import results
