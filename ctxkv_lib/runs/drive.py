@@ -5,7 +5,7 @@ a Phase 2 under way has a small one, which is written every two minutes.
 
 The archive of a saved model leaves out its weights if the token table is GPT-2's: the next `run` writes them
 again from the Hub's table and the checkpoint. A table that was made from text stays in the archive, since
-another processor would make a slightly different one.
+another processor would make a different one.
 """
 
 import os
