@@ -18,7 +18,6 @@ repository = sys.argv[1] if sys.argv[1:] else known
 changes = [
     (rf'(github\.com/|\.com/github/|"SOURCE = \\"){re.escape(known)}(?![\w-])', rf"\g<1>{repository}"),
     (re.escape(known.replace("/", ".github.io/")), repository.replace("/", ".github.io/")),
-    (rf"({re.escape(repository)} && cd )[\w.-]+", rf"\g<1>{repository.partition('/')[2]}"),
     (rf"({re.escape(repository)}/(?:blob|tree)/)[^/]+", rf"\g<1>v{version}"),
     (rf'("SOURCE = \\"{re.escape(repository)}@v)[^"\\]+', rf"\g<1>{version}"),
     (r"^version: .+", f"version: {version}"),
