@@ -1,9 +1,9 @@
 """Measure which tokens the 32 slots still hold: `python notebooks/study/keyholes.py` writes the rows.
 
 It runs Phase 1 of recipes `exact` and `tuned`, with 50 conversations each, and measures how well the token of
-a context and the tokens before it can be decoded from the context. It also computes the loss of Phase 1 for the
-trained contexts, for those of an untrained block, and for random vectors. `story.py` draws the rows. All this
-takes 10 minutes on one core.
+a context and the tokens before it can be decoded from the context. It also computes the loss of Phase 1 for
+the trained contexts, for those of an untrained block, and for random vectors. `story.py` draws the rows. All
+this takes 10 minutes on one core.
 """
 
 import json
