@@ -1,6 +1,6 @@
 """The map of the model, once for each notebook: the parts that the notebook is about are filled."""
 
-from svg import BLUE, GREEN, INK, Picture
+from svg import BLUE, INK, RUST, Picture
 from tables import read
 
 PARTS = ("tokens", "table", "block", "cache", "layer", "head", "slots")
@@ -42,16 +42,16 @@ def draw_map(filled: tuple[str, ...]) -> Picture:
     picture.text(READ[0] + 9, 187, "keys and values")
     picture.arrow((QUERY, 372), (QUERY, 164), BLUE)
     picture.text(QUERY - 6, 187, "query", text_anchor="end")
-    draw_box(picture, "cache" in filled, 200, 346, GREEN, "Cache", "the context of each token: 256 numbers")
+    draw_box(picture, "cache" in filled, 200, 346, RUST, "Cache", "the context of each token: 256 numbers")
     for x in READ:
-        picture.arrow((x, 280), (x, 251), GREEN)
+        picture.arrow((x, 280), (x, 251), RUST)
     trained = "trained in Phase 1: 0.26 million weights"
     draw_box(
         picture,
         "block" in filled,
         280,
         346,
-        GREEN,
+        RUST,
         "ContextBlock",
         "last context, token → next context",
         trained,

@@ -11,7 +11,7 @@ from statistics import mean
 import numpy as np
 from figures import used
 from model_map import FILLED, draw_map
-from svg import BLUE, GREEN, INK, ORANGE, PICTURES, Picture
+from svg import BLUE, INK, ORANGE, PICTURES, Picture
 from tables import Interval, cells_of, change, ppls_of, read, tested
 
 LEFT, RIGHT = 8, 372  # edges of strips and axes
@@ -241,7 +241,7 @@ def draw_instead() -> Picture:
         "contexts": ("contexts", ORANGE),
         "tokens at the same slots": ("tokens at the same 32 slots", BLUE),
         "last 32 tokens": ("the last 32 tokens", BLUE),
-        "GRU": ("a GRU of the same size", GREEN),
+        "GRU": ("a GRU of the same size", INK),
     }
     rows = [
         (words, change(50, f"{name} / no contexts", MANY)[0], color) for name, (words, color) in names.items()

@@ -11,7 +11,7 @@ PICTURES = Path(__file__).resolve().parents[1] / "pictures"
 WIDTH = 380  # units of the drawing
 SHOWN = 570  # pixels, where there is room for them
 INK = "#757b84"
-BLUE, ORANGE, GREEN, AMBER = "#0072b2", "#d55e00", "#00805d", "#e69f00"
+BLUE, ORANGE, RUST = "#0072b2", "#d55e00", "#b34f00"  # white letters can be read on blue and rust
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 SMALL = 13  # the smallest letters, in units
 
@@ -26,8 +26,7 @@ class Picture:
     def add(self, tag: str, content: str = "", **attributes: object) -> None:
         """Add an element; an underscore in an attribute's name becomes a hyphen."""
         listed = "".join(
-            f" {name.strip('_').replace('_', '-')}={quoteattr(_written(value))}"
-            for name, value in attributes.items()
+            f" {name.replace('_', '-')}={quoteattr(_written(value))}" for name, value in attributes.items()
         )
         self.shapes.append(f"<{tag}{listed}>{content}</{tag}>" if content else f"<{tag}{listed}/>")
 
