@@ -134,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
         add("--out", type=_path, metavar="DIR", help="folder of the results (default: named by experiment)")
         add("--measure", action="store_true", help="also compute n-gram baselines for finished runs")
         add("--again", action="store_true", help="replace a finished result of other code or data")
+        add("--no-model", action="store_true", help="leave out model/, the folder for transformers")
 
     def as_json(add: Callable[..., Any]) -> None:
         add("--json", action="store_true", help="print JSON")
@@ -149,6 +150,9 @@ def parser() -> argparse.ArgumentParser:
     add = command(report)
     add("run", type=_path, nargs="+", metavar="RUN", help="run folder")
     add("--lang", "--language", default="en", choices=("en", "ja"), help="language (default: en)")
+    add = command(difference)
+    add("run", type=_path, nargs="+", metavar="RUN", help="run folders of any variants and seeds")
+    add("--base", type=_path, nargs="+", required=True, metavar="RUN", help="run folders to compare with")
     add = command(list_folders)
     add("root", type=_path, nargs="?", metavar="ROOT", help="(default: runs, or $CTXKV_RUNS)")
     as_json(add)
@@ -168,6 +172,8 @@ def parser() -> argparse.ArgumentParser:
     add = command(settings)
     add("--preset", metavar="P", help=presets)
     add("--recipe", metavar="R", help=recipes)
+    for name, hook in HOOKS.items():
+        add(f"--{name}", metavar="MODULE:NAME", help=f"{hook.help}, whose settings are listed, too")
     as_json(add)
     return result
 
@@ -215,7 +221,8 @@ def settings(options: argparse.Namespace) -> None:
     """Print every setting with its value, unit and reason."""
     from .report.info import describe_settings, format_settings
 
-    _print(describe_settings(options.preset, options.recipe), options.json, format_settings)
+    parts = {hook: part for hook in HOOKS if (part := getattr(options, hook))}
+    _print(describe_settings(options.preset, options.recipe, parts), options.json, format_settings)
 
 
 def list_folders(options: argparse.Namespace) -> None:
@@ -240,11 +247,13 @@ def run(options: argparse.Namespace) -> None:
 
     out = options.out or run_folder_of(config)
     _say_where(out)
-    finished = run(config, out, epoch_printer(config.phase2), options.again)
+    finished = run(config, out, epoch_printer(config.phase2), options.again, not options.no_model)
     best = finished.summary["phase2"]
     print(f"Best epoch {best['best_epoch']}: val PPL {best['val_ppl']:,.1f}, val acc {best['val_acc']:.1%}")
     if options.measure:
-        _measured([finished])
+        from .report.tables import comparison_table
+
+        print(comparison_table(_measured([finished])).to_string())
     print(f"Report: {out / 'report.md'}")
 
 
@@ -266,7 +275,8 @@ def compare(options: argparse.Namespace) -> None:
 
     out = options.out or comparison_folder(configs)
     _say_where(out)
-    runs = compare(configs, options.out, out, epoch_printer(largest.phase2), options.again)
+    listener, save_model = epoch_printer(largest.phase2), not options.no_model
+    runs = compare(configs, options.out, out, listener, options.again, save_model)
     if options.measure:
         runs = _measured(runs)
         ranks.on_rank_0(lambda: write_comparison(runs, out))
@@ -280,6 +290,13 @@ def report(options: argparse.Namespace) -> None:
     from .runs.summary import load_run
 
     print(write_report([load_run(path) for path in options.run], options.lang))
+
+
+def difference(options: argparse.Namespace) -> None:
+    """Compare the test perplexity of runs with that of a base, with intervals and a verdict."""
+    from .report.difference import difference, format_difference
+
+    print(format_difference(difference(options.run, options.base)))
 
 
 def generate(options: argparse.Namespace) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from types import FrameType
 
 # Texts in torch's out-of-memory errors, from its CPU allocator, mps, the CUDA driver, cuBLAS and cuDNN.
 NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
@@ -77,19 +76,16 @@ def friendly_errors() -> Iterator[None]:
 
 
 def user_file(error: BaseException) -> str | None:
-    """Return the last file of the user's own code that an error passed through; None if there is none.
+    """Return the last file of the user's own code that an error passed through; None if there is none."""
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((file for file in reversed(files) if is_of_user(Path(file))), None)
 
-    Code counts as the user's if it lies in a file outside this package, Python and installed packages.
-    """
 
-    def is_of_user(frame: FrameType) -> bool:
-        file = Path(frame.f_code.co_filename)
-        is_installed = not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
-        is_library = is_installed or any(file.is_relative_to(folder) for folder in LIBRARIES)
-        return not is_library and not file.name.startswith("<")  # such as <frozen importlib._bootstrap>
-
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if is_of_user(frame)]
-    return frames[-1].f_code.co_filename if frames else None
+def is_of_user(file: Path) -> bool:
+    """Return whether code in a file is the user's: not of this package, Python or an installed package."""
+    is_installed = not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+    is_library = is_installed or any(file.is_relative_to(folder) for folder in LIBRARIES)
+    return not is_library and not file.name.startswith("<")  # such as <frozen importlib._bootstrap>
 
 
 @contextmanager

@@ -5,22 +5,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from . import ranks
 from .data.conversations import load_conversations
 from .errors import DamagedFile, UserError, friendly_errors
 from .files import expanded, read_json, remove, write_json, write_text
 from .method.memory import begin_peaks
-from .progress import Listener, log, progress_bar, status_line
+from .progress import Listener, epoch_printer, log, progress_bar, status_line
 from .report.document import LANGUAGES, write_report
 from .report.model_card import model_card
 from .report.tables import gains, runs_by_name
 from .runs.config import ExperimentConfig, require_config
-from .runs.device import choose_device, choose_precision, torch_state, warn_of_slow_bf16
+from .runs.device import choose_device, precision_of_run, torch_state
 from .runs.driver import (
-    EVERY_STAGE,
-    TRAINED,
     Stage,
     Work,
     is_finished,
@@ -29,14 +25,16 @@ from .runs.driver import (
     require_same_settings,
     run_stages,
 )
-from .runs.folder import COMPARISON, RESULTS, RunFolder, claimed, locked
+from .runs.folder import COMPARISON, MODEL, RESULTS, SETTINGS, RunFolder, claimed, locked
 from .runs.inputs import Inputs, read_splits
 from .runs.names import comparison_folder, run_folder_of
 from .runs.opened import OpenRun, open_prepared
 from .runs.presets import with_fitting_sizes
-from .runs.stages import experiment_stages, settings_stage
-from .runs.summary import TRAININGS, Run, finished_run, summarize
-from .views import figures
+from .runs.records import as_json
+from .runs.stages import experiment_stages, settings_stage, write_model
+from .runs.summary import NGRAMS, TRAININGS, Run, finished_run, summarize
+
+CARD = f"{MODEL}/README.md"
 
 
 class Claimed(NamedTuple):
@@ -51,23 +49,27 @@ class Claimed(NamedTuple):
 def run(
     config: ExperimentConfig,
     out: Path | str | None = None,
-    listener: Listener = lambda _: None,
+    listener: Listener | None = None,
     again: bool = False,
+    save_model: bool = True,
     **plugins: Any,
 ) -> Run:
     """Run the unfinished stages of one experiment, and write its summary, report and figures.
 
     Args:
         out: run folder; None takes `run_folder_of(config)`.
-        listener: gets every metric in order; the metrics of reused stages with `"replayed": True`.
+        listener: gets every metric in order; the metrics of reused stages with `"replayed": True`. If it is
+            None, a line per epoch is printed, except in a notebook.
         again: replace a finished result with different code or data, and check all files of a finished run.
+        save_model: write `model/`, the folder for transformers. A later call can add it.
         plugins: `block`, `loss` or `layer`: a class or function that replaces the method's, or its name
             `module:Name`. docs/own-idea.md says what each is given and returns.
 
     Raises:
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
-    with claimed_experiment(config, out, again, plugins) as (folder, inputs, stages):
+    with claimed_experiment(config, out, again, plugins, save_model) as (folder, inputs, stages):
+        listener = listener or epoch_printer(config.phase2)
         if not again and ranks.on_rank_0(lambda: is_finished(folder, stages)):
             log(f"{folder.path} is finished: reused.")
             for stage_record in folder.records.values():
@@ -94,7 +96,11 @@ def prepare(
 
 @contextmanager
 def claimed_experiment(
-    config: ExperimentConfig, out: Path | str | None, again: bool, plugins: dict[str, Any]
+    config: ExperimentConfig,
+    out: Path | str | None,
+    again: bool,
+    plugins: dict[str, Any],
+    save_model: bool = True,
 ) -> Iterator[Claimed]:
     """Keep an experiment's folder for this process while the block runs."""
     require_config(config)
@@ -110,8 +116,9 @@ def claimed_experiment(
     with torch_state(config.runtime.threads), ExitStack() as lock:
         folder = ranks.on_rank_0(lambda: lock.enter_context(claimed(path, again)))
         require_same_settings(folder, [settings_stage(config)])
-        inputs = Inputs(config, read_splits(config), device, _precision(folder, config, device))
-        stages = [*experiment_stages(inputs), results_stage()]
+        precision = precision_of_run(folder, config.runtime.precision, device)
+        inputs = Inputs(config, read_splits(config), device, precision)
+        stages = [*experiment_stages(inputs), results_stage(), model_stage(inputs, save_model)]
         ranks.on_rank_0(lambda: prepare_folder(folder, stages, again))
         begin_peaks(device)
         try:
@@ -121,23 +128,17 @@ def claimed_experiment(
                 plugin.keep_code()
 
 
-def _precision(folder: RunFolder, config: ExperimentConfig, device: torch.device) -> str:
-    """Return the precision of an experiment; with `auto`, a run that was begun continues as it was."""
-    recorded = (record.made_from.get("precision") for record in folder.records.values())
-    begun_in: str | None = next(filter(None, recorded), None)
-    chosen = choose_precision(config.runtime.precision, device)
-    if begun_in is None or config.runtime.precision != "auto":
-        return chosen
-    if TRAINED not in folder.records:
-        warn_of_slow_bf16(begun_in, chosen)
-    return begun_in
-
-
 def results_stage() -> Stage:
-    """Return the last stage of every run: its summary, report and figures, from the numbers of the others."""
-    texts = ("report.md", "report.ja.md", "figures", "model/README.md")
-    numbers = ("summary.json", "metrics.jsonl")
-    return Stage(RESULTS, write_results, {}, after=EVERY_STAGE, files=(*numbers, *texts), editable=texts)
+    """Return the stage of a run's summary, report and figures, from the numbers of the other stages."""
+    return Stage(
+        RESULTS,
+        write_results,
+        {},
+        after=(SETTINGS, *TRAININGS, "test", NGRAMS),
+        files=("summary.json", "metrics.jsonl"),
+        editable=("report.md", "report.ja.md", "figures", CARD),
+        is_of_numbers=True,
+    )
 
 
 def write_results(work: Work) -> dict[str, Any]:
@@ -146,12 +147,37 @@ def write_results(work: Work) -> dict[str, Any]:
     finished = Run(path, folder.config, summarize(folder), folder.metrics(TRAININGS))
     write_json(path / "summary.json", finished.summary)
     folder.write_metrics(TRAININGS)
-    card = path / "model" / "README.md"
-    if card.parent.is_dir() and not card.is_file():
-        write_text(card, model_card(finished))
+    _write_card(finished)
     with status_line("Writing report and figures"):
         _publish([finished], path, only_missing=True)
     return {}
+
+
+def model_stage(inputs: Inputs, save_model: bool) -> Stage:
+    """Return the last stage of a run: its model for transformers, with a model card."""
+
+    def compute(work: Work) -> dict[str, Any]:
+        write_model(inputs, work.folder.path)
+        _write_card(finished_run(work.folder))
+        return {}
+
+    return Stage(
+        MODEL,
+        compute,
+        {"code of saved models": inputs.digests["code of saved models"]},
+        after=("phase2",),
+        files=("model",),
+        editable=(CARD,),
+        is_replaceable=True,
+        is_left_out=not save_model,
+    )
+
+
+def _write_card(finished: Run) -> None:
+    """Write the card of a saved model if there is a model without one."""
+    card = finished.path / CARD
+    if card.parent.is_dir() and not card.is_file():
+        write_text(card, model_card(finished))
 
 
 @friendly_errors()
@@ -159,8 +185,9 @@ def compare(
     configs: Sequence[ExperimentConfig],
     root: Path | str | None = None,
     out: Path | str | None = None,
-    listener: Listener = lambda _: None,
+    listener: Listener | None = None,
     again: bool = False,
+    save_model: bool = True,
 ) -> list[Run]:
     """Run the unfinished stages of several experiments, and write their comparison.
 
@@ -168,8 +195,8 @@ def compare(
         configs: experiments that differ in `data.samples`, at least two.
         root: folder of the run folders; None takes `$CTXKV_RUNS`, or `runs`.
         out: folder of the comparison; None takes `comparison_folder(configs, root)`.
-        listener: gets every metric of every run, with the run's `samples`.
-        again: as of `run`.
+        listener: gets every metric of every run, with the run's `samples`; None prints as `run` does.
+        again, save_model: as of `run`.
 
     Raises:
         UserError: as `run`; also if the largest sample count is not there, or `out` holds something else,
@@ -186,8 +213,9 @@ def compare(
     out = expanded(out or comparison_folder(configs, root))
     _refuse_taken(out, [run_folder_of(config).name for config in configs])
     load_conversations(configs[-1].data, "train")
+    listener = listener or epoch_printer(configs[-1].phase2)
     runs = [
-        run(config, run_folder_of(config, root), _labelled(listener, config.data.samples), again)
+        run(config, run_folder_of(config, root), _labelled(listener, config.data.samples), again, save_model)
         for config in progress_bar(configs, "Runs of the comparison", unit="run")
     ]
     ranks.on_rank_0(lambda: write_comparison(runs, out))
@@ -213,17 +241,21 @@ def _refuse_taken(out: Path, folders: list[str]) -> None:
 
 
 def write_comparison(runs: Sequence[Run], out: Path) -> None:
-    """Write comparison.json, report and figures of several runs."""
+    """Write comparison.json, report and figures of several runs.
+
+    If the runs are those that were compared before, report and figures that are there stay as they are.
+    """
     values = {
         "folders": [finished.path.name for finished in runs],
         "runs": [finished.summary for finished in runs],
         "improvement": gains(runs[0].summary, runs[-1].summary),
     }
+    is_same = (out / COMPARISON).is_file() and read_json(out / COMPARISON) == as_json(values)
     with locked(out), status_line("Writing report and figures"):
         for leftover in [*out.glob(".*.part"), *out.glob("figures/.*.part")]:  # of a killed process
             remove(leftover)
         write_json(out / COMPARISON, values)
-        _publish(runs, out)
+        _publish(runs, out, only_missing=is_same)
 
 
 def _publish(runs: Sequence[Run], folder: Path, only_missing: bool = False) -> None:
@@ -232,6 +264,8 @@ def _publish(runs: Sequence[Run], folder: Path, only_missing: bool = False) -> N
     Args:
         only_missing: leave the files that are there, which users may have edited.
     """
+    from .views import figures  # imports matplotlib, which a run that is only reused does not need
+
     by_name = runs_by_name(runs)
     summaries = {name: run.summary for name, run in by_name.items()}
     phase1 = {name: run.phase1 for name, run in by_name.items()}

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parent
 CHECKSUM = "checksum"
+MIB = 2**20
 DTYPE_NAMES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.int32": "I32"}  # safetensors names
 # A tensor to write: its dtype, its shape, and its rows, which may be computed part by part.
 TensorParts = tuple["torch.dtype", Sequence[int], Iterable["Tensor"]]
@@ -40,6 +41,11 @@ def expanded(path: Path | str) -> Path:
             f"{kind} is no path; name a folder or a file as text (the folder of a Run is `run.path`)."
         )
     return Path(os.path.expanduser(path))
+
+
+def mib(num_bytes: float) -> float:
+    """Convert bytes to MiB, to two decimals."""
+    return round(num_bytes / MIB, 2)
 
 
 def cache_dir() -> Path:
@@ -139,9 +145,12 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, xxh3_128).hexdigest()
 
 
-def checksums(folder: Path, parts: Iterable[Path]) -> dict[str, str]:
-    """Return the size and checksum of each file at or below one of `parts`, by its path in `folder`."""
-    paths = [path for part in parts for path in (part.rglob("*") if part.is_dir() else [part])]
+def checksums(folder: Path, parts: Iterable[str]) -> dict[str, str]:
+    """Return the size and checksum of each file that is, or is below, one of `parts` of a folder.
+
+    `parts` and the names in the result are paths in the folder.
+    """
+    paths = [path for part in parts for path in (folder / part, *(folder / part).rglob("*"))]
     files = sorted(path for path in paths if path.is_file())
     return {file.relative_to(folder).as_posix(): f"{file.stat().st_size} {checksum(file)}" for file in files}
 
@@ -149,23 +158,30 @@ def checksums(folder: Path, parts: Iterable[Path]) -> dict[str, str]:
 def damage(file: Path, known: str, only_size: bool = False) -> str:
     """Describe what is wrong with a file, or return an empty string if it is intact.
 
-    `known` is the file's entry in the result of `checksums`. With `only_size`, the checksum is not computed.
+    `known` is the file's entry in the result of `checksums`, or empty if the file only has to exist. With
+    `only_size`, the checksum is not computed.
     """
     if not file.is_file():
         return f"{file} is missing"
+    if not known:
+        return ""
     size, _, expected = known.partition(" ")
     is_whole = file.stat().st_size == int(size) and (only_size or checksum(file) == expected)
     return "" if is_whole else f"{file} is damaged"
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None
+    path: Path, tensors: Mapping[str, "Tensor"], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write named tensors and strings as one safetensors file, with a checksum of the tensors inside."""
+    """Write named tensors as one safetensors file.
+
+    Args:
+        metadata: strings that are stored with the tensors; None stores a checksum of the tensors.
+    """
     from safetensors.torch import save
 
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    content = save(copies, {**(metadata or {}), CHECKSUM: _tensor_checksum(copies)})
+    content = save(copies, metadata or {CHECKSUM: _tensor_checksum(copies)})
     with replacing(path) as temporary_path:
         temporary_path.write_bytes(content)  # a kill in `save_file` would leave a temporary file behind
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -74,13 +74,13 @@ def in_notebook() -> bool:
 def epoch_printer(config: "Phase2Config") -> Listener:
     """Return a listener that prints a line per epoch and, without a terminal, for some iterations of Phase 1.
 
-    Metrics that are replayed are not printed.
+    Metrics that are replayed are not printed, and nothing is printed in a notebook, which shows bars.
     """
     most = config.max_epochs
 
     def show(metric: "Metric") -> None:
         on_terminal = sys.stderr.isatty()
-        if metric.get("replayed") or "step" in metric:
+        if metric.get("replayed") or "step" in metric or in_notebook():
             return
         if metric["stage"] == "phase1" and (on_terminal or metric["iteration"] % LOGGED_ITERATIONS):
             return
@@ -116,9 +116,10 @@ def in_words(metric: "Metric", most: int | None = None) -> str:
     )
 
 
-def epochs_ahead(seconds: float, least: int, most: int) -> str:
-    """Describe how many seconds an epoch takes and how many epochs there will be."""
-    return f"an epoch about {duration(seconds)}, {f'{least} to ' if least < most else ''}{most} of them"
+def epochs_ahead(seconds: float, least: int, most: int, usual: Sequence[int] | None = None) -> str:
+    """Describe how many seconds an epoch takes, how many epochs there can be, and how many are usual."""
+    words = f"an epoch about {duration(seconds)}, {f'{least} to ' if least < most else ''}{most} of them"
+    return f"{words}; this recipe usually stops after {usual[0]} to {usual[1]}" if usual else words
 
 
 def duration(seconds: float) -> str:

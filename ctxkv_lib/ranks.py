@@ -1,10 +1,13 @@
 """Several processes share one run through `torch.distributed`; torchrun or `accelerate launch` starts them.
 
-Every process reads the texts and the run's folder, so all of them must see both. Rank 0 alone holds the
-folder's lock, trains Phase 1, computes the caches, writes, tests, measures and prints. All processes train
-Phase 2 and validate: each takes its `shard` of every batch. Losses, scores and gradients are summed over the
-processes (`all_reduce`), and each process draws the dropout of the whole batch, so the numbers are those of
-one process up to rounding. The training loops reach these functions through `saved_epochs.RunLoop`.
+Every process reads the texts and the run's folder, so all of them must see both. `experiments` joins the
+processes, and claims the folder on rank 0. `runs.driver` lets rank 0 alone decide, record and compute a stage
+(`on_rank_0`); the other processes wait and learn the record. Only a stage with `Stage.by_all`, which is Phase
+2, is computed by all: each process takes its `shard` of every batch in training (`phase2.train_step`) and
+validation (`scoring.token_scores`). Losses, scores and gradients are summed over the processes
+(`all_reduce`), and each process draws the dropout of the whole batch (`phase2.ShardedDropout`), so the
+numbers are those of one process up to rounding. The loops reach `shard` and `all_reduce` as hooks, which
+`runs.training.RunHooks` sets. Only rank 0 prints (`progress`, `cli`).
 """
 
 import os

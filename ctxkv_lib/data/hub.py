@@ -1,4 +1,4 @@
-"""Files from outside: those of the Hugging Face Hub, kept in its own cache, and of installed packages."""
+"""Find files from outside: on the Hugging Face Hub, through its own cache, and in installed packages."""
 
 import errno
 import importlib.util
@@ -10,25 +10,25 @@ from pathlib import Path
 
 from ..errors import UserError, is_disk_full
 
-# Repositories and commits, never branches, so that their content never changes. "gpt2" alone is refused by
-# huggingface_hub 2.
+# Repositories, each pinned to a commit so that its content never changes. huggingface_hub 2 refuses a plain
+# "gpt2".
 GPT2 = ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e")
 ULTRACHAT = ("HuggingFaceH4/ultrachat_200k", "8049631c405ae6576f93f445c6b8166f76f5505a")
 
-LONGEST_REASON = 200  # characters of what a library says
+LONGEST_REASON = 200  # maximum characters of a library's message that an error repeats
 
 
 @contextmanager
 def hub_errors(failure: str, advice: str) -> Iterator[None]:
-    """Turn an error of the Hub's libraries into a UserError: "`failure` (the error); `advice`."."""
+    """Turn an error from the Hub's libraries into a UserError that says: `failure` (the error); `advice`."""
     from huggingface_hub import constants
 
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # whose class depends on the versions of four libraries
-        if is_disk_full(error):  # hf_xet says so by the text alone
+    except Exception as error:  # its class depends on the versions of four libraries
+        if is_disk_full(error):  # hf_xet says so only in its message
             raise OSError(errno.ENOSPC, str(error)) from error
         reason = _first_sentences(str(error))
         advice = f"unset HF_HUB_OFFLINE, {advice}" if constants.HF_HUB_OFFLINE else advice
@@ -36,7 +36,7 @@ def hub_errors(failure: str, advice: str) -> Iterator[None]:
 
 
 def _first_sentences(text: str) -> str:
-    """Return as many sentences as fit in a line, at least the first, without the last period."""
+    """Return the sentences of `text` that fit in a line, at least the first, without the final period."""
     text = " ".join(text.split())
     end = text.rfind(". ", 0, LONGEST_REASON)
     if len(text) > LONGEST_REASON and end > 0:
@@ -45,9 +45,9 @@ def _first_sentences(text: str) -> str:
 
 
 def download(repository: tuple[str, str], path: str, kind: str = "model") -> Path:
-    """Return a whole file of a pinned repository in huggingface_hub's cache, downloaded if it is not there.
+    """Return the path of a file from a pinned repository, and download it into the Hub's cache if needed.
 
-    Raises a UserError if the Hub cannot be reached, or refuses. `kind` may also be "dataset".
+    `kind` is "model" or "dataset". Raises a UserError if the Hub cannot be reached or refuses.
     """
     repo, revision = repository
     failure = f"{path} of {repo} could not be read from the Hugging Face Hub"
@@ -61,8 +61,8 @@ def download(repository: tuple[str, str], path: str, kind: str = "model") -> Pat
 def dataset_files(name: str, split: str | None) -> list[Path]:
     """Download the files of one split of a data set on the Hub; None takes its only split, or train.
 
-    Of several configurations, `name` says which: "owner/name:configuration". Raises a UserError if there is
-    no such data set or split, or the Hub cannot be reached.
+    If the data set has several configurations, `name` chooses one: "owner/name:configuration". Raises a
+    UserError if there is no such data set or split, or if the Hub cannot be reached.
     """
     failure = f"{name} is no file or folder, and could not be opened as a data set on the Hugging Face Hub"
     with hub_errors(failure, "check the name and the network connection, or name a file"):

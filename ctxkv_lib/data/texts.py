@@ -1,4 +1,4 @@
-"""Conversations of the user's own, as text: a file, a folder of files, or a data set on the Hub."""
+"""Read the user's own conversations from a file, a folder of files, or a data set on the Hub."""
 
 import csv
 import gzip
@@ -17,11 +17,14 @@ from ..files import visible_files
 from ..progress import status_line
 from .hub import dataset_files
 
-Records = Iterator[tuple[str, Any]]  # its place ("line 3") and its content
+Records = Iterator[tuple[str, Any]]  # the place of each record, such as "line 3", and its content
 
-CHATS = ("messages", "conversations")  # fields of a list of messages, as OpenAI and ShareGPT name them
-CHATGPT, CLAUDE = ("mapping", "current_node"), ("chat_messages",)  # what a user exports there
-# Fields of a record; the first form whose fields are all there is read.
+CHATS = ("messages", "conversations")  # fields that hold a list of messages, as OpenAI and ShareGPT name them
+CHATGPT, CLAUDE = (
+    ("mapping", "current_node"),
+    ("chat_messages",),
+)  # fields in what users export from these services
+# The known forms of a record, by their fields. The first form whose fields are all present is read.
 FORMS: tuple[tuple[str, ...], ...] = (
     *((name,) for name in CHATS),
     CHATGPT,
@@ -34,17 +37,17 @@ FORMS: tuple[tuple[str, ...], ...] = (
     ("text",),
 )
 ALLOWED = "; ".join(" and ".join(form) for form in FORMS)
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")  # owner/name, and which of its configurations
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")  # owner/name, or owner/name:configuration
 LONGEST_CELL = 2**31 - 1  # characters: the largest limit that csv takes on all systems
-PARQUET_ROWS = 256  # at a time
+PARQUET_ROWS = 256  # rows read at a time
 
 
 def read_texts(source: str | Path, split: str | None = None) -> list[str]:
-    """Read the text of each conversation, in order; callers share the list and leave it as it is.
+    """Read the text of each conversation, in order. Callers share the list and must not change it.
 
-    `source` is a file, a folder, whose files are read in the order of their paths, or a data set on the Hub.
-    `split` is one of that data set's; None takes its only one, or train. Raises a UserError if there is
-    nothing to read, or for the first record without a conversation, by file and place.
+    `source` is a file, a folder (its files are read in the order of their paths), or a data set on the Hub.
+    `split` names a split of that data set; None takes its only split, or train. Raises a UserError if there
+    is nothing to read, or if a record holds no conversation; the error names the file and the place.
     """
     texts, _ = _read_files(source, split)
     if not texts:
@@ -78,7 +81,7 @@ def _read_files(source: str | Path, split: str | None) -> tuple[list[str], dict[
 
 @lru_cache(maxsize=1)  # every split needs the same texts
 def _read(files: tuple[Path, ...], *_: tuple[int, int]) -> tuple[list[str], dict[Path, int]]:
-    """Read all texts, and the row of the first one of each file that has any."""
+    """Read all texts; also return, for each file that has texts, the row of its first text."""
     texts: list[str] = []
     starts: dict[Path, int] = {}
     for file in files:
@@ -99,7 +102,7 @@ def _kind(path: Path) -> str:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Decode line by line, so that an error has its line; without the byte order mark of some files."""
+    """Decode a file line by line, so that an error can name its line; a byte order mark is dropped."""
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             try:
@@ -109,7 +112,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _json(path: Path) -> Records:
-    """Read one array, or a record a line."""
+    """Read JSON: either one array, or one record per line."""
     if next(filter(str.strip, _lines(path)), "").lstrip().startswith("["):
         yield from ((f"item {n}", record) for n, record in enumerate(_parsed(path, "".join(_lines(path))), 1))
         return
@@ -124,18 +127,22 @@ def _parsed(path: Path, text: str, first_line: int = 1) -> Any:
     except (ValueError, RecursionError) as error:
         where = f"{path}, line {first_line + getattr(error, 'lineno', 1) - 1}"
         reason = getattr(error, "msg", error)
-        raise UserError(f"{where} is not JSON ({reason}); write a record a line, or one array.") from None
+        raise UserError(f"{where} is not JSON ({reason}); write one record per line, or one array.") from None
 
 
 def _table(path: Path) -> Records:
-    """Read CSV or TSV with a header line; the separator of CSV is the most frequent one in it."""
+    """Read CSV or TSV with a header line, whose names may be in upper case.
+
+    The separator of CSV is the most frequent one in the header.
+    """
     csv.field_size_limit(LONGEST_CELL)
-    lines, begin = _lines(path), 1  # begin: line of the record that is read
+    lines, begin = _lines(path), 1  # begin: the line where the current record begins
     header = next(lines, "")
     separator = "\t" if _kind(path) == ".tsv" else max(",;\t", key=header.count)
     reader = csv.DictReader(chain([header], lines), delimiter=separator, strict=True)
     try:
-        _form(f"{path}, line 1", reader.fieldnames or [])
+        reader.fieldnames = [name.lower() for name in reader.fieldnames or ()]  # spreadsheets write "Text"
+        _form(f"{path}, line 1", reader.fieldnames)
         begin += reader.line_num
         for record in reader:
             where = f"line {begin}"
@@ -179,7 +186,7 @@ KINDS = f"{', '.join(FILE_READERS)}, all but .parquet also as .gz"
 
 
 def _form(where: str, names: Iterable[str]) -> tuple[str, ...]:
-    """Find the form of a record with these fields."""
+    """Return the form of a record that has the fields `names`; raise a UserError if there is none."""
     found = [*names]
     if form := next((form for form in FORMS if {*form} <= {*found}), None):
         return form
@@ -188,9 +195,9 @@ def _form(where: str, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def text_of(where: str, record: Any) -> str:
-    """Join the texts of a record, not its roles; a UserError at `where` if it has none of `FORMS`.
+    """Join the texts of a record, without roles; raise a UserError naming `where` if its form is unknown.
 
-    An empty conversation is an error, too, but not in an export, which is not the user's to edit: then the
+    An empty conversation is an error, too, except in a service's export, which users cannot edit: there the
     text is empty.
     """
     if not isinstance(record, dict):
@@ -217,7 +224,7 @@ EXPECTED = {
 
 
 def _messages(record: dict[str, Any], form: tuple[str, ...]) -> Iterator[str]:
-    """Yield the texts of a record of this form; what is no text fails when it is joined."""
+    """Yield the texts of a record with this form; a value that is not text fails when texts are joined."""
     if form == CHATGPT:
         yield from filter(None, _texts(map(_shown, _path_to_current(record))))
     elif form == CLAUDE:
@@ -231,7 +238,7 @@ def _messages(record: dict[str, Any], form: tuple[str, ...]) -> Iterator[str]:
 
 
 def _texts(contents: Iterable[Any]) -> Iterator[Any]:
-    """Yield contents of messages: text as it is; of a list of parts the texts, without images."""
+    """Yield the text of each message's content; from a list of parts, join the texts and leave out images."""
     for content in contents:
         if not isinstance(content, list):
             yield content
@@ -242,19 +249,19 @@ def _texts(contents: Iterable[Any]) -> Iterator[Any]:
 
 
 def _path_to_current(record: dict[str, Any]) -> list[Any]:
-    """List the messages of a ChatGPT export from the root to `current_node`: no abandoned branches."""
+    """List the messages of a ChatGPT export from the root to `current_node`, without abandoned branches."""
     nodes, messages, name = dict(record["mapping"]), [], record["current_node"]
     while name is not None:
-        node = nodes.pop(name)  # so that a circle ends in a KeyError
+        node = nodes.pop(name)  # a cycle then ends in a KeyError
         messages.append(node.get("message"))
         name = node.get("parent")
     return messages[::-1]
 
 
 def _shown(message: dict[str, Any] | None) -> list[Any]:
-    """Return the parts of a message that user or assistant see, none of the others."""
+    """Return the parts of a message, or an empty list if neither the user nor the assistant sees it."""
     if message is None or message["author"]["role"] not in ("user", "assistant"):
         return []
     is_hidden = (message.get("metadata") or {}).get("is_visually_hidden_from_conversation")
-    is_call = message.get("recipient") not in (None, "all")  # of a tool
+    is_call = message.get("recipient") not in (None, "all")  # the message calls a tool
     return [] if is_hidden or is_call else message["content"].get("parts") or []

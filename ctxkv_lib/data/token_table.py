@@ -1,7 +1,7 @@
-"""Load or make the frozen token table: GPT-2's `wte`, one made from text alone, or random numbers.
+"""Load or make the frozen token table: GPT-2's `wte`, a table made from text alone, or random numbers.
 
-Input embeddings are normed, so a table's scale affects the output head only. In tables made here,
-tokens that occur have an embedding norm of 1, in GPT-2's one of about four.
+Input embeddings are normed, so the scale of a table affects only the output head. The vectors of tokens that
+occur have a norm of 1 in a table made here, and of about 4 in GPT-2's.
 """
 
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ from .hub import GPT2, download
 from .tokens import GPT2_VOCAB_SIZE, cached_tensors, load_tokenizer, tokenizer_digest, train_stream
 
 WTE, GPT2_WIDTH = "wte.weight", 768
-LONG_ROW = 0.99  # quantile of the embedding norms that `data.row_length` sets
+LONG_ROW = 0.99  # `data.row_length` sets this quantile of the row norms
 
 
 @dataclass(frozen=True)
 class TokenTable:
-    """One vector a token, on the CPU."""
+    """One vector per token, on the CPU."""
 
     weight: torch.Tensor  # float32 [vocab_size, hidden_size]
-    fingerprint: str  # changes with every input of the table, and with the code that makes it
+    fingerprint: str  # changes with anything the table depends on, including the code
 
 
 def load_table(
@@ -36,8 +36,8 @@ def load_table(
     """Read or make the table that `data.table` names.
 
     Args:
-        seed: for table=random.
-        corpus: split `corpus`, for table=cooccurrence.
+        seed: the random seed, which table=random uses.
+        corpus: split `corpus`, which table=cooccurrence uses.
 
     Raises:
         UserError: the source cannot be read, or its width is not `hidden_size`.
@@ -91,7 +91,7 @@ def _cooccurrence_key(data: DataConfig, corpus: Conversations | None, hidden_siz
 
 
 def _cooccurrence_table(data: DataConfig, corpus: Conversations | None, hidden_size: int) -> torch.Tensor:
-    """Make a table from split `corpus` only; all runs with that corpus share it."""
+    """Make a table from split `corpus` alone, or take it from the shared cache."""
     assert corpus is not None
 
     def make() -> dict[str, torch.Tensor]:
@@ -103,7 +103,7 @@ def _cooccurrence_table(data: DataConfig, corpus: Conversations | None, hidden_s
 
 
 def _gpt2_table(hidden_size: int) -> torch.Tensor:
-    """Read the table from GPT-2's whole checkpoint, mapped from its file in huggingface_hub's cache."""
+    """Read the table from GPT-2's checkpoint, which is mapped from its file in the Hub's cache."""
     check_width("gpt2", hidden_size)
     path = download(GPT2, "model.safetensors")
     try:

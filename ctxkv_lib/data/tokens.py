@@ -1,4 +1,4 @@
-"""GPT-2's tokenizer, and conversations as one stream of token ids with boundaries."""
+"""Load GPT-2's tokenizer, and turn conversations into one stream of token ids with boundaries."""
 
 import time
 from collections.abc import Callable
@@ -22,9 +22,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
-GPT2_SIZES = (GPT2_VOCAB_SIZE, GPT2_VOCAB_SIZE - 257, GPT2_VOCAB_SIZE - 1)  # tokens, merges, END_OF_TEXT's id
-LEFTOVER_SECONDS = 3600  # after which a half-written file of the shared cache is nobody's
-_BATCH = 256  # texts tokenised at once, to bound the memory of offsets and lists
+GPT2_SIZES = (
+    GPT2_VOCAB_SIZE,
+    GPT2_VOCAB_SIZE - 257,
+    GPT2_VOCAB_SIZE - 1,
+)  # tokens, merges, and the id of END_OF_TEXT
+LEFTOVER_SECONDS = 3600  # age at which a half-written file in the shared cache counts as abandoned
+_BATCH = 256  # texts tokenised at a time, to limit memory
 Maker = Callable[[], dict[str, torch.Tensor]]
 
 
@@ -32,12 +36,12 @@ Maker = Callable[[], dict[str, torch.Tensor]]
 class TokenStream:
     """The tokens of all conversations, mapped from a file of the shared cache."""
 
-    ids: torch.Tensor  # uint16 [num_tokens]; torch computes little with it: slice first, then .int()
+    ids: torch.Tensor  # uint16 [num_tokens]; torch has few operations for uint16, so slice, then call .int()
     starts: torch.Tensor  # int64 [num_conversations], the index of each conversation's first token
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
-    """Load GPT-2's tokenizer from where `data.tokenizer` says; raise UserError if its files are not GPT-2's.
+    """Load GPT-2's tokenizer from the source `name`; raise a UserError if its files are not GPT-2's.
 
     All callers share one object, so copy it before you change it.
     """
@@ -72,17 +76,17 @@ def _tokenizer(name: str, vocabulary_file: Path, merges_file: Path) -> "PreTrain
 
 
 def tokenizer_digest(name: str) -> str:
-    """Digest all that the ids of a text depend on: the tokenizer's files, and the code of this module."""
+    """Digest everything that a text's ids depend on: the tokenizer's files and the code of this module."""
     return digest([source_digest("data.tokens"), *map(checksum, _tokenizer_files(name))])
 
 
 def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
-    """Tokenise conversation by conversation and concatenate, with no separator."""
+    """Tokenise each conversation by itself, and concatenate the tokens without a separator."""
 
     def make() -> dict[str, torch.Tensor]:
         texts, parts, starts = conversations.texts, [np.empty(0, np.uint16)], [0]
         for first in progress_bar(range(0, len(texts), _BATCH), "Tokenising"):
-            batch = texts[first : first + _BATCH]  # which the tokenizer distributes over all cores
+            batch = texts[first : first + _BATCH]  # the tokenizer distributes a batch over all cores
             for ids in tokenizer(batch, add_special_tokens=False, return_attention_mask=False)["input_ids"]:
                 parts.append(np.array(ids, np.uint16))
                 starts.append(starts[-1] + len(ids))
@@ -94,13 +98,13 @@ def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFa
 def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
     """Join the texts with two newlines, and tokenise the result once.
 
-    `starts` is the token with each conversation's first character; it may begin with newlines.
+    `starts` gives the token that holds each conversation's first character; it may begin with newlines.
     """
 
     def make() -> dict[str, torch.Tensor]:
         texts = conversations.texts
         encoded = tokenizer("\n\n".join(texts), add_special_tokens=False, return_offsets_mapping=True)
-        ends = np.asarray([end for _, end in encoded["offset_mapping"]])  # in characters, never falling
+        ends = np.asarray([end for _, end in encoded["offset_mapping"]])  # in characters, non-decreasing
         lengths = np.asarray([len(text) + len("\n\n") for text in texts])
         starts = np.searchsorted(ends, np.cumsum(lengths) - lengths, side="right")
         ids = torch.tensor(encoded["input_ids"], dtype=torch.uint16)
@@ -119,15 +123,15 @@ def _content_digest(tokenizer: "PreTrainedTokenizerFast") -> str:
 
 
 def cached_tensors(name: str, key: str, make: Maker) -> dict[str, torch.Tensor]:
-    """Map tensors from the shared cache, or make and write them; `key` is a digest of all they come from."""
+    """Map tensors from the shared cache, or make and write them; `key` digests everything they depend on."""
     path = cache_dir() / f"{name}-{key}.safetensors"
     if path.exists():
         try:
             return read_tensors(path)
         except DamagedFile as error:
-            log(f"{path} is damaged ({error.reason}); it is made again.")
-    for leftover in path.parent.glob(".*.part"):  # of a killed process, if it is old
-        with suppress(OSError):  # its process may be about to rename it
+            log(f"{path} is damaged ({error.reason}) and will be remade.")
+    for leftover in path.parent.glob(".*.part"):  # an old one belongs to a killed process
+        with suppress(OSError):  # another process may be about to rename it
             if leftover.stat().st_mtime < time.time() - LEFTOVER_SECONDS:
                 remove(leftover)
     write_tensors(path, make())

@@ -1,21 +1,21 @@
-"""UltraChat-200k on the Hugging Face Hub: the rows of the published experiment."""
+"""Read UltraChat-200k from the Hugging Face Hub, with the rows of the published experiment."""
 
 from collections.abc import Iterator
 from itertools import chain, islice
 
 from ..errors import UserError
-from .config import DataConfig, Split
 from .hub import ULTRACHAT, download
 from .texts import text_of
 
-# Of train_sft, each 69,000 rows and 240 MB: the first has all that is held back, and 63,000 for training.
+# Shards of train_sft, with 69,000 rows and 240 MB each. The first has all rows that are held back, and 63,000
+# for training.
 SHARDS = (
     "data/train_sft-00000-of-00003-a3ecf92756993583.parquet",
     "data/train_sft-00001-of-00003-0a1804bcb6ae68c6.parquet",
     "data/train_sft-00002-of-00003-ee46ed25cfae92c6.parquet",
 )
-# Rows, counted over all shards; no setting moves those of another split. The published validation rows are
-# the first 20 of theirs.
+# Row numbers of each split, counted over all shards. No setting changes which rows another split has. The
+# published validation rows are the first 20 of validation.
 SPLITS = {
     "train": (range(50_000), range(56_000, 207_865)),
     "validation": (range(50_000, 50_500),),
@@ -24,23 +24,27 @@ SPLITS = {
 }
 
 
-def row_numbers(data: DataConfig, split: Split) -> list[int]:
-    """Return the first rows of a split, as many as are asked for; a UserError if it has fewer."""
-    blocks = SPLITS[split]
-    return [*islice(chain(*blocks), data.asked(split, sum(map(len, blocks)), "UltraChat"))]
+def available(split: str) -> int:
+    """Count the conversations of a split."""
+    return sum(map(len, SPLITS[split]))
 
 
-def ultrachat_texts(data: DataConfig, split: Split) -> list[str]:
-    """Read the first rows of a split; a UserError if it has fewer, or the Hub cannot be reached."""
-    wanted = {*row_numbers(data, split)}
-    return [*islice(_texts(wanted), len(wanted))]  # reads no shard beyond the last wanted row
+def row_numbers(split: str, count: int) -> list[int]:
+    """Return the numbers of the first `count` rows of a split."""
+    return [*islice(chain(*SPLITS[split]), count)]
+
+
+def read(split: str, count: int) -> list[str]:
+    """Read the first `count` conversations of a split; raises UserError if the Hub cannot be reached."""
+    wanted = {*row_numbers(split, count)}
+    return [*islice(_texts(wanted), count)]  # reads no shard beyond the last wanted row
 
 
 def _texts(wanted: set[int]) -> Iterator[str]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
-    start = 0  # of the row group
+    start = 0  # the number of the row group's first row
     for shard in SHARDS:
         path = download(ULTRACHAT, shard, "dataset")
         try:

@@ -1,4 +1,4 @@
-"""Evaluate a trained model on other text, read as generation reads it."""
+"""Evaluate a trained model on other text, with exact contexts, as generation reads it."""
 
 import math
 import re
@@ -8,42 +8,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.conversations import Conversations
 from ..data.texts import read_texts
 from ..errors import UserError, friendly_errors
-from ..method.modeling import CACHE_NAME, ContextKVForCausalLM
-from ..method.scoring import perplexity
+from ..method.model import ContextKV
+from ..method.scoring import perplexity, token_scores
 from ..runs.device import torch_state
-from ..runs.export import for_transformers
-from ..runs.opened import open_run
+from ..runs.opened import EXACT, open_run
+from ..runs.stages import read_stream
 from ..runs.summary import Run
 
 POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # tokens of the conversation already read
 LONGEST_WORD = 20  # characters on average; where spaces are rarer, they do not separate words
-READ_AT_ONCE = 1024  # tokens, which bounds the memory of their logits
 
 
-def score_texts(model: ContextKVForCausalLM, tokenizer: Any, texts: Sequence[str]) -> dict[str, Any]:
+def score_texts(model: ContextKV, tokenizer: Any, texts: Sequence[str]) -> dict[str, Any]:
     """Measure how well the model predicts each text, read separately after one end-of-text token.
 
     Returns:
-        `conversations`, `tokens`; `ppl` a token, `word_ppl` a word (as lm-evaluation-harness counts them;
-        None where it is infinite, or the text has no spaces), `bits_per_byte`, `accuracy`; `by_position` and
-        `by_history`, as of `binned`: by tokens read before, and by contexts in the window.
+        `conversations`, `tokens`; `ppl` per token, `word_ppl` per word (words as lm-evaluation-harness counts
+        them; None if it is infinite or the text has no spaces), `bits_per_byte`, `accuracy`; and, in the form
+        of `binned`, `by_position` (tokens read before) and `by_history` (contexts in the window), the latter
+        only if the model has contexts.
     """
     encoded = [ids for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"] if ids]
     scored = [_scores(model, torch.tensor([tokenizer.eos_token_id, *ids])) for ids in encoded]
     losses, correct = (torch.cat(scores) for scores in zip(*scored, strict=True))
     places = torch.cat([torch.arange(len(ids)) for ids in encoded])
-    nats, slots = losses.double().sum().item(), len(model.model.window.offsets)
-    words = word_count(texts)
+    nats, words = losses.double().sum().item(), word_count(texts)
     word_ppl = perplexity(nats / words) if words else math.inf
-    history = (model.model.window.slots(places) >= 0).sum(dim=-1)
-    doubling = [2**k for k in range(slots.bit_length())]
-    return {
+    scores = {
         "conversations": len(texts),
         "tokens": len(losses),
         "ppl": perplexity(nats / len(losses)),
@@ -51,8 +47,20 @@ def score_texts(model: ContextKVForCausalLM, tokenizer: Any, texts: Sequence[str
         "bits_per_byte": nats / math.log(2) / sum(len(text.encode()) for text in texts),
         "accuracy": correct.double().mean().item(),
         "by_position": binned(places, POSITION_BINS, losses, correct),
-        "by_history": binned(history, [*doubling, slots + 1], losses, correct),
     }
+    if model.window.offsets is not None:
+        history = (model.window.slots(places) >= 0).sum(dim=-1)
+        slots = len(model.window.offsets)
+        edges = [*(2**k for k in range(slots.bit_length())), slots + 1]
+        scores["by_history"] = binned(history, edges, losses, correct)
+    return scores
+
+
+def _scores(model: ContextKV, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute loss in nats and correctness of each token after the first: float32 and bool, on the CPU."""
+    cache = read_stream(model, EXACT, ids)
+    losses, correct = token_scores(model, cache, torch.arange(len(cache)))
+    return losses.cpu(), correct.cpu()
 
 
 def word_count(texts: Sequence[str]) -> int:
@@ -61,19 +69,6 @@ def word_count(texts: Sequence[str]) -> int:
     if LONGEST_WORD * spaces < sum(map(len, texts)):
         return 0
     return sum(len(re.split(r"\s+", text)) for text in texts)
-
-
-@torch.no_grad()
-def _scores(model: ContextKVForCausalLM, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute loss in nats and correctness of each token after the first: float32 and bool, on the CPU."""
-    ids, cache, losses, correct = ids.to(model.device), None, [], []
-    for start in range(0, len(ids) - 1, READ_AT_ONCE):
-        targets = ids[start + 1 :][:READ_AT_ONCE]
-        output = model(ids[None, start : start + len(targets)], use_cache=True, **{CACHE_NAME: cache})
-        cache, logits = output[CACHE_NAME], output.logits[0].float()
-        losses.append(F.cross_entropy(logits, targets, reduction="none").cpu())
-        correct.append((logits.gather(1, targets[:, None])[:, 0] == logits.amax(dim=1)).cpu())
-    return torch.cat(losses), torch.cat(correct)
 
 
 def binned(values: Tensor, edges: Sequence[float], losses: Tensor, correct: Tensor) -> list[dict[str, Any]]:
@@ -119,7 +114,6 @@ def evaluate_texts(
         raise UserError(f"data is {data!r}; allowed: a list of texts that are not empty, or a file.")
     conversations = Conversations.of(texts)
     opened = open_run(run, "auto")
-    model, tokenizer = for_transformers(opened.model, opened.run.config, opened.tokenizer)
     source = {"file": file, "fingerprint": conversations.fingerprint}
     with torch_state():
-        return source | score_texts(model, tokenizer, conversations.texts)
+        return source | score_texts(opened.model, opened.tokenizer, conversations.texts)

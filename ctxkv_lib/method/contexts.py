@@ -4,10 +4,11 @@ Tokens are indices `tokens` `[n]` into the distinct ones (`distinct_rows`), whos
 `projected_inputs` `[num_distinct, context_dim]`. Contexts are padded, `[n + 1, context_dim]`: row 0 is the
 context before the first token, row i + 1 the context after token i.
 
-These functions compute the caches and the test split (`runs.stages`). `oacd` computes contexts in training
-(also for `report.times`), `modeling` in generation and on other text, and `plugins.checks` one step of a
-user's block. `reference` computes all of them in plain lines, unpadded. Notebooks 0 and 2 and the study
-(`plugins.py`, `probe.py`) have loops of their own.
+These functions compute the caches, the test split and other text: `runs.stages._stream_contexts` calls one of
+the two methods. Only four other places call a block. `oacd.train_iteration` computes contexts in training
+(also for `report.times`), `modeling` in a saved model, `runs.generation` after each new token, and
+`plugins.checks` one step of a user's block. `reference` computes all contexts in plain lines, unpadded.
+Notebooks 0 and 2 and the study (`plugins.py`, `probe.py`) have loops of their own.
 """
 
 from typing import Any

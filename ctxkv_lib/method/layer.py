@@ -21,10 +21,17 @@ class Layer(nn.Module):
       slots]`. Slots that are not present hold zeros.
     - "tokens": `forward(embeddings [rows, length, hidden_size], start)` is given rows of consecutive tokens,
       and returns the hidden states from column `start` on, `[rows, length - start, hidden_size]`. The hidden
-      state of a column may not depend on later columns. Such a model has no contexts and no Phase 1.
-      `runs.config` refuses a block or a loss beside it, and `experiments` several processes; caches hold
-      token ids alone (`runs.stages`); batches are rows of `windows.TokenWindow`; `runs.export` saves no model
-      for transformers, so it neither generates nor evaluates other text; and `report.info` shows no window.
+      state of a column may not depend on later columns.
+
+    A model whose layer reads tokens has no block, no Phase 1 and no contexts. The places that differ ask
+    `reads` of the layer or of the configuration (`ExperimentConfig.reads`):
+
+    - `model` gathers batches by `windows.TokenWindow`, and `runs.build` makes and loads no block;
+    - `runs.stages` trains no block and writes caches of token ids alone; `runs.inputs` accepts streams that
+      are shorter than a window; and `plugins.checks` tries such a layer on rows of tokens;
+    - `runs.config` refuses a block or a loss beside it, `experiments` refuses several processes, and
+      `runs.export` saves no model for transformers;
+    - `report.info` shows no window and no caches, and `report.times` times no Phase 1.
 
     Attributes:
         Settings: a dataclass of settings, which the constructor then takes as `settings`; None: no settings.

@@ -4,9 +4,10 @@
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import Tensor
+if TYPE_CHECKING:  # `ctxkv list` uses this module and starts without torch
+    from torch import Tensor
 
 Metric = dict[str, Any]  # a line of metrics.jsonl
 T = TypeVar("T")
@@ -44,5 +45,5 @@ class Loop:
         """Return the slice of a batch's rows that this process takes."""
         return slice(0, rows)
 
-    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence["Tensor"]) -> None:
         """Overwrite contiguous tensors with their sums over all processes."""

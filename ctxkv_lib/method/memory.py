@@ -8,14 +8,8 @@ from typing import Any
 import psutil
 import torch
 
-MIB = 2**20
 GIB = 2**30
 PROCESS = Path("/proc/self")  # Linux
-
-
-def mib(num_bytes: float) -> float:
-    """Convert bytes to MiB, to two decimals."""
-    return round(num_bytes / MIB, 2)
 
 
 def snapshot(stage: str, device: torch.device) -> dict[str, Any]:

@@ -13,15 +13,16 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .block import Block
 from .config import Phase1Config
 from .contexts import draw_contexts
 from .loop import Diverged, Loop
+from .objective import asked_tensors
 
-# The loss of a batch's contexts `[n, context_dim]`: a scalar, differentiated by autograd.
-ContextLoss = Callable[[Tensor], Tensor]
+# Tokens as rows of a table of their embeddings: float32 `[num_distinct, hidden_size]`, and int64 `[n]`.
+TokenRows = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,36 @@ def oacd_loss(contexts: Tensor, centroid_weight: float) -> Tensor:
     centroid = contexts.mean(dim=0)
     spread = torch.linalg.vector_norm(contexts - centroid)
     return centroid_weight * centroid.square().sum() - spread / len(contexts)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What Phase 1 minimises, and the tokens whose embeddings it may ask for.
+
+    Attributes:
+        compute: a function, or a module, whose weights are trained with the block; `objective` says what it
+            is given.
+        tokens: the tokens that Phase 1 reads.
+        next_tokens: the token after each of them; needed only if `compute` asks for `next_embeddings`.
+    """
+
+    compute: Callable[..., Tensor]
+    tokens: TokenRows
+    next_tokens: TokenRows | None = None
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        return [*self.compute.parameters()] if isinstance(self.compute, nn.Module) else []
+
+    def loss(self, contexts: Tensor, previous: Tensor, positions: slice) -> Tensor:
+        """Compute the loss of the batch at `positions`, whose contexts are `[n, context_dim]`."""
+        if not (asked := asked_tensors(self.compute)):
+            return self.compute(contexts)
+        given = {"contexts": contexts, "previous": previous}
+        for name, rows in (("embeddings", self.tokens), ("next_embeddings", self.next_tokens)):
+            if name in asked and rows is not None:
+                given[name] = F.embedding(rows[1][positions], rows[0])
+        return self.compute(**{name: given[name] for name in asked})
 
 
 class StoppingRule:
@@ -63,8 +94,9 @@ def train_context_block(
     tokens: Tensor,
     config: Phase1Config,
     generator: torch.Generator,
-    loss: ContextLoss | None = None,
+    loss: Callable[..., Tensor] | None = None,
     loop: Loop | None = None,
+    next_tokens: TokenRows | None = None,
 ) -> tuple[Phase1Result, Tensor | None]:
     """Train `block` in place; raises Diverged if loss or weights are no longer finite.
 
@@ -72,7 +104,9 @@ def train_context_block(
         embeddings: normed embeddings of the distinct tokens, `[num_distinct, hidden_size]`.
         tokens: int64 `[n]`, the stream as rows of `embeddings`.
         generator: on the block's device; draws the first contexts and the noise.
-        loss: of a batch's contexts, in the place of OACD.
+        loss: the objective that takes the place of OACD: a function or a module on the block's device, whose
+            weights are trained in place, too. `objective` says what it is given.
+        next_tokens: the token after each of `tokens`, if the objective asks for their embeddings.
 
     Returns:
         the outcome; and the last iteration's contexts, float32 `[n + 1, context_dim]`, padded (see
@@ -82,14 +116,16 @@ def train_context_block(
     block.init_weights(embeddings, tokens, config)
     if not weights or not config.max_iterations:
         return UNTRAINED, None
-    optimizer, rule = torch.optim.Adam(weights, lr=config.learning_rate), StoppingRule(config)
-    loss = loss or partial(oacd_loss, centroid_weight=config.centroid_weight)
+    loss = partial(oacd_loss, centroid_weight=config.centroid_weight) if loss is None else loss
+    objective = Objective(loss, (embeddings, tokens), next_tokens)
+    optimizer = torch.optim.Adam([*weights, *objective.weights], lr=config.learning_rate)
+    rule = StoppingRule(config)
     contexts = draw_contexts(len(tokens), block.context_dim, config.initial_std, generator)
     total, planned = 0.0, range(2, config.max_iterations + 1)  # the draw is iteration 1
     for iteration in loop.track(planned, "Phase 1", config.max_iterations, done=1):
         began = time.perf_counter()
         mean_loss, rate = train_iteration(
-            block, optimizer, contexts, embeddings, tokens, config, generator, loss
+            block, optimizer, contexts, embeddings, tokens, config, generator, objective
         )
         _check_finite(block, iteration, mean_loss, config)
         seconds = time.perf_counter() - began
@@ -109,9 +145,9 @@ def train_iteration(
     tokens: Tensor,
     config: Phase1Config,
     generator: torch.Generator,
-    loss: ContextLoss,
+    objective: Objective,
 ) -> tuple[float, float]:
-    """Do one pass over the stream and one optimiser step; arguments as of `train_context_block`.
+    """Do one pass over the stream and one optimiser step; the arguments are those of `train_context_block`.
 
     `contexts`, padded, are the previous iteration's, and overwritten with this one's batch by batch. Returns
     the mean loss of the batches, and the share of positions that have converged.
@@ -119,7 +155,7 @@ def train_iteration(
     optimizer.zero_grad()
     projected = block.project_inputs(embeddings)  # of each distinct token, once
     inputs = projected.detach().requires_grad_(projected.requires_grad)  # gathers the gradient of all batches
-    batches = tokens.split(config.batch_size)
+    batches, read = tokens.split(config.batch_size), 0
     total_loss, converged = torch.zeros(2, device=tokens.device)
     before = contexts[:1].clone()  # the previous iteration's, of the position before the batch
     for batch, old in zip(batches, contexts[1:].split(config.batch_size), strict=True):  # views of contexts
@@ -128,7 +164,8 @@ def train_iteration(
         previous[1:].add_(old[:-1])
         before = old[-1:].clone()
         new = block(previous, F.embedding(batch, inputs))
-        batch_loss = loss(new) / len(batches)
+        batch_loss = objective.loss(new, previous, slice(read, read + len(batch))) / len(batches)
+        read += len(batch)
         batch_loss.backward()
         change = F.mse_loss(new.detach(), old, reduction="none").mean(dim=1)
         converged += (change < config.convergence_threshold).sum()
@@ -136,7 +173,8 @@ def train_iteration(
         old.copy_(new.detach())
     if inputs.grad is not None:
         projected.backward(inputs.grad)
-    torch.nn.utils.clip_grad_norm_(block.parameters(), config.clip_norm)
+    trained = [weight for group in optimizer.param_groups for weight in group["params"]]
+    nn.utils.clip_grad_norm_(trained, config.clip_norm)
     optimizer.step()
     mean_loss, count = torch.stack([total_loss, converged]).tolist()
     return mean_loss, count / len(tokens)

@@ -17,6 +17,7 @@ from ..method.block import Block
 from ..method.caches import Cache
 from ..method.layer import Layer
 from ..method.model import ContextKV
+from ..method.oacd import Objective
 from ..method.scoring import token_scores
 from .hooks import HOOKS, PlugIn, imported
 
@@ -37,7 +38,8 @@ def try_block(model: ContextKV, plugin: PlugIn) -> None:
     embeddings = model.embed(torch.arange(2, device=model.device))
     contexts = torch.zeros(2, model.config.context_dim, device=model.device)  # as at the start of a stream
     block, name = model.context_block, plugin.name
-    _refuse_hidden_weights(name, block, Block)
+    _refuse_hidden_weights(name, block)
+    _refuse_other_meanings(name, block, Block)
 
     def step(contexts: Tensor, embeddings: Tensor) -> Tensor:
         next_contexts: Tensor = block(contexts, block.project_inputs(embeddings))
@@ -55,7 +57,8 @@ def try_block(model: ContextKV, plugin: PlugIn) -> None:
 
 
 def try_layer(model: ContextKV, plugin: PlugIn) -> None:
-    _refuse_hidden_weights(plugin.name, model.layer, Layer)
+    _refuse_hidden_weights(plugin.name, model.layer)
+    _refuse_other_meanings(plugin.name, model.layer, Layer)
     if not any(True for _ in model.layer.parameters()):
         raise UserError(f"{plugin.name} has no parameters, so Phase 2 has nothing to train; give it some.")
     (_try_on_tokens if model.layer.reads == "tokens" else _try_on_contexts)(model, plugin.name)
@@ -112,12 +115,18 @@ def _try_on_tokens(model: ContextKV, name: str) -> None:
 
 
 def try_loss(model: ContextKV, plugin: PlugIn) -> None:
-    contexts = torch.randn(TRIED, model.config.context_dim, generator=torch.Generator().manual_seed(0))
+    compute, ids = plugin.objective(model), torch.arange(TRIED + 1, device=model.device)
+    if isinstance(compute, nn.Module):
+        _refuse_hidden_weights(plugin.name, compute)
+    embeddings, draw = model.embed(ids), torch.Generator().manual_seed(0)
+    objective = Objective(compute, (embeddings, ids[:-1]), (embeddings, ids[1:]))
+    contexts, previous = torch.randn(2, TRIED, model.config.context_dim, generator=draw).to(model.device)
+    contexts.requires_grad_()
     with torch.enable_grad():  # on a copy, which is no leaf: a loss may work in place
-        value = plugin.build()(contexts.requires_grad_().to(model.device, copy=True))
+        value = objective.loss(contexts.clone(), previous, slice(TRIED))
     if not isinstance(value, Tensor) or value.shape != () or not value.isfinite():
         raise UserError(f"{plugin.name} returned {_in_words(value)}; a loss must return a finite scalar.")
-    if not value.requires_grad:
+    if not value.requires_grad or torch.autograd.grad(value, contexts, allow_unused=True)[0] is None:
         raise UserError(
             f"{plugin.name} returned a number without a gradient, so that it trains nothing; compute it from "
             "the contexts with torch, without detach, item or NumPy."
@@ -133,8 +142,8 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
     return True
 
 
-def _refuse_hidden_weights(name: str, part: nn.Module, base: type[nn.Module]) -> None:
-    """Refuse what torch neither trains nor saves, and weights that take a name of the base class."""
+def _refuse_hidden_weights(name: str, part: nn.Module) -> None:
+    """Refuse modules and tensors that torch neither trains nor saves."""
     known = {id(value) for value in (*part.modules(), *part.parameters(), *part.buffers())}
     for place, module in part.named_modules():
         for attribute, value in vars(module).items():
@@ -147,6 +156,10 @@ def _refuse_hidden_weights(name: str, part: nn.Module, base: type[nn.Module]) ->
                     "keep modules in nn.ModuleList or nn.ModuleDict, weights in nn.Parameter, and "
                     "constants in register_buffer."
                 )
+
+
+def _refuse_other_meanings(name: str, part: nn.Module, base: type[nn.Module]) -> None:
+    """Refuse weights that take a name of the base class, and an `init_weights` that cannot be called."""
     registered = {**part._parameters, **part._buffers, **part._modules}
     if taken := sorted(registered.keys() & (vars(base).keys() | base.__annotations__.keys())):
         raise UserError(
@@ -225,7 +238,7 @@ def refuse_unsaved(model: ContextKV, loaded: ContextKV, cache: Cache) -> None:
     def outputs(model: ContextKV) -> list[Tensor]:
         model.eval()
         losses = token_scores(model, cache, positions)[0]
-        if model.context_block is None:
+        if model.layer.reads == "tokens":
             return [losses]
         embeddings = model.embed(torch.arange(TRIED, device=model.device))
         contexts = torch.zeros(TRIED, model.config.context_dim, device=model.device)

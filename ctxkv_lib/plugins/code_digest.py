@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
+from ..errors import is_of_user
 from ..files import PACKAGE
 
-INSTALLED = {"site-packages", "dist-packages"}  # folders of installed packages
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))  # described by their repr
 WRITTEN_BY_PYTHON = ("__doc__", "__firstlineno__", "__static_attributes__", "__annotate_func__")  # to a class
 OF_THIS_MACHINE = ("device", "_Environ")
@@ -62,10 +62,10 @@ def _components(value: Any) -> Iterator[Any]:
     if isinstance(value, torch.Tensor):
         dense = value.detach().cpu().to_dense().resolve_conj().resolve_neg().contiguous().flatten()
         yield from (str(value.dtype), (*value.shape,), dense.view(torch.uint8).numpy().tobytes())
-    elif inspect.isfunction(value) and _is_of_user(value.__globals__.get("__name__", "")):
+    elif inspect.isfunction(value) and _is_module_of_user(value.__globals__.get("__name__", "")):
         yield from (value.__defaults__, value.__kwdefaults__, vars(value), *_instructions(value.__code__))
         yield from _named_values(value)
-    elif inspect.isclass(value) and _is_of_user(value.__module__):
+    elif inspect.isclass(value) and _is_module_of_user(value.__module__):
         yield from value.__bases__
         for name, attribute in sorted(vars(value).items()):
             is_special = name.startswith("__") and name.endswith("__")
@@ -98,7 +98,7 @@ def _named_values(function: FunctionType) -> Iterator[Any]:
     for value in values:  # to which the attributes of modules are appended
         if not isinstance(value, ModuleType):
             yield value
-        elif _is_of_user(value.__name__) and value.__name__ not in entered:
+        elif _is_module_of_user(value.__name__) and value.__name__ not in entered:
             entered.add(value.__name__)
             values += [vars(value)[name] for name in sorted(names & vars(value).keys())]
 
@@ -133,15 +133,14 @@ def _instructions(code: CodeType) -> list[Instruction]:
     return [(form, code.co_varnames), ("except", code.co_exceptiontable), *kept, *inner]
 
 
-def _is_of_user(name: str) -> bool:
+def _is_module_of_user(name: str) -> bool:
     """Return whether a module is the user's: not of Python, of this package, or of an installed one."""
     top = str(name).partition(".")[0]
     module = sys.modules.get(top)
     file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")
     if top == PACKAGE.name or not (file or top == "__main__" or module is None):  # built in
         return False
-    place = Path(file)
-    return not ({*place.parts} & INSTALLED or place.is_relative_to(Path(inspect.__file__).parent))
+    return is_of_user(Path(file))
 
 
 def _without_address(value: Any) -> str:

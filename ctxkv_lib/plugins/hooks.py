@@ -1,13 +1,18 @@
 """Plug-ins: a user's classes and functions in the place of parts of the method.
 
-A configuration names a plug-in as `module:Name`, with its settings and the digest of its code.
+A configuration names a plug-in as `module:Name`, with its settings and the digest of its code. The name alone
+says little: each run of a notebook's cell defines another `__main__:Block`. So `PlugIn.of` digests what the
+part computes with, as it is in memory (`code_digest`), and keeps the part itself in `_given`, by name and
+digest. The digest counts in two places: `runs.inputs.settings_table` makes it a part of what the stages are
+made from, and `runs.names.run_folder_of` a part of the folder's name. A later process has the name and the
+digest only: `PlugIn.load` imports the name and refuses a part with a different digest.
 """
 
 import dataclasses
 import inspect
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -16,6 +21,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import source_digest
+from ..method.objective import TENSORS, asked_tensors
 from ..progress import log
 
 
@@ -24,16 +30,17 @@ class Hook:
     """A place where a user's part may take that of the method's."""
 
     help: str  # of its option on the command line
-    arguments: tuple[str, ...]  # what the part is called with, a class to make its object
+    arguments: tuple[str, ...]  # what a class or function is called with to make a module
     is_module: bool  # whether the result is a part of the model; `ContextKV.part` says where it sits
     trial: str  # the function that tries it before anything is trained, as `module:name`
 
 
 _CHECKS = "ctxkv_lib.plugins.checks:"
-# `method.block.Block`, `method.oacd.ContextLoss` and `method.layer.Layer` say what each is given and returns.
+# `method.block.Block`, `method.objective` and `method.layer.Layer` say what each is given and returns. A loss
+# may also be a function, which is the objective itself and is not called with these arguments.
 HOOKS = {
     "block": Hook("your own ContextBlock", ("context_dim", "hidden_size"), True, f"{_CHECKS}try_block"),
-    "loss": Hook("your own Phase 1 loss", ("contexts",), False, f"{_CHECKS}try_loss"),
+    "loss": Hook("your own Phase 1 loss", ("context_dim", "hidden_size"), False, f"{_CHECKS}try_loss"),
     "layer": Hook("your own layer, all that Phase 2 trains", ("config",), True, f"{_CHECKS}try_layer"),
 }
 OF_PHASE_1 = ("block", "loss")  # hooks without a place if the layer reads tokens
@@ -61,11 +68,13 @@ class PlugIn:
     def of(cls, part: Any, hook: str = "") -> "PlugIn":
         """Make a plug-in of a class, a function, or its `module:Name`, with default settings.
 
-        A loss may be any callable, such as a `functools.partial`. Raises a UserError for anything else, for a
-        part that does not take what its hook gives it, and for a layer that reads something unknown.
+        A loss may be any callable that is no module, such as a `functools.partial`. Raises a UserError for
+        anything else, for a part that does not take what its hook gives it, and for a layer that reads
+        something unknown.
         """
         name, part = (part, imported(part)) if isinstance(part, str) else (None, part)
-        if not (_is_defined(part) or (hook == "loss" and callable(part))):
+        is_loss = hook == "loss" and callable(part) and not hasattr(part, "forward")
+        if not (_is_defined(part) or is_loss):
             raise UserError(
                 f"An object of type {type(part).__name__} is no plug-in; give a class or a function, or "
                 "package.module:Name."
@@ -81,22 +90,29 @@ class PlugIn:
         return plugin
 
     def _refuse_other_hook(self, hook: str) -> None:
-        """Raise a UserError if the part cannot be called as its hook is, or a class is given as a loss."""
-        part, names = self.load(), HOOKS[hook].arguments
+        """Raise a UserError if the part cannot be called as its hook is."""
+        part, names, is_module = self.load(), HOOKS[hook].arguments, HOOKS[hook].is_module
         settings = {} if getattr(part, "Settings", None) is None else {"settings": None}
-        try:
-            inspect.signature(part).bind(*names, **settings)
-            fits = HOOKS[hook].is_module or not inspect.isclass(part)
-        except TypeError:
-            fits = False
-        except ValueError:  # written in C, without a signature
-            return
-        if not fits:
-            kind = "class or function" if HOOKS[hook].is_module else "function"
+        kind = _class_in(part)
+        is_made = is_module or kind is not None
+        if is_made and not (_fits(part, names, settings) and (is_module or hasattr(kind, "forward"))):
+            allowed = "a class or function" if is_module else "a function, or an nn.Module class,"
             called = ", ".join([*names, *settings])
             raise UserError(
-                f"{self.name} is no {hook}: a {hook} is a {kind} that is called with ({called}). Is it meant "
-                f"for another of {', '.join(HOOKS)}?"
+                f"{self.name} is no {hook}: a {hook} is {allowed} that is called with ({called}). Is it "
+                f"meant for another of {', '.join(HOOKS)}?"
+            )
+        if not is_module:
+            self._refuse_other_tensors(self.build() if kind is None else partial(kind.forward, None))
+
+    def _refuse_other_tensors(self, compute: Any) -> None:
+        """Raise a UserError if Phase 1 cannot call a loss, or the `forward` of its class."""
+        asked = asked_tensors(compute)
+        if not _fits(compute, () if asked else TENSORS[:1], dict.fromkeys(asked)):
+            raise UserError(
+                f"{self.name} takes {inspect.signature(compute)}, but a loss is given "
+                f"{', '.join(TENSORS)} by these names, or the contexts alone by any name; rename its "
+                "parameters, or give the others a default."
             )
 
     @property
@@ -134,6 +150,21 @@ class PlugIn:
         kind = getattr(part, "Settings", None)
         return partial(part, settings=kind(**self.settings)) if kind else part
 
+    def make(self, *arguments: Any) -> Any:
+        """Make the module; raises a UserError if the part makes something else."""
+        from torch import nn
+
+        module = self.build()(*arguments)
+        if not isinstance(module, nn.Module):
+            raise UserError(f"{self.name} makes a {type(module).__name__}; it must make a torch.nn.Module.")
+        return module
+
+    def objective(self, model: Any) -> Any:
+        """Return what Phase 1 of a model minimises: a function, or a new module on the model's device."""
+        if _class_in(self.load()) is None:
+            return self.build()
+        return self.make(model.config.context_dim, model.config.hidden_size).to(model.device)
+
     def keep_code(self) -> None:
         """Let the digest stay what it is, whatever the plug-in itself has changed in a training."""
         _digest_before[_code_of(self.name, self.load())] = self.code
@@ -141,6 +172,23 @@ class PlugIn:
 
 def _is_defined(part: Any) -> bool:
     return inspect.isclass(part) or inspect.isfunction(part)
+
+
+def _class_in(part: Any) -> Any:
+    """Return the class that a part is, or whose arguments a partial binds; None if there is none."""
+    kind = part.func if isinstance(part, partial) else part
+    return kind if inspect.isclass(kind) else None
+
+
+def _fits(function: Any, arguments: Sequence[str], named: Mapping[str, Any]) -> bool:
+    """Return whether a function takes these arguments; True if it has no signature, as some written in C."""
+    try:
+        inspect.signature(function).bind(*arguments, **named)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 def _name_of(part: Any) -> str:

@@ -11,13 +11,22 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..files import digest
-from ..runs.names import run_names
+from ..progress import format_count, log
+from ..runs.names import variant_names
 from ..runs.summary import Run, load_run
 
 DRAWS = 10_000
 LEAST_CONVERSATIONS = 5  # test conversations; the spread of fewer cannot be estimated
+LEAST_SEEDS = 3  # for a verdict; the spread over fewer seeds is hardly known
+MOST_SEEDS = 100  # seeds that an estimate may ask for; nobody trains more
+ESTIMATE = (
+    "The number of seeds is a simple estimate: it takes the difference and its spread over seeds and test "
+    "conversations to stay as they are so far."
+)
 Floats = NDArray[np.float64]
+Z = 1.96  # half-width of a 95% interval in standard errors of a normal distribution
 AnyRun = Run | Path | str  # a run, or its folder
+Seeds = dict[int, Run]  # the runs of a variant by their seeds
 
 
 class Interval(NamedTuple):
@@ -31,14 +40,14 @@ class Interval(NamedTuple):
 def interval(losses: Floats, base: Floats, tokens: Floats, draws: int = DRAWS) -> Interval:
     """Compute by how many per cent a perplexity lies above that of a base, with a 95% interval.
 
-    The percentile interval of a paired bootstrap: a draw takes test conversations with replacement, the same
-    ones for both, and a mean over seeds from Student's t distribution around theirs. A single seed has no
-    spread, so that the interval is that of conversations alone.
+    It is the percentile interval of a paired bootstrap. Each draw takes test conversations with replacement,
+    the same ones for both sides, and a mean over seeds from Student's t distribution around their mean. A
+    single seed has no spread, so its interval covers conversations only.
 
     Args:
         losses: mean losses in nats, `[seeds, conversations]`.
-        base: likewise. As many seeds are compared in pairs, row by row; of other numbers, each has its own
-            spread.
+        base: the same for the base. Equal numbers of seeds are compared in pairs, row by row; with unequal
+            numbers, each side has its own spread.
         tokens: predicted tokens of each conversation, `[conversations]`: the weights of their losses.
 
     Of simulated pairs without a difference, with the spreads of the study's, the interval contained zero in
@@ -77,75 +86,147 @@ def standard_error(conversations: Sequence[tuple[int, float]]) -> float:
     return (tested.tokens * (tested.loss - mean)).sem() / tested.tokens.mean()
 
 
+def seeds_needed(losses: Floats, base: Floats, tokens: Floats) -> int | None:
+    """Estimate how many seeds make a difference clear, if it and its spread stay as they are.
+
+    The arguments are those of `interval`, with two seeds or more, in pairs. The half-width of the interval
+    is taken as `sqrt(t² s² / n + z² c²)`: s is the deviation over seeds, n their number, t a quantile of
+    Student's distribution, z one of the normal distribution, and c the standard error over conversations.
+
+    Returns:
+        the least number from `LEAST_SEEDS` to `MOST_SEEDS`; None if even the most leave it unclear.
+    """
+    nats = np.average(losses - base, axis=1, weights=tokens)  # by seed
+    over_conversations = standard_error([*zip(tokens, (losses - base).mean(axis=0), strict=True)])
+    for count in range(LEAST_SEEDS, MOST_SEEDS + 1):
+        t = Z * (1 + 1.2 / (count - 2))  # Student's quantile for count - 1 degrees of freedom, within 2%
+        if abs(nats.mean()) > np.hypot(t * nats.std(ddof=1) / count**0.5, Z * over_conversations):
+            return count
+    return None
+
+
 def difference(runs: AnyRun | Sequence[AnyRun], base: AnyRun | Sequence[AnyRun]) -> pd.DataFrame:
     """Compute by how many per cent the test perplexity of each variant lies above that of a base.
 
     Runs that differ in `runtime.seed` alone are one variant. The seeds that it shares with the base are
-    compared in pairs, by the method of `report.difference.interval`.
+    compared in pairs, by the method of `report.difference.interval`. A variant without a seed in common is
+    left out, and a line says so.
 
     Args:
         runs: one or more finished runs or their folders, of any variants and seeds, tested on the same text.
             Runs of the base may be among them.
-        base: one or more finished runs of a single variant, or their folders.
+        base: one or more finished runs, or their folders, of a single variant with any seeds. If they have
+            several sizes (`data.samples`), each variant is compared with the base of its own size.
 
     Returns:
-        one row per variant, named by the settings that differ: `percent`, negative if the variant is better;
-        `low` and `high`, the ends of the 95% interval; the number of `seeds` in common; the number of test
-        `conversations`; and `interval_over`: "conversations and seeds", or "conversations alone" with one
-        seed, which says nothing about other seeds. A difference is statistically clear if its interval
-        excludes zero.
+        one row per variant, named by what it is. `percent` is negative if the variant is better; `low` and
+        `high` are the ends of the 95% interval; `verdict` is "clearly better" or "clearly worse" if the
+        interval excludes zero (a statistically clear difference), otherwise "no clear difference", and with
+        fewer than three seeds "more seeds needed". `seeds` is the number of seeds in common,
+        `conversations` that of test conversations, and `interval_over` says what the interval covers:
+        "conversations and seeds", or with one seed "conversations only", which says nothing about other
+        seeds. `more_seeds` is about how many more seeds would make an unclear difference clear, see
+        `report.difference.seeds_needed`; it is missing if that is unknown (one seed) or too many.
 
     Raises:
         UserError: a folder holds no finished run, the test conversations differ or are fewer than five, or no
-            seed is in common.
+            variant has a seed in common with the base.
     """
     variants, bases = _by_variant(runs), _by_variant(base)
-    if len(bases) != 1:
+    if len({settings for _, settings in bases}) != 1:
         raise UserError(f"base has runs of {len(bases)} variants; give the runs of one, with any seeds.")
-    ((base_key, base_runs),) = bases.items()
-    variants.pop(base_key, None)
+    for key in bases:
+        variants.pop(key, None)
     if not variants:
         raise UserError("runs has no other variant than base; give runs that differ in more than their seed.")
-    names = run_names([_without_seed(seeds) for seeds in (base_runs, *variants.values())])[1:]
-    rows = [_row(name, seeds, base_runs) for name, seeds in zip(names, variants.values(), strict=True)]
-    return pd.DataFrame(rows, index=names)
+    rows, left_out = dict[str, dict[str, Any]](), list[str]()
+    for name, seeds, base_seeds in _compared(variants, {size: seeds for (size, _), seeds in bases.items()}):
+        if seeds.keys() & base_seeds.keys():
+            rows[name] = _row(seeds, base_seeds)
+        else:
+            here, there = _listed(seeds), _listed(base_seeds) or "none of this size"
+            left_out.append(
+                f"{name} has the seeds {here}, and base {there}; run both with the same runtime.seed."
+            )
+    if not rows:
+        raise UserError(left_out[0])
+    for sentence in left_out:
+        log(f"Left out: {sentence}")
+    return pd.DataFrame.from_dict(rows, orient="index").astype({"more_seeds": "Int64"})
 
 
-def _without_seed(seeds: Mapping[int, Run]) -> Run:
+def _by_variant(given: AnyRun | Iterable[AnyRun]) -> dict[tuple[int, str], Seeds]:
+    """Group runs by their size and a digest of all other settings except the seed, and each group by seed."""
+    variants = dict[tuple[int, str], Seeds]()
+    runs = [given] if isinstance(given, AnyRun) else given
+    for run in (run if isinstance(run, Run) else load_run(run) for run in runs):
+        settings = run.config.flat()
+        seed, size = settings.pop("runtime.seed"), settings.pop("data.samples")
+        variants.setdefault((size, digest(settings)), {})[seed] = run
+    return variants
+
+
+def _compared(
+    variants: Mapping[tuple[int, str], Seeds], base_of_size: Mapping[int, Seeds]
+) -> list[tuple[str, Seeds, Seeds]]:
+    """Return each variant with its name and its base, which is empty if no base has the variant's size.
+
+    The only base is that of all sizes.
+    """
+    first = next(iter(base_of_size.values()))
+    unmatched: Seeds = first if len(base_of_size) == 1 else {}
+    bases = [base_of_size.get(size, unmatched) for size, _ in variants]
+    runs = [_without_seed(seeds) for seeds in variants.values()]
+    names = variant_names(runs, [_without_seed(seeds or first) for seeds in bases])
+    return [*zip(names, variants.values(), bases, strict=True)]
+
+
+def _without_seed(seeds: Seeds) -> Run:
     """Return one run of a variant with a seed that is the same for all, so that no name has it."""
     run = next(iter(seeds.values()))
     return replace(run, config=replace(run.config, runtime=replace(run.config.runtime, seed=0)))
 
 
-def _by_variant(given: AnyRun | Iterable[AnyRun]) -> dict[str, dict[int, Run]]:
-    """Group runs by a digest of all settings except the seed, and each group by seed."""
-    variants: dict[str, dict[int, Run]] = {}
-    runs = [given] if isinstance(given, AnyRun) else given
-    for run in (run if isinstance(run, Run) else load_run(run) for run in runs):
-        settings = run.config.flat()
-        seed = settings.pop("runtime.seed")
-        variants.setdefault(digest(settings), {})[seed] = run
-    return variants
-
-
-def _row(name: str, runs: Mapping[int, Run], base: Mapping[int, Run]) -> dict[str, Any]:
+def _row(runs: Seeds, base: Seeds) -> dict[str, Any]:
+    """Compare two variants by the seeds that both have."""
     seeds = sorted(runs.keys() & base.keys())
-    if not seeds:
-        raise UserError(
-            f"{name} has the seeds {_listed(runs)}, and base {_listed(base)}; run both with the same "
-            "runtime.seed."
-        )
     tests = [_test(side[seed], base[seeds[0]]) for side in (base, runs) for seed in seeds]  # (tokens, loss)
     base_losses, losses = np.array(tests)[..., 1].reshape(2, len(seeds), -1)
-    percent, low, high = interval(losses, base_losses, np.array(tests[0])[:, 0])
+    tokens = np.array(tests[0])[:, 0]
+    percent, low, high = interval(losses, base_losses, tokens)
+    verdict = "clearly worse" if low > 0 else "clearly better" if high < 0 else "no clear difference"
+    verdict = verdict if len(seeds) >= LEAST_SEEDS else "more seeds needed"
+    needed = None
+    if len(seeds) > 1 and "clearly" not in verdict:
+        needed = seeds_needed(losses, base_losses, tokens)
     return {
         "percent": percent,
         "low": low,
         "high": high,
+        "verdict": verdict,
         "seeds": len(seeds),
         "conversations": len(tests[0]),
-        "interval_over": "conversations and seeds" if len(seeds) > 1 else "conversations alone",
+        "interval_over": "conversations and seeds" if len(seeds) > 1 else "conversations only",
+        "more_seeds": needed and max(1, needed - len(seeds)),
     }
+
+
+def format_difference(table: pd.DataFrame) -> str:
+    """Format `difference` for a terminal, and say below how many more seeds would make a difference clear."""
+    lines = [table.drop(columns="more_seeds").round(1).to_string(), ""]
+    for name, row in table.iterrows():
+        if row.seeds == 1:
+            lines.append(f"{name}: one seed says nothing about others; train {LEAST_SEEDS - 1} more or more.")
+        elif pd.notna(row.more_seeds):
+            lines.append(f"{name}: about {format_count(row.more_seeds, ' more seeds')} would make it clear.")
+        elif "clearly" not in row.verdict:
+            lines.append(
+                f"{name}: even {MOST_SEEDS} seeds would leave it unclear; take more test conversations "
+                "(data.test_samples), or call it a tie."
+            )
+    if (~table.verdict.str.startswith("clearly") & (table.seeds > 1)).any():
+        lines.append(ESTIMATE)
+    return "\n".join(lines).rstrip()
 
 
 def _listed(seeds: Iterable[int]) -> str:

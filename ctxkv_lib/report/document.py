@@ -10,6 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import UserError
+from ..method.config import GPT2_VOCAB_SIZE
+from ..plugins.hooks import OF_PACKAGE
 from ..runs.names import FEW_RUNS
 from ..runs.summary import Run
 from . import tables
@@ -27,6 +29,7 @@ ORIGINAL = (
 CHANGED = "From {first} to {last}: {times} times the training tokens, val PPL {ppl}, val acc {acc}."
 ENDED = "{name}: val PPL was lowest at epoch {best}; training ended at epoch {last} ({reason})."
 OVERFITTING = "{name}: since its best epoch train PPL {train}, val PPL {val}: {judgement}."
+UNIFORM = "{name}: val PPL {ppl} is worse than guessing uniformly, with PPL {count} (the vocabulary's size)."
 TEST_ERROR = "{name}: the test PPL has a standard error of ±{error} over {count} test conversations."
 PROPOSALS = (
     "Longer interval: 20 to 50 or 100 (`--set model.interval=50`).",
@@ -60,6 +63,11 @@ def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool = 
     def t(text: str) -> str:  # word by word if it is not known as a whole, such as "+4.5 points"
         return texts.get(text) or " ".join(texts.get(word, word) for word in text.split(" "))
 
+    plugins = [plugin for run in runs for plugin in run.config.plugins.values()]
+    has_own_parts = not all(plugin.name.startswith(OF_PACKAGE) for plugin in plugins)
+    caches, cache_rows = "Caches in MiB (the original's layout: fp32 rows)", tables.CACHES
+    if has_own_parts:  # what the original stored or proposed says nothing about them
+        caches, cache_rows = "Caches in MiB", {name: tables.CACHES[name] for name in tables.CACHE_FILES}
     ours, results = tables.runs_by_name(runs), tables.comparison_table(runs)
     columns = {t(name): summary for name, summary in tables.with_original(ours).items()}
     sections = {
@@ -68,7 +76,7 @@ def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool = 
         **{f"{t('Phase 2')}: {name}": tables.epochs_table(summary) for name, summary in columns.items()},
         "Results": results,
         "Memory in GiB at the end of a stage (in brackets: the most during it)": tables.memory_table(columns),
-        "Caches in MiB (the original's layout: fp32 rows)": tables.side_by_side(columns, tables.CACHES),
+        caches: tables.side_by_side(columns, cache_rows),
     }
     title, described = ", ".join(ours), ours
     if len(runs) > FEW_RUNS:
@@ -85,8 +93,9 @@ def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool = 
         trained = any(run.phase1 for run in runs)
         shown = {name: text for name, text in FIGURES.items() if trained or name != "phase1"}
         parts += [f"![{t(text)}](figures/{name}.png)" for name, text in shown.items()]
-    parts.append(f"## {t('Next experiments, as the original proposes them')}")
-    parts.append("\n".join(f"{number}. {t(text)}" for number, text in enumerate(PROPOSALS, start=1)))
+    if not has_own_parts:
+        parts.append(f"## {t('Next experiments, as the original proposes them')}")
+        parts.append("\n".join(f"{number}. {t(text)}" for number, text in enumerate(PROPOSALS, start=1)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -128,7 +137,10 @@ def _trainings(runs: Mapping[str, Run], t: Translate) -> Iterator[str]:
         overfits = end["train_ppl"] < best["train_ppl"] and end["val_ppl"] > best["val_ppl"]
         reason, judgement = t(best["stop_reason"]), t("overfitting" if overfits else "no clear overfitting")
         yield t(ENDED).format(name=name, best=best["best_epoch"], last=end["epoch"], reason=reason)
-        if end["epoch"] > best["best_epoch"]:
+        if best["val_ppl"] > GPT2_VOCAB_SIZE:
+            shown = {"ppl": f"{best['val_ppl']:,.1f}", "count": f"{GPT2_VOCAB_SIZE:,}"}
+            yield t(UNIFORM).format(name=name, **shown)
+        elif end["epoch"] > best["best_epoch"]:
             moved = {key: f"{best[f'{key}_ppl']:,.1f} → {end[f'{key}_ppl']:,.1f}" for key in ("train", "val")}
             yield t(OVERFITTING).format(name=name, judgement=judgement, **moved)
         if len(tested := run.summary.get("test", {}).get("conversations", [])) > 1:

@@ -1,10 +1,12 @@
 """What a configuration means, without a download: counts for `ctxkv info`, settings for `ctxkv settings`."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from ..data.config import DataConfig
 from ..data.conversations import check_splits, load_conversations
+from ..data.sources import SOURCES
 from ..data.token_table import check_width
 from ..data.tokens import load_tokenizer, train_stream, validation_stream
 from ..errors import UserError
@@ -19,6 +21,8 @@ from .times import measure_times
 
 TOKEN_BYTES = 8
 ANY_TOKENS = 100_000  # that times stand for where the data is unknown
+# What a field has that was not made with `fields.setting`, as the user's own parts may have.
+OF_OWN_PART = {"unit": "", "reason": "a setting of your own part", "allowed": "any", "meanings": {}}
 INFO: Rows = {
     **SETTINGS,  # of which `describe` has some
     "Context window (tokens)": ("context_window.tokens", COUNT),
@@ -54,12 +58,14 @@ def describe(
             raise UserError(f"{option} is {count}; allowed: 1 or more.")
     config = with_fitting_sizes(config)
     data, published = config.data, PUBLISHED.get(config.data.size("train"))
-    if published and data.source == "ultrachat" and data.validation_samples == DataConfig.validation_samples:
+    original = (DataConfig.source, DataConfig.validation_samples)
+    if published and (data.source, data.validation_samples) == original:
         train_tokens = train_tokens or published["train_tokens"]
         val_tokens = val_tokens or published["val_tokens"]
     check_splits(data)
     check_width(data.table, config.model.hidden_size)
-    if (train_tokens, val_tokens) == (None, None) and (data.path or (time and data.source == "chitchat")):
+    is_installed = not data.path and SOURCES[data.source].is_installed
+    if (train_tokens, val_tokens) == (None, None) and (data.path or (time and is_installed)):
         train_tokens, val_tokens = _count_tokens(data)
     model = unallocated_model(config)
     sizes: dict[str, Any] = {
@@ -73,9 +79,9 @@ def describe(
     if time:
         with status_line("Measuring how long training takes"):
             sizes["time"] = measure_times(config, train_tokens or ANY_TOKENS, val_tokens or 0)
-    offsets = model.window.offsets
-    if offsets is None:
+    if config.reads == "tokens":
         return sizes
+    offsets = model.window.offsets
     kept = offsets[-1] + 1
     sizes["context_window"] = {**context_window(config.model, train_tokens), "offsets": offsets}
     bytes_a_context = config.model.context_dim * FP32_BYTES + TOKEN_BYTES  # the token, too
@@ -87,7 +93,7 @@ def describe(
 
 def format_info(sizes: dict[str, Any]) -> str:
     """Format `describe` for a terminal."""
-    total, trainable = sizes["parameters"].values()
+    total, trainable = (sizes["parameters"][name] for name in ("total", "trainable_phase2"))
     shown = sizes | {"trainable": f"{trainable:,} ({trainable / total:.2%})"}
     if cache := sizes.get("kv_cache"):
         kib = cache["bytes"] / 1024
@@ -98,10 +104,11 @@ def format_info(sizes: dict[str, Any]) -> str:
 
 def _time_in_words(sizes: dict[str, Any]) -> str:
     time = sizes["time"]
-    words = epochs_ahead(time["epoch_seconds"], *time["epochs"])
+    least, most = time["epochs"]
+    words = epochs_ahead(time["epoch_seconds"], least, most, time["usual_epochs"])
     if seconds := time["iteration_seconds"]:
-        most = time["iterations"]
-        whole = f"Phase 1 at most {duration(most * seconds)} ({most} iterations of {duration(seconds)})"
+        count = time["iterations"]
+        whole = f"Phase 1 at most {duration(count * seconds)} ({count} iterations of {duration(seconds)})"
         words = f"{whole}; {words}"
     return f"{'' if sizes['train_tokens'] else 'Each '}{time['tokens']:,} tokens: {words}"
 
@@ -113,23 +120,28 @@ def _count_tokens(data: DataConfig) -> tuple[int, int]:
     return len(train_stream(train, tokenizer).ids), len(validation_stream(val, tokenizer).ids)
 
 
-def describe_settings(preset: str | None = None, recipe: str | None = None) -> list[dict[str, Any]]:
+def describe_settings(
+    preset: str | None = None, recipe: str | None = None, parts: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """List every setting: `setting`, `value`, `unit`, `reason`, `allowed`, `meanings` of allowed names.
 
     Args:
         preset: whose values to give; None takes `colab`, as `ctxkv run` does.
         recipe: whose values to give, with the settings of its plug-ins; None takes the preset's own.
+        parts: own parts by hook, whose settings are listed, too.
 
     Raises:
-        UserError: an unknown preset or recipe.
+        UserError: an unknown preset or recipe, or a part that cannot be used.
     """
-    config, rows = build_config(preset or "colab", recipe), []
+    config, rows = build_config(preset or "colab", recipe, settings=parts), []
     values = config.to_dict()
     of_plugins = {hook: getattr(plugin.load(), "Settings", None) for hook, plugin in config.plugins.items()}
     for group, settings in (GROUPS | of_plugins).items():
         for field in dataclasses.fields(settings) if settings else ():
-            about = {**field.metadata, "allowed": field.metadata["allowed"].text}
-            rows.append({"setting": f"{group}.{field.name}", "value": values[group][field.name], **about})
+            row = {"setting": f"{group}.{field.name}", "value": values[group][field.name]}
+            rows.append({**row, **OF_OWN_PART, **field.metadata})
+            if "allowed" in field.metadata:
+                rows[-1]["allowed"] = field.metadata["allowed"].text
     return rows
 
 

@@ -1,10 +1,10 @@
 """The model card of a run: what the model is, how to load it, and its settings and results."""
 
+from ..data.sources import SOURCES
 from ..runs.summary import Run
 from .document import markdown
 from .tables import RESULTS, SETTINGS, side_by_side
 
-LICENCES = {"ultrachat": "mit", "chitchat": "mit", "file": "unknown"}  # of `data.config.SOURCES`
 TEXT = """---
 license: {license}
 library_name: transformers
@@ -35,8 +35,9 @@ print(tokenizer.decode(ids[0]))
 def model_card(run: Run) -> str:
     """Write Markdown after the Hub's own fields."""
     about = {"this run": {**run.summary, "config": run.config.to_dict()}}
+    source = SOURCES.get(run.config.data.source)  # None: the user's own conversations
     return TEXT.format(
-        license=LICENCES[run.config.data.source],
+        license=source.licence if source else "unknown",
         samples=run.summary["samples"],
         settings=markdown(side_by_side(about, SETTINGS)),
         results=markdown(side_by_side(about, RESULTS)),

@@ -3,13 +3,14 @@
 A row is a name and where its value lies in `summary.json`. What a summary lacks shows as a dash.
 """
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from ..plugins.hooks import HOOKS
-from ..runs.config import differing_settings
+from ..runs.config import GROUPS, differing_settings
 from ..runs.names import FEW_RUNS, run_names
 from ..runs.published import PUBLISHED, published_samples
 from ..runs.summary import Run
@@ -40,6 +41,7 @@ SETTINGS: Rows = {
     "Contexts without a limit": ("context_window.theoretical_max", COUNT),
     "Heads": ("config.model.num_heads", COUNT),
     "Total parameters": ("parameters.total", COUNT),
+    "Trainable in Phase 1": ("parameters.trainable_phase1", COUNT),
     "Trainable in Phase 2": ("parameters.trainable_phase2", COUNT),
     "Matrix products of Phase 2": ("provenance.precision", ""),
 }
@@ -89,6 +91,12 @@ SCORES: Rows = {
     "Bits a byte": ("bits_per_byte", ",.3f"),
     "Accuracy": ("accuracy", SHARE),
 }
+
+
+# Columns of `results` that a terminal shows; `ctxkv list --json` and `--csv` have all.
+LISTED = {"state": "", "val_ppl": PPL, "test_ppl": PPL, "best_epoch": ""}
+LISTED |= dict.fromkeys(("phase1_parameters", "parameters", "mib"), ",.0f")
+TERMINAL_WIDTH, SHORTEST_COLUMN = 120, 20  # characters
 
 
 def format_value(summary: Summary, path: str, spec: str = "") -> str:
@@ -208,15 +216,34 @@ def memory_stages(memory: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
 
 
 def format_results(table: pd.DataFrame) -> str:
-    """Format `results` for a terminal, notes below the table; columns without any value are left out."""
+    """Format `results` for a terminal of 120 columns, with notes below the table.
+
+    It has the columns of `LISTED` that have any value. The last column names the settings that differ.
+    """
     if not len(table):
         return "There are no runs here."
-    formats = {name: PPL for name in table if str(name).endswith(("_ppl", "seconds"))}
-    formats |= {"val_acc": SHARE, "train_tokens": ",.0f", "parameters": ",.0f", "mib": ",.0f"}
-    columns = table.drop(columns="note", errors="ignore").dropna(axis="columns", how="all")
-    cells = {name: [_cell(value, formats.get(name, "")) for value in columns[name]] for name in columns}
-    notes = [*table["note"].dropna()] if "note" in table else []
-    return "\n".join([pd.DataFrame(cells, index=table.index).to_string(), *notes])
+    listed = {name: spec for name, spec in LISTED.items() if name in table and table[name].notna().any()}
+    cells = {name: [_cell(value, spec) for value in table[name]] for name, spec in listed.items()}
+    head, *rows = pd.DataFrame(cells, index=table.index).to_string().split("\n")
+    width = max(SHORTEST_COLUMN, TERMINAL_WIDTH - len(head) - 2)
+    lines = [f"{head}  settings that differ"]
+    for row, (_, values) in zip(rows, table.iterrows(), strict=True):
+        first, *more = textwrap.wrap(_settings_in_words(values), width) or [""]
+        lines += [f"{row}  {first}".rstrip(), *(" " * (len(head) + 2) + line for line in more)]
+    return "\n".join([*lines, *(table["note"].dropna() if "note" in table else ())])
+
+
+def _settings_in_words(values: "pd.Series[Any]") -> str:
+    """Describe the settings in a row of `results`, such as "samples 50, block GatedBlock"."""
+    words = []
+    for key, value in values.items():
+        group, _, name = str(key).rpartition(".")
+        is_known = value is not None and value == value  # not NaN
+        if is_known and (group in GROUPS or group in HOOKS or name in ("preset", "recipe")):
+            is_part = name == "plugin"
+            shown = str(value).rpartition(":")[2] if is_part else _cell(value, "")
+            words.append(f"{group if is_part else name} {shown}")
+    return ", ".join(words)
 
 
 def _cell(value: Any, spec: str) -> str:
@@ -229,8 +256,9 @@ def _cell(value: Any, spec: str) -> str:
 def format_scores(scores: Mapping[str, Any]) -> str:
     """Format the result of `evaluate_texts` for a terminal."""
     parts = [side_by_side({"": scores}, SCORES).to_string(header=False)]
-    for key, title in {"by_position": "Tokens read before", "by_history": "Contexts in the window"}.items():
+    titles = {"by_position": "Tokens read before", "by_history": "Contexts in the window"}
+    for key in [key for key in titles if key in scores]:
         bins = {f"{line['from']:,} to {format_value(line, 'to', COUNT)}": line for line in scores[key]}
-        table = side_by_side(bins, SCORES).T.rename_axis(columns=title)
+        table = side_by_side(bins, SCORES).T.rename_axis(columns=titles[key])
         parts.append(table.rename(lambda name: name.replace(DASH, "more")).to_string())
     return "\n\n".join(parts)

@@ -19,6 +19,7 @@ from ..method.scoring import EVALUATION_ROWS, token_scores
 from ..runs.build import untrained_model
 from ..runs.config import ExperimentConfig
 from ..runs.device import choose_device, choose_precision, torch_state
+from ..runs.presets import usual_epochs
 
 TIMED_BATCHES = 2  # after one that warms up
 DISTINCT_TOKENS = 22  # times the root of a text's length: 1,581 of 6,324 tokens, 21,370 of 852,428
@@ -31,15 +32,16 @@ def measure_times(config: ExperimentConfig, train_tokens: int, val_tokens: int) 
 
     Returns:
         `tokens`, of the training stream; `iteration_seconds` of Phase 1, None if it trains nothing, and the
-        most `iterations`; `epoch_seconds`, with validation, and the least and the most `epochs`.
+        most `iterations`; `epoch_seconds`, with validation, the least and the most `epochs`, and, if they are
+        known, the least and the most `usual_epochs`.
     """
     device = choose_device(config.runtime.device)
     precision = choose_precision(config.runtime.precision, device)
     with torch_state(config.runtime.threads):
         model = untrained_model(config, GPT2_VOCAB_SIZE, config.data.unigram == "corpus").to(device)
         model.wte.weight.data.mul_(TABLE_STD)
-        has_contexts = model.context_block is not None
-        iteration = _iteration_seconds(model, config, train_tokens) if has_contexts else None
+        trains_block = config.reads == "contexts"
+        iteration = _iteration_seconds(model, config, train_tokens) if trains_block else None
         epoch = _epoch_seconds(model, config, precision, train_tokens, val_tokens)
     return {
         "tokens": train_tokens,
@@ -47,6 +49,7 @@ def measure_times(config: ExperimentConfig, train_tokens: int, val_tokens: int) 
         "iterations": max(0, config.phase1.max_iterations - 1),  # the first iteration only draws contexts
         "epoch_seconds": epoch,
         "epochs": [config.phase2.least_epochs, config.phase2.max_epochs],
+        "usual_epochs": usual_epochs(config),
     }
 
 
@@ -67,14 +70,17 @@ def _iteration_seconds(model: ContextKV, config: ExperimentConfig, positions: in
     few = replace(phase1, max_iterations=min(3, phase1.max_iterations), convergence_threshold=0.0)
     model.set_phase(1)
     model.train()
+    embeddings = model.embed(torch.arange(distinct, device=model.device))
+    tokens = torch.randint(distinct, (round(share * positions),), device=model.device)
     train_context_block(
         model.context_block,
-        model.embed(torch.arange(distinct, device=model.device)),
-        torch.randint(distinct, (round(share * positions),), device=model.device),
+        embeddings,
+        tokens,
         few,
         torch.Generator(model.device).manual_seed(config.runtime.seed),
-        loss.build() if loss else None,
+        loss.objective(model) if loss else None,
         stopwatch,
+        (embeddings, tokens),
     )
     return stopwatch.seconds and stopwatch.seconds / share
 
@@ -87,7 +93,7 @@ def _epoch_seconds(
     count = 2 * (1 + TIMED_BATCHES) * max(size, EVALUATION_ROWS)
     ids = torch.randint(GPT2_VOCAB_SIZE, (count + 1,), device=model.device).int()
     train = validation = Cache(ids)
-    if model.context_block is not None:
+    if config.reads == "contexts":
         contexts = torch.randn(count + 1, config.model.context_dim, device=model.device)
         train, validation = (Cache(ids, contexts.to(DTYPES[name])) for name in (precision, "fp32"))
     model.init_layer(ids, config.phase1)

@@ -1,26 +1,28 @@
 """What a run loads: its model, with token table and trained weights, and its caches."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from ..data.config import DataConfig
 from ..data.conversations import Conversations
 from ..data.kneser_ney import smoothed_unigram
 from ..data.token_table import corpus_counts
 from ..errors import UserError
-from ..files import read_tensors
+from ..files import mib, read_tensors, write_tensors
 from ..method.caches import Cache
 from ..method.config import GPT2_VOCAB_SIZE
-from ..method.memory import GIB, mib
+from ..method.memory import GIB
 from ..method.model import ContextKV
-from ..plugins.hooks import HOOKS, PlugIn
+from ..plugins.hooks import HOOKS
 from .config import ExperimentConfig
 
+WEIGHTS = "checkpoint/weights.safetensors"  # in a run folder
 HEADROOM_BYTES = GIB  # of a GPU, left free for what training itself needs
 
 
@@ -34,7 +36,7 @@ def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool
     parts: dict[str, Any] = {}
     for hook, plugin in config.plugins.items():
         if HOOKS[hook].is_module:
-            parts[hook] = _module_from(plugin)
+            parts[hook] = plugin.make
     if config.reads == "tokens":
         parts["block"] = None
     model = ContextKV(config.model, vocab_size, has_unigram, **parts)
@@ -44,19 +46,6 @@ def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool
             f"with reads = {model.layer.reads!r} as an attribute of the class."
         )
     return model
-
-
-def _module_from(plugin: PlugIn) -> Callable[..., nn.Module]:
-    """Return the function that makes a part, which refuses what is no module."""
-    build = plugin.build()
-
-    def make(*arguments: Any) -> nn.Module:
-        part = build(*arguments)
-        if not isinstance(part, nn.Module):
-            raise UserError(f"{plugin.name} makes a {type(part).__name__}; it must make a torch.nn.Module.")
-        return part
-
-    return make
 
 
 def frozen_model(config: ExperimentConfig, table: Tensor, log_unigram: Tensor | None) -> ContextKV:
@@ -73,28 +62,57 @@ def log_frequencies(data: DataConfig, corpus: Conversations | None) -> Tensor | 
     return torch.from_numpy(smoothed_unigram(corpus_counts(data, corpus).numpy())).log().float()
 
 
-def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """Count all parameters, and those that Phase 2 trains, of a model that is set to it."""
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    return {"total": sum(weight.numel() for weight in model.parameters()), "trainable_phase2": trained}
+def parameter_counts(model: ContextKV) -> dict[str, int]:
+    """Count all parameters of a model, and those that each phase trains."""
+    parts: dict[str, nn.Module | None] = {
+        "total": model,
+        "trainable_phase1": model.context_block,
+        "trainable_phase2": model.layer,
+    }
+    return {
+        name: 0 if part is None else sum(weight.numel() for weight in part.parameters())
+        for name, part in parts.items()
+    }
 
 
 def unallocated_model(config: ExperimentConfig) -> ContextKV:
     """Build the model of an experiment without memory, for its shapes."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoDraws():
         return untrained_model(config, GPT2_VOCAB_SIZE, config.data.unigram == "corpus")
 
 
+class _NoDraws(TorchFunctionMode):
+    """Skips draws of initial weights: the first one on the meta device imports torch's compiler (3 s)."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        arguments = kwargs or {}
+        if function in (init.normal_, init.uniform_, init.kaiming_uniform_):
+            return args[0] if args else arguments["tensor"]
+        return function(*args, **arguments)
+
+
 def load_block(model: ContextKV, path: Path) -> None:
-    """Load the ContextBlock that Phase 1 wrote, if the model has one."""
-    if model.context_block is not None:
+    """Load the ContextBlock that Phase 1 wrote, unless the layer reads tokens."""
+    if model.layer.reads == "contexts":
         model.context_block.load_state_dict(read_tensors(path / "checkpoint" / "context_block.safetensors"))
 
 
+def save_weights(model: ContextKV, path: Path) -> None:
+    """Write all weights and buffers except the token table, as a shard of the saved model has them."""
+    tensors = dict[str, Tensor]([*model.named_buffers(), *model.named_parameters()])
+    del tensors["wte.weight"]
+    shard = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    write_tensors(path / WEIGHTS, shard, {"format": "pt"})
+
+
+def saved_weights(path: Path) -> dict[str, Tensor]:
+    """Map the weights and buffers of a trained run, all except the token table."""
+    return {name.removeprefix("model."): tensor for name, tensor in read_tensors(path / WEIGHTS).items()}
+
+
 def load_weights(model: ContextKV, path: Path) -> None:
-    """Load what both phases trained."""
-    load_block(model, path)
-    model.load_state_dict(read_tensors(path / "checkpoint" / "layer.safetensors"), strict=False)
+    """Load the weights that both phases trained."""
+    model.load_state_dict(saved_weights(path), strict=False)
     model.eval()
 
 

@@ -10,6 +10,7 @@ import torch
 
 from ..errors import UserError
 from ..progress import log
+from .folder import RunFolder
 
 NEW_SETTINGS = hasattr(torch.backends.cudnn, "conv")  # of precision, from torch 2.9 on beside the old ones
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and of Arm, in /proc/cpuinfo
@@ -31,28 +32,39 @@ def choose_device(name: str) -> torch.device:
     return torch.device(available[0] if name == "auto" else name)
 
 
+def precision_of_run(folder: RunFolder, name: str, device: torch.device) -> str:
+    """Return `fp32` or `bf16` for a run: that of `choose_precision`.
+
+    If the setting `name` is `auto`, a run that was begun keeps the precision in its records, and a line warns
+    if that is bf16 on a device without units for it.
+
+    The result is `Inputs.precision`. It decides the dtype of the cached training contexts
+    (`stages._write_caches`) and of all matrix products of Phase 2's training (`phase2.batch_gradients`).
+    The stages `contexts` and `phase2` are made from it (`stages`). Everything else is fp32.
+    """
+    chosen = choose_precision(name, device)
+    recorded = (record.made_from.get("precision") for record in folder.records.values())
+    begun_in: str | None = next(filter(None, recorded), None)
+    if begun_in is None or name != "auto":
+        return chosen
+    if (begun_in, chosen) == ("bf16", "fp32") and "phase2" not in folder.records:
+        log(
+            "This run goes on in bf16, in which it was begun, but this device has no units for bf16, so "
+            "training is slow. A new run in another folder would train in fp32."
+        )
+    return begun_in
+
+
 def choose_precision(name: str, device: torch.device) -> str:
     """Return `fp32` or `bf16`; `auto` takes bf16 if the processor or GPU reports units for it.
 
-    A run that was begun with `auto` keeps its precision instead (`experiments._precision`). The result, as
-    `Inputs.precision`, decides the dtype of the cached training contexts (`stages._write_caches`) and of all
-    matrix products of Phase 2's training (`phase2.batch_gradients`). It is part of what the stages contexts
-    and phase2 are made from. Everything else is fp32. `report.times` asks here, too.
+    `precision_of_run` asks for a run, and `report.times` for its estimate.
     """
     if name != "auto":
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if device.type == "cpu" and _cpu_flags() & BF16_FLAGS else "fp32"
-
-
-def warn_of_slow_bf16(begun_in: str, chosen_here: str) -> None:
-    """Print a line if a run that was begun in bf16 goes on where `choose_precision` chooses fp32."""
-    if (begun_in, chosen_here) == ("bf16", "fp32"):
-        log(
-            "This run goes on in bf16, in which it was begun, but this device has no units for bf16, so "
-            "training is slow. A new run in another folder would train in fp32."
-        )
 
 
 def _cpu_flags() -> set[str]:
@@ -64,9 +76,9 @@ def _cpu_flags() -> set[str]:
 
 @contextmanager
 def torch_state(threads: str = "auto") -> Iterator[None]:
-    """Inside, fp32 products are not TF32, as in the original, and torch has so many threads.
+    """Compute without TF32 in the block, as the original does, and with `threads` threads.
 
-    Behind it, these settings and torch's random generators, those of GPUs too, are as they were.
+    After the block, these settings and torch's random generators, also those of GPUs, are as before.
     """
     cudnn: Any = torch.backends.cudnn
     mkldnn: Any = torch.backends.mkldnn

@@ -2,6 +2,10 @@
 
 Each finished stage has an archive of its own, which is written once, when the stage is recorded. The state of
 a Phase 2 under way has a small one, which is written every two minutes.
+
+The archive of a saved model leaves out its weights if the token table is GPT-2's: the next `run` writes them
+again from the Hub's table and the checkpoint. A table that was made from text stays in the archive, since
+another processor would make a different one.
 """
 
 import os
@@ -16,10 +20,11 @@ from ..errors import UserError
 from ..files import digest, expanded, remove, replacing
 from ..method.loop import Metric
 from ..progress import Listener
-from .folder import RECORDS, RunFolder
+from .folder import MODEL, RECORDS, RunFolder
 
 SAVE_SECONDS = 120  # between two archives of the state of a training run
 STATE = (f"{RECORDS}/phase2.pt", "metrics.jsonl")  # the files of that state
+SAME_EVERYWHERE = ("gpt2",)  # token tables whose bits do not depend on the machine
 # Refuses paths that lead outside; Python 3.11.4 is the first version that can.
 SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
@@ -94,6 +99,8 @@ def _archives(folder: RunFolder) -> dict[str, list[str]]:
     for stage, record in folder.records.items():
         file = folder.record_file(stage)
         names = [*record.files, file.relative_to(folder.path).as_posix()]
+        if stage == MODEL and folder.config.data.table in SAME_EVERYWHERE:
+            names = [name for name in names if not name.endswith(".safetensors")]
         archives[f"{stage}-{digest(file.read_text(encoding='utf-8'))}.tar"] = names
     state = [name for name in STATE if (folder.path / name).is_file()]
     if state and "results" not in folder.records:

@@ -1,16 +1,17 @@
 """Runs the stages of an experiment: reuses what is finished, computes the rest, and says what differs.
 
-A stage function only computes and writes its files. For each stage, `run_stages` asks whether its record
-counts, lets the function compute if not, takes its metrics and memory snapshots, and records it.
+For each stage, `run_stages` asks whether its record counts (`_reusable`), lets the stage's function compute
+and write its files if not, takes its metrics and memory snapshots, and records it. What decides:
 
-What one run trusts, with `differences` of the tables in `records`:
-
-- A stage is reused if its table equals the recorded one and its files are intact. The contexts may also be
-  linked from a run beside this one.
-- A folder with different settings is refused. A folder whose Phase 2 was trained with different code, texts
-  or precision is refused unless the run is to be made again, since training can take hours.
-- Before a stage is computed from something else, all files and records that were made from its old version
-  are deleted, so that a kill never leaves a result beside the contexts of another text.
+- `stages.experiment_stages` lists the stages, each with the table of what it is made from: settings by name,
+  and digests from `inputs.Inputs.digests`. `Stage.table` adds the outputs of the stages before it.
+- `_reusable`: a stage is reused if its table equals the recorded one (`records.differences`) and its files
+  are intact (`records.Record.damage`). The contexts may also be linked from a run beside this one (`_link`).
+- `prepare_folder`: a folder with different settings is refused. A folder whose Phase 2 was trained with
+  different code, texts or precision is refused unless the run is to be made again, since training can take
+  hours.
+- `_clear`: before a stage is computed from something else, all files and records that were made from its old
+  version are deleted, so that a kill never leaves a result beside the contexts of another text.
 """
 
 import os
@@ -31,10 +32,10 @@ from ..method.loop import Metric
 from ..method.memory import snapshot
 from ..progress import Listener, log
 from .folder import RECORDS, RunFolder
+from .links import link_equal_files
 from .records import OUTPUT_OF, Record, Table, as_json, describe_differences, differences, is_setting
 
 TRAINED = "phase2"  # the stage that is never replaced unasked
-EVERY_STAGE = ("*",)  # as `Stage.after`: every stage whose record holds
 
 
 class Work:
@@ -42,31 +43,30 @@ class Work:
 
     Attributes:
         made_from: the table of the stage.
+        state: the file with which an interrupted training run continues; None: it begins again.
         metrics: all metrics so far, the restored ones included.
         memory: all memory snapshots so far.
     """
 
     def __init__(
-        self,
-        folder: RunFolder,
-        made_from: Table,
-        after: Sequence[str],
-        device: torch.device,
-        listener: Listener,
+        self, folder: RunFolder, stage: "Stage", made_from: Table, device: torch.device, listener: Listener
     ) -> None:
-        self.folder, self.made_from, self.after = folder, made_from, after
-        self.device, self.listener = device, listener
+        self.folder, self.made_from, self.device, self.listener = folder, made_from, device, listener
+        self.state = folder.path / stage.state if stage.state else None
         self.metrics: list[Metric] = []
         self.memory: list[dict[str, Any]] = []
 
     def record(self, metric: Metric) -> None:
-        """Append a metric to metrics.jsonl, begun anew at the first one, and pass it to the listener."""
-        if not ranks.rank():
-            if not self.metrics:
-                self.folder.write_metrics(self.after)
-            self.folder.append_metric(metric)
+        """Append a metric to metrics.jsonl, and pass it to the listener.
+
+        Before the stage's first metric, metrics.jsonl is written anew, with those of the stages before it.
+        """
+        is_first = not self.metrics
         self.metrics.append({name: value for name, value in metric.items() if name != "replayed"})
         if not ranks.rank():
+            if is_first:
+                self.folder.write_metrics(Record(self.made_from).outputs_before)
+            self.folder.append_metric(metric)
             self.listener(metric)
 
     def snapshot(self, name: str) -> None:
@@ -81,13 +81,15 @@ class Stage:
     Attributes:
         compute: writes the files, and returns the stage's part of the summary.
         made_from: the table of the stage, without the outputs of the stages before it.
-        after: the stages before it.
+        after: the stages that it is made from. One that is not recorded, such as n-grams, does not count.
         files: files and folders that the stage writes.
-        editable: those of them that users may edit; they only have to exist.
+        editable: more files and folders that it writes, which users may edit; they only have to exist.
         state: a file with which an interrupted training run continues.
         is_linked: whether the stage may be linked from a run beside this one.
         by_all: whether all processes compute it together; otherwise only rank 0 does.
-        is_result: whether a different table is a different result, which is not replaced unasked.
+        is_of_numbers: whether it is also made from the results and metrics of the stages in `after`.
+        is_replaceable: whether it is computed anew unasked if its table differs, though Phase 2 is trained.
+        is_left_out: whether it is not computed. Its files are still deleted if they are out of date.
     """
 
     name: str
@@ -99,16 +101,17 @@ class Stage:
     state: str = ""
     is_linked: bool = False
     by_all: bool = False
-    is_result: bool = True
+    is_of_numbers: bool = False
+    is_replaceable: bool = False
+    is_left_out: bool = False
 
     def table(self, folder: RunFolder) -> Table:
-        """Return the whole table: `made_from`, and the outputs of the stages before, which are finished."""
-        names, numbers = self.after, {}
-        if self.after == EVERY_STAGE:
-            names = sorted(name for name in folder.records if name != self.name and folder.holds(name))
-            numbers = {"sum of all numbers": digest([folder.records[name].numbers for name in names])}
-        outputs = {OUTPUT_OF + name: folder.records[name].output for name in names}
-        return as_json(self.made_from | numbers | outputs)
+        """Return the whole table: `made_from`, and the outputs of the stages before it."""
+        before = {name: folder.records[name] for name in self.after if folder.holds(name)}
+        table = self.made_from | {OUTPUT_OF + name: record.output for name, record in before.items()}
+        if self.is_of_numbers:
+            table["numbers of the stages before"] = digest([record.numbers for record in before.values()])
+        return as_json(table)
 
     def differences(self, folder: RunFolder) -> Table:
         """Return how `made_from` differs from what is recorded, if anything is."""
@@ -138,7 +141,8 @@ def prepare_folder(folder: RunFolder, stages: Sequence[Stage], again: bool) -> N
     """
     require_same_settings(folder, stages)
     changed = {stage: pairs for stage in stages if (pairs := stage.differences(folder))}
-    pairs = {name: pair for stage in changed if stage.is_result for name, pair in changed[stage].items()}
+    kept = [pairs for stage, pairs in changed.items() if not stage.is_replaceable]
+    pairs = {name: pair for table in kept for name, pair in table.items()}
     if pairs and TRAINED in folder.records and not again:
         _refuse_to_replace(folder, describe_differences(pairs))
     for stage, pairs in changed.items():
@@ -156,13 +160,15 @@ def _refuse_to_replace(folder: RunFolder, reason: str) -> None:
 def is_finished(folder: RunFolder, stages: Sequence[Stage]) -> bool:
     """Return whether every stage is recorded as it is asked for, with all files there in their size.
 
-    Only the last stage's files are read; the contents of the others are checked where they are used.
+    Only the results are read; the contents of the other stages are checked where they are used.
     """
     for stage in stages:
+        if stage.is_left_out:
+            continue
         record = folder.records.get(stage.name)
         if not record or differences(record.made_from, stage.table(folder)):
             return False
-        if record.damage(folder.path, only_size=stage is not stages[-1]):
+        if record.damage(folder.path, only_size=not stage.is_of_numbers):
             return False
     return True
 
@@ -177,7 +183,9 @@ def run_stages(
         again: replace a trained Phase 2 whose contexts were computed anew with different bytes.
     """
     for stage in stages:
-        made_from, record = ranks.on_rank_0(partial(_ask, folder, stage, stages, again))
+        if stage.is_left_out:
+            continue
+        made_from, record = ranks.on_rank_0(partial(_reusable, folder, stage, stages, again))
         if record is None:
             record = _computed(folder, stage, stages, made_from, device, listener)
         else:
@@ -193,27 +201,22 @@ def replay(record: Record, listener: Listener) -> None:
         listener({**metric, "replayed": True})
 
 
-def _ask(
+def _reusable(
     folder: RunFolder, stage: Stage, stages: Sequence[Stage], again: bool
 ) -> tuple[Table, Record | None]:
     """Return the table of a stage, and its record if that counts; None means that it is to be computed."""
-    made_from, record, damage = stage.table(folder), folder.records.get(stage.name), ""
-    if record is None:
-        is_unreadable = folder.record_file(stage.name).is_file()
-        reason = damage = f"{folder.record_file(stage.name)} is damaged" if is_unreadable else ""
-    else:
-        pairs, damage = differences(record.made_from, made_from), record.damage(folder.path)
-        reason = damage or describe_differences(pairs)
-        if not reason:
-            if record.metrics:
-                log(f"{stage.name}: reused.")
-            return made_from, record
-        if stage.name == TRAINED and not damage and not again:  # contexts of another machine, for example
-            _refuse_to_replace(folder, reason)
-    if reason and (stage.after != EVERY_STAGE or damage):
-        log(f"{stage.name}: recomputed, since {reason}.")
-    linked = _link(folder, stage, stages, made_from) if stage.is_linked else None
-    return made_from, linked
+    made_from, record = stage.table(folder), folder.records.get(stage.name)
+    pairs = differences(record.made_from, made_from) if record else {}
+    damage = record.damage(folder.path) if record else folder.unreadable(stage.name)
+    if record and not pairs and not damage:
+        if record.metrics:
+            log(f"{stage.name}: reused.")
+        return made_from, record
+    if pairs and not damage and stage.name == TRAINED and not again:  # contexts of another machine
+        _refuse_to_replace(folder, describe_differences(pairs))
+    if damage or (pairs and not stage.is_of_numbers):
+        log(f"{stage.name}: recomputed, since {damage or describe_differences(pairs)}.")
+    return made_from, _link(folder, stage, stages, made_from) if stage.is_linked else None
 
 
 def _link(folder: RunFolder, stage: Stage, stages: Sequence[Stage], made_from: Table) -> Record | None:
@@ -249,23 +252,14 @@ def _clear(folder: RunFolder, stage: Stage, stages: Sequence[Stage], made_from: 
     """
     record = folder.records.get(stage.name)
     is_repair = record is not None and record.made_from == made_from
-    later = [] if is_repair or record is None else _later_stages(stage, stages)
-    for out_of_date in [*reversed(later), stage]:
-        kept = out_of_date.editable if is_repair else ()
-        for part in out_of_date.files:
-            if part not in kept:
-                remove(folder.path / part)
-        folder.drop(out_of_date.name)
-
-
-def _later_stages(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
-    """Return the stages that are made from this one, directly or not, in order."""
-    names, later = {stage.name}, []
-    for other in stages:
-        if other.after == EVERY_STAGE or names & {*other.after}:
-            names.add(other.name)
-            later.append(other)
-    return [other for other in later if other is not stage]
+    out_of_date = {stage.name: stage}
+    for later in stages if record and not is_repair else ():
+        if out_of_date.keys() & {*later.after}:
+            out_of_date[later.name] = later
+    for name, old in reversed(out_of_date.items()):
+        for part in old.files if is_repair else (*old.files, *old.editable):
+            remove(folder.path / part)
+        folder.drop(name)
 
 
 def _computed(
@@ -277,15 +271,14 @@ def _computed(
     listener: Listener,
 ) -> Record:
     """Compute a stage and record it."""
-    after = stage.after if stage.after != EVERY_STAGE else ()
-    work = Work(folder, made_from, after, device, listener)
+    work = Work(folder, stage, made_from, device, listener)
     ranks.on_rank_0(lambda: _clear(folder, stage, stages, made_from))
     result = stage.compute(work) if stage.by_all else ranks.on_rank_0(lambda: stage.compute(work))
 
     def finish() -> Record:
-        files = checksums(folder.path, [folder.path / part for part in stage.files])
-        edited = checksums(folder.path, [folder.path / part for part in stage.editable])
-        files |= dict.fromkeys(edited, "")
+        files = checksums(folder.path, stage.files)
+        files |= dict.fromkeys(checksums(folder.path, stage.editable), "")
+        link_equal_files(folder, stage.name, files)
         return folder.write(stage.name, Record(made_from, files, result, work.metrics, work.memory))
 
     return ranks.on_rank_0(finish)

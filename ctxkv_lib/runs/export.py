@@ -57,8 +57,11 @@ def save_for_transformers(
     try:
         served, tokenizer = for_transformers(model, config, tokenizer)
         with replacing(folder) as beside, rust_errors(folder):
-            served.save_pretrained(beside)
+            # The token table is larger than that, so it gets a file of its own, the first.
+            served.save_pretrained(beside, max_shard_size=model.wte.weight.nbytes - 1)
             tokenizer.save_pretrained(beside)
+            # The same again without indentation, which takes less than half of the space.
+            tokenizer.backend_tokenizer.save(str(beside / "tokenizer.json"), pretty=False)
         if config.has_own_parts:
             _refuse_other_model(served, folder)
     except Exception as error:  # whatever code of the user's raises where it is loaded

@@ -4,25 +4,26 @@ The files, and who writes them:
 
 - `checkpoint/settings.json`, `contexts.json`, `phase2.json`, `model.json`, `test.json`, `ngrams.json`,
   `results.json`: the records of finished stages (see `records`), by `driver`;
-- `config.json`: the stage `settings`; `metrics.jsonl`: line by line the stage that trains, at the end the
-  stage `results`;
+- `config.json`, and `own_parts/{block,loss,layer}.py`, the source text of the user's own parts: the stage
+  `settings`; `metrics.jsonl`: line by line the stage that trains, at the end the stage `results`;
 - `checkpoint/context_block.safetensors`, `caches/{train,val}_{ctx,emb}.safetensors`: the stage `contexts`, or
   links to the files of a run beside this one;
-- `checkpoint/layer.safetensors`, all that Phase 2 trains: the stage `phase2`; while it trains,
-  `checkpoint/phase2.pt`: `saved_epochs`;
-- `model/`: the stage `model` (`export`);
+- `checkpoint/weights.safetensors`, all weights except the token table: the stage `phase2`; while it trains,
+  `checkpoint/phase2.pt`: `training`;
+- `model/`: the stage `model` (`export`, and its model card in `experiments`);
 - `summary.json`, `report.md`, `report.ja.md`, `figures/`, `model/README.md`: the stage `results`, in
   `experiments`;
 - `evaluation/`: the command `ctxkv evaluate`; hidden `.part` files: `files.replacing`; `.lock`: this module.
 
 A stage's files are written first and its record last, each by a rename, so the record is valid even after a
-kill.
+kill. Equal tensor files of a run and of the runs beside it are one file with several names (`links`): a file
+that changes is always written beside and renamed.
 """
 
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,7 +36,9 @@ from .config import ExperimentConfig, config_from_dict
 from .records import Record
 
 RECORDS, LOCK, COMPARISON = "checkpoint", ".lock", "comparison.json"
-SETTINGS, RESULTS = "settings", "results"  # the first and the last stage of every run
+SETTINGS, RESULTS = "settings", "results"  # the first stage of every run, and the last of one without a model
+MODEL = "model"  # the stage of the saved model
+TABLE_SHARD = "model/model-00001-of-"  # how the path of the saved token table begins in a run folder
 OLD_RECORD = f"{RECORDS}/stages.json"  # of version 0.3 and before
 RUNS_BELOW = f"[!.]*/{RECORDS}/{SETTINGS}.json"  # hidden folders are half-written copies
 
@@ -85,16 +88,9 @@ class RunFolder:
             for before, output in self.records[stage].outputs_before.items()
         )
 
-    def chain(self, stages: Iterable[str]) -> list[str]:
-        """List the recorded ones of these stages, each after the stages that it was made from."""
-        chain = dict[str, None]()
-        for stage in filter(self.records.get, stages):
-            chain |= dict.fromkeys([*self.chain(self.records[stage].outputs_before), stage])
-        return [*chain]
-
-    def unreadable(self) -> str:
-        """Describe the first record that cannot be read; return "" if there is none."""
-        files = sorted((self.path / RECORDS).glob("[!.]*.json"))
+    def unreadable(self, stage: str = "[!.]*") -> str:
+        """Describe the record that cannot be read, of one stage or the first of all; "" if there is none."""
+        files = sorted((self.path / RECORDS).glob(f"{stage}.json"))
         return next((f"{file} is damaged" for file in files if file.stem not in self.records), "")
 
     def damage(self) -> str:
@@ -114,8 +110,8 @@ class RunFolder:
         self.records.pop(stage, None)
 
     def metrics(self, stages: Iterable[str]) -> list[Metric]:
-        """Return the metrics of these stages and of the stages that they were made from, in order."""
-        return [metric for stage in self.chain(stages) for metric in self.records[stage].metrics]
+        """Return the metrics of these stages, in order."""
+        return [metric for stage in stages for metric in self.records[stage].metrics]
 
     def write_metrics(self, stages: Iterable[str]) -> None:
         """Write metrics.jsonl anew, with the lines of `metrics`."""
@@ -168,6 +164,7 @@ def claimed(path: Path, again: bool = False) -> Iterator[RunFolder]:
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; name another folder with --out.")
     is_new = not path.exists() or not any(path.iterdir())
+    new_parents = [parent for parent in path.parents if not parent.exists()]
     with locked(path):
         if any(visible_files(path)) and not is_run_folder(path):
             raise UserError(f"{path} is not empty and holds no run; name another folder with --out.")
@@ -192,6 +189,9 @@ def claimed(path: Path, again: bool = False) -> Iterator[RunFolder]:
                 and not any(path.glob(f"{RECORDS}/*.safetensors"))
             ):
                 shutil.rmtree(path)  # nothing was computed
+                for parent in new_parents:
+                    with suppress(OSError):  # another run may have begun in it
+                        parent.rmdir()
             raise
 
 

@@ -1,16 +1,22 @@
-"""Generate text with a finished run."""
+"""Generate text with a finished run.
+
+The saved model generates the same text in transformers, but importing transformers' models takes seconds.
+"""
 
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..errors import UserError, as_user_errors, friendly_errors, is_utf8
+from ..errors import as_user_errors, friendly_errors
+from ..method.caches import Cache
+from ..method.model import ContextKV
 from .config import Sampling, require_known
 from .device import torch_state
-from .export import for_transformers
-from .opened import open_run
+from .opened import EXACT, open_run, require_text
+from .stages import read_stream
 from .summary import Run
 
 COLDEST = 1e-6  # at this temperature or below, generation takes the most likely token
@@ -31,16 +37,44 @@ def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
         require_known("setting of sampling", name, [field.name for field in fields(Sampling)])
     with as_user_errors():
         chosen = Sampling(**sampling)
-    if not prompt or not is_utf8(prompt):
-        raise UserError("The prompt is empty or not UTF-8; give at least one character, in UTF-8.")
+    require_text("prompt", prompt)
     opened = open_run(run, "auto")
-    model, tokenizer = for_transformers(opened.model, opened.run.config, opened.tokenizer)
-    encoded = tokenizer(prompt, return_tensors="pt").to(model.device)
-    options: dict[str, Any] = {"do_sample": False}
-    if chosen.temperature > COLDEST:
-        options = {"do_sample": True, "temperature": chosen.temperature, "top_k": chosen.top_k}
+    ids, end = opened.tokenizer(prompt)["input_ids"], int(opened.tokenizer.eos_token_id)
     with torch_state():
         torch.manual_seed(chosen.seed)
-        ids = model.generate(**encoded, max_new_tokens=chosen.max_new_tokens, **options)
-    new = ids[0, encoded["input_ids"].shape[1] :]
-    return prompt + str(tokenizer.decode(new, skip_special_tokens=True))
+        new = continued(opened.model, ids, chosen, end)
+    return prompt + str(opened.tokenizer.decode(new, skip_special_tokens=True))
+
+
+@torch.no_grad()
+def continued(model: ContextKV, ids: list[int], sampling: Sampling, end: int) -> list[int]:
+    """Draw the tokens that follow `ids`, until `end` is drawn or there are enough."""
+    new = list[int]()
+    cache = read_stream(model, EXACT, torch.tensor([*ids, end]))  # the last token stands for the next one
+    while len(new) < sampling.max_new_tokens:
+        batch = model.batch(cache, torch.tensor([len(cache) - 1], device=model.device))
+        token = _drawn(torch.cat([*model.predictions(batch)]), sampling)
+        if token == end:
+            break
+        new.append(int(token))
+        cache = _extended(model, cache, token)
+    return new
+
+
+def _drawn(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Draw a token, int64 `[1]`, from logits `[1, vocab_size]`, as transformers does."""
+    if sampling.temperature <= COLDEST:
+        return logits.argmax(dim=1)
+    logits = logits.float() / sampling.temperature
+    least = logits.topk(min(sampling.top_k, logits.shape[1])).values[:, -1:]
+    return logits.masked_fill(logits < least, -torch.inf).softmax(dim=1).multinomial(1)[:, 0]
+
+
+def _extended(model: ContextKV, cache: Cache, token: Tensor) -> Cache:
+    """Append a token, int64 `[1]`, and the context after it; the last token keeps its place."""
+    ids = torch.cat([cache.ids[:-1], token.int(), cache.ids[-1:]])
+    if cache.contexts is None:
+        return Cache(ids)
+    block = model.context_block
+    context = block(cache.contexts[-1:], block.project_inputs(model.embed(token)))
+    return Cache(ids, torch.cat([cache.contexts, context]))

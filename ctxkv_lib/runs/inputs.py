@@ -1,11 +1,10 @@
 """What an experiment is computed from: its texts, tokens, token table and model, and the digests of them."""
 
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from ..data.config import Split
 from ..data.conversations import Conversations, load_conversations
@@ -21,6 +20,9 @@ from .build import frozen_model, log_frequencies
 from .config import ExperimentConfig
 from .records import Table
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 # Of the packages `method` and `data`, modules that compute no result: the plain reference, memory snapshots,
 # and what only a saved model uses. The rest counts, and so do the modules below.
 NOT_IN_RESULTS = {
@@ -30,7 +32,7 @@ NOT_IN_RESULTS = {
     "method.own_code",
     "method.arguments",
 }
-ALSO_IN_RESULTS = {"runs.build", "runs.inputs", "runs.saved_epochs", "runs.stages"}
+ALSO_IN_RESULTS = {"runs.build", "runs.inputs", "runs.stages", "runs.training"}
 IN_SAVED_MODELS = {"method.modeling", "method.own_code", "method.arguments", "runs.export"}
 
 
@@ -74,7 +76,7 @@ class Inputs:
 
     @cached_property
     @status_line("Reading the tokenizer")
-    def tokenizer(self) -> PreTrainedTokenizerFast:
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
         return load_tokenizer(self.config.data.tokenizer)
 
     @cached_property

@@ -9,9 +9,8 @@ from typing import Any
 import pandas as pd
 
 from ..errors import DamagedFile, UserError
-from ..files import expanded, runs_root
+from ..files import MIB, expanded, runs_root
 from ..method.loop import epochs_of
-from ..method.memory import MIB
 from .config import ExperimentConfig, differing_settings
 from .folder import RECORDS, RESULTS, RunFolder, is_run_folder
 from .summary import Run, summarize
@@ -23,16 +22,17 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
     """Collect runs and what they have found, a row each.
 
     Args:
-        runs: runs or their folders; or one folder, of which every run at or below it is taken, unfinished
-            and damaged ones too. None takes `$CTXKV_RUNS`, or `runs`.
+        runs: runs or their folders; or one folder: every run at or below it is taken, also unfinished and
+            damaged ones, and interrupted ones come last. None takes `$CTXKV_RUNS`, or `runs`.
 
     Returns:
         a table with the path as index: `state` (finished, interrupted, or damaged: a file is missing or has
         another size); the settings that differ; `train_tokens`; `val_ppl`, `test_ppl`, `val_acc`, `train_ppl`
-        and `best_epoch`, of an interrupted run those of the best epoch so far; `epochs`; `seconds` of both
-        trainings; `parameters` that Phase 2 trains; where n-grams were measured, their `val_ppl` and
-        `test_ppl` by name; `mib` on disk; and, if anything is damaged, a `note` what to do. What is not known
-        is NaN.
+        and `best_epoch`, which for an interrupted run are those of the best epoch so far; `epochs`; `seconds`
+        of both trainings; `phase1_parameters` and `parameters`, which Phase 1 and Phase 2 train; where
+        n-grams were measured, their `val_ppl` and `test_ppl` by name; `mib` on disk; and, if anything is
+        damaged, a `note` what to do. What is not known is NaN. A file that several of these runs share, as a
+        hard link, counts in the first of them.
 
     Raises:
         UserError: there is no such folder.
@@ -43,6 +43,7 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
         paths = [run.path if isinstance(run, Run) else expanded(run) for run in runs]
     rows: dict[Path, dict[str, Any]] = {}
     configs: dict[Path, ExperimentConfig] = {}
+    counted: set[tuple[int, int]] = set()
     for path in paths:
         row: dict[str, Any] = {"state": "damaged"}
         try:
@@ -53,8 +54,10 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
             row["note"] = f"{error.path} is damaged; make it again with `ctxkv run --out {path}`"
         except (UserError, OSError) as error:  # its records are gone, or of another version
             row["note"] = str(error)
-        row["mib"] = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / MIB
+        row["mib"] = _bytes_on_disk(path, counted) / MIB
         rows[path] = row
+    if runs is None or isinstance(runs, Path | str):
+        rows = dict(sorted(rows.items(), key=lambda item: item[1]["state"] == "interrupted"))
     settings = differing_settings([*configs.values()])
     for path, differing in zip(configs, settings, strict=True):
         row = rows[path]
@@ -63,6 +66,15 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
     last = [column for column in ("mib", "note") if column in columns]
     table = pd.DataFrame.from_dict({str(path): row for path, row in rows.items()}, orient="index")
     return table.reindex(columns=[*(column for column in columns if column not in last), *last])
+
+
+def _bytes_on_disk(path: Path, counted: set[tuple[int, int]]) -> int:
+    """Return the size of all files below a folder that are not in `counted` yet, and add them to it."""
+    files = [file.stat() for file in path.rglob("*") if file.is_file()]
+    sizes = {(file.st_dev, file.st_ino): file.st_size for file in files}
+    size = sum(size for file, size in sizes.items() if file not in counted)
+    counted.update(sizes)
+    return size
 
 
 def _run_folders(root: Path) -> list[Path]:
@@ -103,6 +115,7 @@ def _results(folder: RunFolder) -> dict[str, Any]:
         **{name: phase2[name] for name in PHASE2[1:]},
         "epochs": len(epochs),
         "seconds": summary["phase1"]["seconds"] + sum(epoch["seconds"] for epoch in epochs),
+        "phase1_parameters": summary["parameters"]["trainable_phase1"],
         "parameters": summary["parameters"]["trainable_phase2"],
         **ngrams,
     }

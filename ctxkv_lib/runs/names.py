@@ -1,19 +1,21 @@
 """Names of runs, of what differs, and of their folders."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..files import checksum, digest, expanded, runs_root
-from ..plugins.hooks import HOOKS
+from ..plugins.hooks import HOOKS, PlugIn
 from ..progress import format_count
 from .config import ExperimentConfig, differing_settings
-from .presets import changed_settings, with_fitting_sizes
+from .presets import RECIPES, changed_settings, with_fitting_sizes
 from .summary import Run
 
-MOST_NAMED = 3  # settings in a name; a few runs that differ in more go by their folders
-FEW_RUNS = 3  # which are compared column by column; of more, each has a row, where long names fit
+MOST_NAMED = 3  # words in a name; a few runs that differ in more are named by their folders
+FEW_RUNS = (
+    3  # up to this number, runs are compared column by column; more get one row each, with longer names
+)
 
 
 def run_folder_of(config: ExperimentConfig, root: Path | str | None = None) -> Path:
@@ -31,7 +33,7 @@ def run_folder_of(config: ExperimentConfig, root: Path | str | None = None) -> P
         changed["data.path"] = checksum(expanded(config.data.path))
     plugins = [plugin.name for hook, plugin in config.plugins.items() if f"{hook}.plugin" in changed]
     words = [config.preset, config.recipe, str(config.data.samples)]
-    name = "-".join(words + [re.findall(r"\w+", plugin)[-1] for plugin in plugins])
+    name = "-".join([*words, *map(_last_word, plugins)])
     folder = runs_root() if root is None else expanded(root)
     return folder / (f"{name}-{digest(changed)[:6]}" if changed else name)
 
@@ -44,7 +46,7 @@ def comparison_folder(configs: Sequence[ExperimentConfig], root: Path | str | No
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """Name each run by the settings that differ, or by its folder.
+    """Name each run by what it is: its own parts and the settings that differ; otherwise by its folder.
 
     Settings that differ only as preset and recipe do are left out.
     """
@@ -55,23 +57,82 @@ def run_names(runs: Sequence[Run]) -> list[str]:
         for settings in differing_settings(configs)
     ]
     if len(runs) == 1:
-        differing = [{"data.samples": runs[0].config.data.samples}]
-    names = [_in_words(settings) for settings in differing]
-    if (len(differing[0]) <= MOST_NAMED or len(runs) > FEW_RUNS) and len({*names}) == len(runs):
+        own = {f"{hook}.plugin": plugin.name for hook, plugin in _own_parts(configs[0]).items()}
+        differing = [{"data.samples": configs[0].data.samples, **own}]
+    words = [_words(config, row, configs) for config, row in zip(configs, differing, strict=True)]
+    names = [", ".join(each) for each in words]
+    if (
+        (max(map(len, words)) <= MOST_NAMED or len(runs) > FEW_RUNS)
+        and all(names)
+        and len({*names}) == len(runs)
+    ):
         return names
     folders = [run.path.name for run in runs]
     return folders if len({*folders}) == len(runs) else [str(run.path) for run in runs]
 
 
-def _in_words(settings: dict[str, Any]) -> str:
-    """Return settings as "500 samples, interval 20"; of plug-ins, their names."""
+def variant_names(runs: Sequence[Run], bases: Sequence[Run]) -> list[str]:
+    """Name each run by what it is beside its base.
+
+    If the bases have several sizes, each name has that of its run. Runs with the same name get their folders
+    in brackets.
+    """
+    names = []
+    sizes = {base.config.data.samples for base in bases}
+    for run, base in zip(runs, bases, strict=True):
+        (name,) = run_names([base, run])[1:]
+        size = run.config.data.size("train")
+        is_told = len(sizes) > 1 and size == base.config.data.samples
+        names.append(f"{name}, {format_count(size)}" if is_told else name)
+    folders = [run.path.name for run in runs]
+    return [
+        name if names.count(name) == 1 else f"{name} ({folder})"
+        for name, folder in zip(names, folders, strict=True)
+    ]
+
+
+def _own_parts(config: ExperimentConfig) -> dict[str, PlugIn]:
+    """Return the parts that do not come with the recipe, by hook."""
+    usual = RECIPES[config.recipe]
+    return {hook: plugin for hook, plugin in config.plugins.items() if plugin.name != usual.get(hook)}
+
+
+def _words(
+    config: ExperimentConfig, settings: Mapping[str, Any], configs: Sequence[ExperimentConfig]
+) -> list[str]:
+    """Return what a run is, such as `["GRUBlock", "500 samples", "interval 20"]`.
+
+    If runs differ in their parts, a run without own parts is named by its recipe. Settings of a part are
+    named only if another one of `configs` has the part with different settings.
+    """
     words = []
     for key, value in settings.items():
         group, _, name = key.rpartition(".")
         if key == "data.samples":
             words.append(format_count(value))
-        elif group in HOOKS and name == "plugin":
-            words.append(f"{group} {str(value).rpartition(':')[2]}")
-        else:
+        elif key in ("preset", "recipe"):
+            words.append(value)
+        elif group not in HOOKS or (name != "plugin" and _is_chosen(config, group, name, configs)):
             words.append(f"{name} {value}")
-    return ", ".join(words)
+    hooks = [hook for hook in HOOKS if f"{hook}.plugin" in settings]
+    own = [_last_word(plugin.name) for hook, plugin in _own_parts(config).items() if hook in hooks]
+    missing = [
+        f"no {hook}" for hook in hooks if hook in RECIPES[config.recipe] and not config.plugins.get(hook)
+    ]
+    recipe = [config.recipe] if hooks and "recipe" not in settings else []
+    return (own or missing or recipe) + words
+
+
+def _is_chosen(config: ExperimentConfig, hook: str, name: str, configs: Sequence[ExperimentConfig]) -> bool:
+    """Return whether others have the same part in a hook with another value of its setting `name`."""
+    parts = [part for each in configs if (part := each.plugins.get(hook))]
+    part = config.plugins.get(hook)
+    return any(
+        part and part.name == other.name and part.settings.get(name) != other.settings.get(name)
+        for other in parts
+    )
+
+
+def _last_word(plugin: str) -> str:
+    """Return the name of a class or function without its module."""
+    return str(re.findall(r"\w+", plugin)[-1])

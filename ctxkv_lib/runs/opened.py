@@ -1,43 +1,46 @@
-"""A run in use: its model with caches and tokenizer."""
+"""A run in use: its model with caches and tokenizer, and the streams that the model reads."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from ..data.config import Split
 from ..data.conversations import load_conversations
 from ..data.token_table import load_table
-from ..data.tokens import load_tokenizer
-from ..errors import UserError, friendly_errors
+from ..data.tokens import load_tokenizer, validation_stream
+from ..errors import UserError, friendly_errors, is_utf8
 from ..files import expanded, read_tensors
 from ..method.caches import Batch, Cache
+from ..method.config import Phase1Config
 from ..method.memory import snapshot
 from ..method.model import ContextKV
 from ..method.scoring import EVALUATION_ROWS, token_scores
 from ..plugins.hooks import HOOKS
 from ..progress import log, status_line
-from .build import frozen_model, load_caches, load_weights, log_frequencies, parameter_counts
+from .build import frozen_model, load_caches, load_weights, parameter_counts, saved_weights
 from .config import require_known
 from .device import choose_device, torch_state
-from .folder import RunFolder
+from .folder import TABLE_SHARD, RunFolder
 from .inputs import Inputs, result_code
-from .stages import load_streams
+from .stages import OWN_PARTS, load_streams, read_stream
 from .summary import Run, finished_run
 
-READ_AT_ONCE = ("checkpoint", "model")  # files and folders that are read when a run is opened
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+READ_AT_ONCE = ("checkpoint", TABLE_SHARD)  # the files that are read when a run is opened
+SPLITS = ("train", "val", "test")  # the streams of a run
+EXACT = Phase1Config(context_method="exact")  # how contexts of other text are computed
 
 
 @dataclass
 class OpenRun:
     """A run with what it takes to look inside: finished, or prepared for Phase 2.
-
-    A split is "train" or "val". Position i of its stream reads token i and predicts token i + 1. What the
-    methods return is on the CPU.
 
     Attributes:
         run: of a prepared one, the summary has `tokens`, `parameters`, `phase1`, `memory` and `caches_mib`.
@@ -47,7 +50,7 @@ class OpenRun:
 
     run: Run
     model: ContextKV
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: "PreTrainedTokenizerFast"
 
     @cached_property
     def caches(self) -> dict[str, Cache]:
@@ -55,51 +58,102 @@ class OpenRun:
         finished_run(RunFolder.open(self.run.path), "caches")
         return load_caches(self.run.path / "caches")
 
-    def contexts(self, split: str) -> Tensor:
-        """Return all contexts, `[n, context_dim]`, in the dtype of the cache: row i is that of position i."""
-        contexts = self._stream(split).contexts
-        if contexts is None:
-            raise UserError(f"The layer of {self.run.path} reads tokens, so the run has no contexts.")
-        return contexts[1:].cpu()
+    def stream(self, split: str) -> "Stream":
+        """Return the stream of a split, "train", "val" or "test", as the run read it.
 
-    def attention(self, split: str, positions: Sequence[int] | Tensor) -> Tensor:
+        Raises:
+            UserError: The split is unknown or has no text, or its conversations have changed.
+        """
+        require_known("split", split, SPLITS)
+        if split != "test":
+            return Stream(self, self.caches[split])
+        config = self.run.config
+        if not config.data.size("test"):
+            raise UserError(f"{self.run.path} has no test text; make a run with data.test_samples above 0.")
+        refuse_other_texts(self.run, "test", self.run.summary.get("test", {}).get("fingerprint"))
+        ids = validation_stream(load_conversations(config.data, "test"), self.tokenizer).ids
+        with torch_state():
+            return Stream(self, read_stream(self.model, config.phase1, ids, config.runtime.seed))
+
+    def read(self, text: str) -> "Stream":
+        """Read a text by itself, after one end-of-text token, as `evaluate_texts` does.
+
+        Position 0 is the end-of-text token, which predicts the first token of the text. Contexts are exact.
+
+        Raises:
+            UserError: The text is empty or not UTF-8.
+        """
+        require_text("text", text)
+        ids = torch.tensor([self.tokenizer.eos_token_id, *self.tokenizer(text)["input_ids"]])
+        with torch_state():
+            return Stream(self, read_stream(self.model, EXACT, ids))
+
+
+def require_text(name: str, text: Any) -> None:
+    if not isinstance(text, str) or not text or not is_utf8(text):
+        raise UserError(f"The {name} is empty or not UTF-8; give at least one character, in UTF-8.")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream of n + 1 tokens as a run's model reads it: position i reads token i and predicts token i + 1.
+
+    What the methods return is on the CPU.
+
+    Attributes:
+        opened: the run, with its model and its tokenizer.
+        cache: a `Cache` of the tokens and their contexts.
+    """
+
+    opened: OpenRun
+    cache: Cache
+
+    def __len__(self) -> int:
+        """Return the number of positions, n."""
+        return len(self.cache)
+
+    @property
+    def ids(self) -> Tensor:
+        """The tokens, int32 `[n + 1]`."""
+        return self.cache.ids.cpu()
+
+    def contexts(self) -> Tensor:
+        """Return all contexts, `[n, context_dim]`, in the dtype of the cache: row i is that of position i."""
+        if self.cache.contexts is None:
+            raise UserError(f"The layer of {self.opened.run.path} reads tokens, so the run has no contexts.")
+        return self.cache.contexts[1:].cpu()
+
+    def attention(self, positions: Sequence[int] | Tensor) -> Tensor:
         """Compute attention weights at some positions, float32 `[len(positions), heads, slots]`.
 
-        `model.window.slots(positions)` are the positions whose contexts the slots hold.
+        `opened.model.window.slots(positions)` are the positions whose contexts the slots hold.
         """
-        return self._computed(split, positions, self._attention_weights)
+        return self._computed(positions, self._attention_weights)
 
-    def logits(self, split: str, positions: Sequence[int] | Tensor) -> Tensor:
+    def logits(self, positions: Sequence[int] | Tensor) -> Tensor:
         """Compute logits of the next token at some positions, float32 `[len(positions), vocab_size]`."""
-        return self._computed(split, positions, lambda batch: torch.cat([*self.model.predictions(batch)]))
+        return self._computed(positions, lambda batch: torch.cat([*self.opened.model.predictions(batch)]))
 
-    def token_losses(self, split: str) -> Tensor:
+    def token_losses(self) -> Tensor:
         """Compute the loss of every prediction, in nats, float32 `[n]`; exp(mean) is the perplexity."""
-        stream = self._stream(split)
         with torch_state():
-            return token_scores(self.model, stream, torch.arange(len(stream)))[0].cpu()
-
-    def _stream(self, split: str) -> Cache:
-        require_known("split", split, self.caches)
-        return self.caches[split]
+            return token_scores(self.opened.model, self.cache, torch.arange(len(self)))[0].cpu()
 
     def _attention_weights(self, batch: Batch) -> Tensor:
-        weights = self.model.read(batch)[1]
+        weights = self.opened.model.read(batch)[1]
         if weights is None:
-            raise UserError(f"The model of {self.run.path} returns no attention weights to look at.")
+            raise UserError(f"The model of {self.opened.run.path} returns no attention weights to look at.")
         return weights
 
     @torch.no_grad()
-    def _computed(
-        self, split: str, positions: Sequence[int] | Tensor, compute: Callable[[Batch], Tensor]
-    ) -> Tensor:
+    def _computed(self, positions: Sequence[int] | Tensor, compute: Callable[[Batch], Tensor]) -> Tensor:
         """Compute something at some positions, batch by batch."""
-        stream, order = self._stream(split), torch.as_tensor(positions).cpu()
-        if not (order.ndim == 1 and len(order) and order.min() >= 0 and order.max() < len(stream)):
-            last = len(stream) - 1
+        order = torch.as_tensor(positions).cpu()
+        if not (order.ndim == 1 and len(order) and order.min() >= 0 and order.max() < len(self)):
+            last = len(self) - 1
             raise UserError(f"positions are {positions}; allowed: a list of some from 0 to {last}.")
         with torch_state():
-            batches = self.model.batches(stream, order.long(), EVALUATION_ROWS)
+            batches = self.opened.model.batches(self.cache, order.long(), EVALUATION_ROWS)
             return torch.cat([compute(batch).float().cpu() for batch in batches])
 
 
@@ -116,16 +170,28 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
     """
     folder = RunFolder.open(run.path if isinstance(run, Run) else expanded(run))
     run = finished_run(folder, *READ_AT_ONCE)
-    for hook, plugin in run.config.plugins.items():
-        if HOOKS[hook].is_module:
-            plugin.require_same_code()
+    _require_same_parts(run)
     if folder.records["phase2"].made_from["code"] != result_code():
         log(f"{run.path} was made with different code of the method; what it computes here may differ.")
     with status_line("Loading the model"), torch_state():
-        model = frozen_model(run.config, *_frozen_tensors(run))
+        log_unigram = saved_weights(run.path).get("log_unigram")
+        model = frozen_model(run.config, _token_table(run), log_unigram)
         load_weights(model, run.path)
         tokenizer = load_tokenizer(run.config.data.tokenizer)
     return OpenRun(run, model.to(choose_device(device)), tokenizer)
+
+
+def _require_same_parts(run: Run) -> None:
+    """Raise a UserError if a part of the model is missing or changed; it says where the source text is."""
+    for hook, plugin in run.config.plugins.items():
+        source = run.path / OWN_PARTS / f"{hook}.py"
+        try:
+            if HOOKS[hook].is_module:
+                plugin.require_same_code()
+        except UserError as error:
+            if not source.is_file():
+                raise
+            raise UserError(f"{error} The source text that the run was made with is in {source}.") from None
 
 
 def open_prepared(folder: RunFolder, inputs: Inputs) -> OpenRun:
@@ -133,19 +199,18 @@ def open_prepared(folder: RunFolder, inputs: Inputs) -> OpenRun:
     streams, _ = load_streams(inputs, folder.path)
     contexts = folder.records["contexts"]
     memory = [*contexts.memory, snapshot("phase 2 prepared", inputs.device)]
-    summary = {**contexts.result, "memory": memory, "parameters": parameter_counts(inputs.model)}
+    parameters = {**parameter_counts(inputs.model), **contexts.result.get("parameters", {})}
+    summary = {**contexts.result, "memory": memory, "parameters": parameters}
     run = Run(folder.path, inputs.config, summary, folder.metrics(["contexts"]))
     opened = OpenRun(run, inputs.model.eval(), inputs.tokenizer)
-    opened.__dict__["caches"] = streams
+    opened.caches = streams
     return opened
 
 
-def _frozen_tensors(run: Run) -> tuple[Tensor, Tensor | None]:
-    """Return token table and log-frequencies: of the model folder, or made again where it was not saved."""
-    saved = run.path / "model" / "model.safetensors"
-    if saved.is_file():
-        tensors = read_tensors(saved)
-        return tensors["model.wte.weight"], tensors.get("model.log_unigram")
+def _token_table(run: Run) -> Tensor:
+    """Return the token table, which is read from the model folder, or made again if there is none."""
+    for shard in run.path.glob(f"{TABLE_SHARD}*"):
+        return read_tensors(shard)["model.wte.weight"]
     config, provenance = run.config, run.summary["provenance"]
     refuse_other_texts(run, "corpus", provenance["data"].get("corpus_fingerprint"))
     corpus = load_conversations(config.data, "corpus") if config.data.reads_corpus else None
@@ -155,7 +220,7 @@ def _frozen_tensors(run: Run) -> tuple[Tensor, Tensor | None]:
             f"The token table that {run.path} was trained with, its text or its code, is another one now; "
             f"restore {config.data.path or 'it'}, or make a new run."
         )
-    return table.weight, log_frequencies(config.data, corpus)
+    return table.weight
 
 
 def refuse_other_texts(run: Run, split: Split, fingerprint: str | None) -> None:

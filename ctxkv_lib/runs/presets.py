@@ -9,8 +9,8 @@ stands in `RECIPES` if a recipe's value is not the default. Which stages it chan
 - `data.*` counts by what is made with it: texts have digests; a setting of the token table or of the token
   frequencies must be in their digests (`data.token_table.table_fingerprint`, `runs.inputs.Inputs.digests`).
 
-`tests/runs/test_inputs.py` (`CHANGED_BY`) asks which stages a setting changes, but for `data.*`.
-`report.tables.SETTINGS` names the settings that reports show.
+`tests/runs/test_inputs.py` (`CHANGED_BY`) fails until it knows which stages a new setting changes.
+`report.tables.SETTINGS` names the settings that reports show; `ctxkv settings` lists all fields.
 """
 
 import math
@@ -25,6 +25,9 @@ from ..plugins.hooks import TUNED
 from ..progress import log
 from .config import ExperimentConfig, require_known
 
+# Epochs after which most training runs of a recipe stopped: all runs of the study, with 10 to 1,000
+# conversations, and the original's two. `tuned` always takes all its epochs.
+USUAL_EPOCHS = {"published": (6, 12), "exact": (5, 9)}
 COMPARED_RATIO = 5  # the published report compares 500 conversations with 100
 
 
@@ -133,6 +136,15 @@ def with_fitting_sizes(config: ExperimentConfig) -> ExperimentConfig:
 @cache
 def _usual(preset: str, recipe: str) -> ExperimentConfig:
     return ExperimentConfig(preset, recipe).replace({**PRESETS[preset].settings, **RECIPES[recipe]})
+
+
+def usual_epochs(config: ExperimentConfig) -> tuple[int, int] | None:
+    """Return the least and the most epochs that training usually takes.
+
+    It is None for `tuned`, and if a setting of Phase 2 or a part is not the recipe's own.
+    """
+    is_usual = config.phase2 == _usual("colab", config.recipe).phase2 and not config.has_own_parts
+    return USUAL_EPOCHS.get(config.recipe) if is_usual else None
 
 
 def compared_samples(config: ExperimentConfig) -> tuple[int, int]:

@@ -81,14 +81,8 @@ class Record:
             only_size: compare the sizes of files and not their contents.
             parts: files and folders to look at, by the beginning of their paths.
         """
-        for name, known in self.files.items():
-            if not name.startswith(parts):
-                continue
-            if not (folder / name).is_file():
-                return f"{folder / name} is missing"
-            if known and (description := damage(folder / name, known, only_size)):
-                return description
-        return ""
+        files = {folder / name: known for name, known in self.files.items() if name.startswith(parts)}
+        return next(filter(None, (damage(file, known, only_size) for file, known in files.items())), "")
 
 
 def as_json(table: Mapping[str, Any]) -> Table:

@@ -1,7 +1,10 @@
-"""The stages of an experiment, in order: settings, contexts (Phase 1 and the caches), Phase 2, model, test.
+"""The stages of an experiment, in order: settings, contexts (Phase 1 and the caches), Phase 2, test.
 
-Each function computes one stage; `driver` decides whether it has to, and records what it was made from.
-Rank 0 computes everything except Phase 2, whose batches all processes share (see `ranks`).
+`experiment_stages` says what each stage is made from, and which files it writes. Each other function computes
+one stage; `driver` decides whether it has to, and records what it was made from. Rank 0 computes everything
+except Phase 2, whose batches all processes share (see `ranks`). The last stages are in
+`experiments`: the results, and the saved model, which `write_model` writes. N-grams are a stage in
+`measure.measurements`.
 """
 
 from collections.abc import Iterator
@@ -11,49 +14,67 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import ranks
 from ..data.tokens import validation_stream
 from ..errors import UserError
-from ..files import write_json, write_parts, write_tensors
+from ..files import mib, write_json, write_parts, write_tensors, write_text
 from ..method.caches import DTYPES, Cache
+from ..method.config import Phase1Config
 from ..method.contexts import contexts_by_passes, distinct_rows, exact_contexts
 from ..method.loop import Diverged
-from ..method.memory import mib
+from ..method.model import ContextKV
 from ..method.oacd import UNTRAINED, Phase1Result, train_context_block
+from ..method.objective import asked_tensors
 from ..method.phase2 import train_layer
 from ..method.scoring import effective_rank, perplexity, token_scores
 from ..plugins.checks import refuse_unsaved
 from ..plugins.hooks import HOOKS
+from ..plugins.source_text import source_text
 from ..progress import epochs_ahead, log, print_on_terminal, status_line
-from .build import load_block, load_caches, load_weights, parameter_counts, place_caches
+from .build import (
+    WEIGHTS,
+    load_block,
+    load_caches,
+    load_weights,
+    parameter_counts,
+    place_caches,
+    save_weights,
+)
 from .config import GROUPS, ExperimentConfig
 from .driver import Stage, Work
-from .export import save_for_transformers
 from .folder import SETTINGS
 from .inputs import Inputs, settings_table
+from .presets import usual_epochs
 from .provenance import provenance
-from .saved_epochs import RunLoop
+from .training import RunHooks
 
 SCAN_TOKENS = 2**18  # tokens per chunk when contexts are computed: 256 MiB
 EMBEDDED_TOKENS = 2**13  # tokens per chunk when embeddings are written
 # What the stage `contexts` is made from; `model.interval` and the like only matter to Phase 2.
 CONTEXT_SETTINGS: tuple[str, ...] = ("phase1", "block", "loss", "model.context_dim", "model.hidden_size")
 CONTEXT_SETTINGS += ("runtime.seed", "runtime.embedding_cache")
+OWN_PARTS = "own_parts"  # the folder with the source text of the user's own parts
 CONTEXT_DIGESTS = ("code", "training text", "validation text", "tokenizer", "token table", "precision")
 
 
 def settings_stage(config: ExperimentConfig) -> Stage:
-    """Return the first stage of every run, which holds all settings and writes config.json."""
+    """Return the first stage of every run, which holds all settings.
+
+    It writes config.json, and the source text of the user's own parts as far as it can be found.
+    """
 
     def compute(work: Work) -> dict[str, Any]:
         values: dict[str, Any] = config.to_dict()
         write_json(work.folder.path / "config.json", values)
+        for hook, plugin in config.plugins.items():
+            if text := source_text(plugin):
+                write_text(work.folder.path / OWN_PARTS / f"{hook}.py", text)
         return values
 
     table = settings_table(config, "preset", "recipe", *GROUPS, *HOOKS)
-    return Stage(SETTINGS, compute, table, files=("config.json",))
+    return Stage(SETTINGS, compute, table, files=("config.json",), editable=(OWN_PARTS,))
 
 
 def experiment_stages(inputs: Inputs) -> list[Stage]:
@@ -76,17 +97,9 @@ def experiment_stages(inputs: Inputs) -> list[Stage]:
             partial(train_phase2, inputs),
             made_from(("model", "phase2", "layer"), (*CONTEXT_DIGESTS, "token frequencies")),
             after=("contexts",),
-            files=("checkpoint/layer.safetensors",),
+            files=(WEIGHTS,),
             state="checkpoint/phase2.pt",
             by_all=True,
-        ),
-        Stage(
-            "model",
-            partial(save_model, inputs),
-            made_from((), ("code of saved models",)),
-            after=("phase2",),
-            files=("model",),
-            is_result=False,
         ),
         Stage(
             "test",
@@ -107,9 +120,9 @@ def compute_contexts(inputs: Inputs, work: Work) -> dict[str, Any]:
     model = inputs.model
     work.snapshot("model built")
     generator = torch.Generator(inputs.device).manual_seed(config.runtime.seed)
-    result, last = UNTRAINED, None
-    if model.context_block is not None:
-        result, last = _train_block(inputs, work, generator)
+    result, last, weights = UNTRAINED, None, 0
+    if config.reads == "contexts":
+        result, last, weights = _train_block(inputs, work, generator)
         block = work.folder.path / "checkpoint" / "context_block.safetensors"
         write_tensors(block, model.context_block.state_dict())
     work.snapshot("phase 1 done")
@@ -120,35 +133,50 @@ def compute_contexts(inputs: Inputs, work: Work) -> dict[str, Any]:
         "phase1": {**phase1, "context_method": config.phase1.context_method},
         "tokens": {split: len(stream) for split, stream in ids.items()},
         "caches_mib": _sizes_mib(load_caches(work.folder.path / "caches")),
+        **({"parameters": {"objective": weights}} if weights else {}),
     }
 
 
 def _train_block(
     inputs: Inputs, work: Work, generator: torch.Generator
-) -> tuple[Phase1Result, Tensor | None]:
-    """Run Phase 1; also return the contexts of its last iteration, with which parallel passes begin."""
+) -> tuple[Phase1Result, Tensor | None, int]:
+    """Run Phase 1.
+
+    Returns:
+        the outcome; the contexts of the last iteration, with which parallel passes begin; and the number of
+        weights that a loss of the user's has, which are not kept.
+    """
     model, config, loss = inputs.model, inputs.config, inputs.config.plugins.get("loss")
     model.set_phase(1)
     model.train()
-    torch.manual_seed(config.runtime.seed)  # a block's own dropout, whatever was drawn before
+    # The weights of the user's loss and a block's own dropout do not depend on what was drawn before.
+    torch.manual_seed(config.runtime.seed)
+    objective: Any = loss.objective(model) if loss else None
+    reads_ahead = loss and "next_embeddings" in asked_tensors(objective)
     result, last = train_context_block(
         model.context_block,
         *distinct_rows(model, phase1_ids(inputs)),
         config.phase1,
         generator,
-        loss.build() if loss else None,
-        RunLoop(work),
+        objective,
+        RunHooks(work),
+        distinct_rows(model, phase1_ids(inputs, ahead=1)) if reads_ahead else None,
     )
     if loss and result.stop_reason == "untrained":
         raise UserError(f"Phase 1 trains nothing here, so {loss.name} has no effect; leave loss out.")
     model.set_phase(2)
     model.eval()
-    return result, last
+    weights = objective.parameters() if isinstance(objective, nn.Module) else ()
+    return result, last, sum(weight.numel() for weight in weights)
 
 
-def phase1_ids(inputs: Inputs) -> Tensor:
-    """Return the tokens that Phase 1 trains on: all `[n]`, or even samples of `phase1.max_tokens`."""
-    ids, config = inputs.ids["train"][:-1], inputs.config.phase1
+def phase1_ids(inputs: Inputs, ahead: int = 0) -> Tensor:
+    """Return the tokens that Phase 1 trains on: all `[n]`, or even samples of `phase1.max_tokens`.
+
+    With `ahead` 1, return the token after each of them. The last token of the text is only such a token.
+    """
+    stream, config = inputs.ids["train"], inputs.config.phase1
+    ids = stream[ahead : len(stream) - 1 + ahead]
     most, size = config.max_tokens, config.batch_size
     if len(ids) <= most or config.context_method == "passes":
         return ids
@@ -165,17 +193,13 @@ def _write_caches(
     Args:
         last: the contexts of Phase 1's last iteration, with which parallel passes over its text begin.
     """
-    path, model, by_passes = (
-        work.folder.path / "caches",
-        inputs.model,
-        inputs.config.phase1.context_method == "passes",
-    )
+    path, by_passes = work.folder.path / "caches", inputs.config.phase1.context_method == "passes"
     rank = None
     for split, ids in inputs.ids.items():
-        if model.context_block is not None:
+        if inputs.config.reads == "contexts":
             dtype = torch.float32 if split == "val" else DTYPES[inputs.precision]
             first = last if split == "train" and by_passes else None
-            contexts = _stream_contexts(inputs, ids, first, generator)
+            contexts = _stream_contexts(inputs.model, inputs.config.phase1, ids, generator, first)
             shape = (len(ids), inputs.config.model.context_dim)
             write_parts(path / f"{split}_ctx.safetensors", {"contexts": (dtype, shape, contexts)})
         write_parts(path / f"{split}_emb.safetensors", _token_tensors(inputs, ids))
@@ -185,18 +209,36 @@ def _write_caches(
     return rank
 
 
+def read_stream(model: ContextKV, config: Phase1Config, ids: Tensor, seed: int = 0) -> Cache:
+    """Compute the cache of a stream that is in no file, with contexts as those of the validation stream.
+
+    Args:
+        ids: the tokens, integers `[n + 1]`.
+        seed: the seed of the contexts with which parallel passes begin.
+    """
+    tokens = ids.int().to(model.device)
+    if model.context_block is None:
+        return Cache(tokens)
+    generator = torch.Generator(model.device).manual_seed(seed)
+    return Cache(tokens, torch.cat([*_stream_contexts(model, config, tokens, generator)]))
+
+
 @torch.no_grad()
 def _stream_contexts(
-    inputs: Inputs, ids: Tensor, last: Tensor | None, generator: torch.Generator
+    model: ContextKV,
+    config: Phase1Config,
+    ids: Tensor,
+    generator: torch.Generator,
+    last: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Compute the padded contexts of a stream, `[n + 1, context_dim]` in all, part by part."""
-    block, config = inputs.model.context_block, inputs.config.phase1
-    embeddings, tokens = distinct_rows(inputs.model, ids[:-1])
+    block = model.context_block
+    embeddings, tokens = distinct_rows(model, ids[:-1])
     projected = block.project_inputs(embeddings)
     if config.context_method == "passes":
         yield _finite(contexts_by_passes(block, projected, tokens, config, generator, last))
         return
-    before = projected.new_zeros(inputs.config.model.context_dim)
+    before = projected.new_zeros(block.context_dim)
     yield before[None]
     for part in tokens.split(SCAN_TOKENS):
         contexts = exact_contexts(block, projected, part, config.tolerance, before)
@@ -216,7 +258,7 @@ def _finite(contexts: Tensor) -> Tensor:
 def _token_tensors(inputs: Inputs, ids: Tensor) -> dict[str, Any]:
     """Return what a stream's `emb` file holds: token ids and, with the dense layout, their embeddings."""
     tensors: dict[str, Any] = {"ids": (torch.int32, (len(ids),), [ids])}
-    if inputs.config.runtime.embedding_cache == "dense" and inputs.model.context_block is not None:
+    if inputs.config.runtime.embedding_cache == "dense" and inputs.config.reads == "contexts":
         parts = ids[:-1].split(EMBEDDED_TOKENS)
         rows = (inputs.model.embed(part.to(inputs.device).int()) for part in parts)
         shape = (len(ids) - 1, inputs.config.model.hidden_size)
@@ -252,18 +294,17 @@ def train_phase2(inputs: Inputs, work: Work) -> dict[str, Any]:
 
     def tell(seconds: float) -> None:
         seconds *= 1 + scoring * len(streams["val"]) / len(train)
-        log(f"{len(train) + 1:,} tokens: {epochs_ahead(seconds, phase2.least_epochs, phase2.max_epochs)}.")
+        epochs = phase2.least_epochs, phase2.max_epochs, usual_epochs(config)
+        log(f"{len(train) + 1:,} tokens: {epochs_ahead(seconds, *epochs)}.")
 
-    loop = RunLoop(work, path / "checkpoint" / "phase2.pt")
-    loop.tell = tell
+    hooks = RunHooks(work)
+    hooks.tell = tell
     torch.manual_seed(config.runtime.seed)  # in each process, and whether Phase 1 was reused or not
     model.init_layer(phase1_ids(inputs), config.phase1)
-    result = train_layer(model, train, streams["val"], phase2, config.runtime.seed, inputs.precision, loop)
+    result = train_layer(model, train, streams["val"], phase2, config.runtime.seed, inputs.precision, hooks)
 
     def save() -> None:
-        weights = path / "checkpoint" / "layer.safetensors"
-        buffers = {f"layer.{name}": buffer for name, buffer in model.layer.named_buffers()}
-        write_tensors(weights, {**buffers, **model.trained_weights()})
+        save_weights(model, path)
         if config.has_own_parts:
             loaded = inputs.new_model(other_seed=True)
             load_weights(loaded, path)
@@ -279,11 +320,12 @@ def train_phase2(inputs: Inputs, work: Work) -> dict[str, Any]:
 
 
 @status_line("Saving the model")
-def save_model(inputs: Inputs, work: Work) -> dict[str, Any]:
+def write_model(inputs: Inputs, path: Path) -> None:
     """Write the model folder for transformers."""
-    load_weights(inputs.model, work.folder.path)
-    save_for_transformers(inputs.model, inputs.config, inputs.tokenizer, work.folder.path / "model")
-    return {}
+    from .export import save_for_transformers  # imports transformers' models, which take seconds
+
+    load_weights(inputs.model, path)
+    save_for_transformers(inputs.model, inputs.config, inputs.tokenizer, path / "model")
 
 
 @status_line("Scoring the test split")
@@ -294,15 +336,11 @@ def score_test(inputs: Inputs, work: Work) -> dict[str, Any]:
         `ppl`, `acc` and `tokens`; `conversations`, with the number of predicted tokens and the mean loss in
         nats of each; and `fingerprint`. Empty if there is no token to predict.
     """
-    texts, model, device = inputs.texts["test"], inputs.model, inputs.device
+    texts, model, config = inputs.texts["test"], inputs.model, inputs.config
     if not len(texts) or len((stream := validation_stream(texts, inputs.tokenizer)).ids) < 2:
         return {}
     load_weights(model, work.folder.path)
-    cache = Cache(stream.ids.int().to(device))
-    if model.context_block is not None:  # contexts are computed as those of validation
-        generator = torch.Generator(device).manual_seed(inputs.config.runtime.seed)
-        contexts = torch.cat([*_stream_contexts(inputs, stream.ids, None, generator)])
-        cache = Cache(cache.ids, contexts)
+    cache = read_stream(model, config.phase1, stream.ids, config.runtime.seed)
     losses, correct = token_scores(model, cache, torch.arange(len(cache)))
     parts = losses.tensor_split((stream.starts[1:] - 1).clamp(min=0).cpu())  # from the second token on
     return {

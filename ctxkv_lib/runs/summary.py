@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import expanded, read_json
+from ..files import expanded, mib, read_json
 from ..method.config import ModelConfig
 from ..method.loop import Metric, epochs_of
-from ..method.memory import mib
 from ..progress import format_count
 from .config import ExperimentConfig
 from .folder import RESULTS, RunFolder
@@ -75,7 +74,7 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
         "samples": config.data.samples,
         "train_tokens": train_tokens,
         "val_tokens": val_tokens,
-        "parameters": result["parameters"],
+        "parameters": {**result["parameters"], **contexts.get("parameters", {})},
         "context_window": {**context_window(config.model, train_tokens), "offsets": result["offsets"]},
         "phase1": contexts["phase1"],
         "phase2": {

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..runs.opened import OpenRun, open_run
+from ..runs.opened import OpenRun, Stream, open_run
 from ..runs.summary import Run
 from .figures import window_attention
 
@@ -30,12 +30,12 @@ class WindowExplorer(widgets.VBox):
         figure: what was drawn last.
     """
 
-    def __init__(self, opened: OpenRun, position: int) -> None:
-        last = len(opened.caches["val"]) - 1
+    def __init__(self, stream: Stream, position: int) -> None:
+        last = len(stream) - 1
         if position not in range(last + 1):
-            raise UserError(f"position is {position!r}; allowed in this validation stream: 0 to {last}.")
-        self._opened, self._page = opened, widgets.HTML()
-        heads = [f"head {n + 1}" for n in range(len(attended(opened, position)[1]))]
+            raise UserError(f"position is {position!r}; allowed in this stream: 0 to {last}.")
+        self._stream, self._page = stream, widgets.HTML()
+        heads = [f"head {n + 1}" for n in range(len(attended(stream, position)[1]))]
         slider: dict[str, Any] = {
             "continuous_update": False,
             "layout": {"width": "480px", "max_width": "98%"},
@@ -51,15 +51,15 @@ class WindowExplorer(widgets.VBox):
 
     def _draw(self, _: Any = None) -> None:
         position, head = (control.value for control in self.controls.values())
-        slots, weights, logits = attended(self._opened, position)
+        slots, weights, logits = attended(self._stream, position)
         number = self.controls["head"].index
         chosen = weights[number - 1] if number else weights.mean(dim=0)
         title = f"What position {position:,} attends: {head}"
         self.figure = window_attention(slots.tolist(), chosen.tolist(), position, title)
         self._png = b64encode(self.figure.png()).decode()
         picture = f'<img style="width:730px;max-width:100%" src="data:image/png;base64,{self._png}">'
-        text = attended_text(self._opened, position, slots, chosen)
-        self._page.value = picture + text + guesses(self._opened, position, logits)
+        text = attended_text(self._stream, position, slots, chosen)
+        self._page.value = picture + text + guesses(self._stream, position, logits)
 
     def _ipython_display_(self, **_: Any) -> None:
         """Show the widget and, for readers of the saved notebook where it is not alive, what it shows now."""
@@ -70,35 +70,38 @@ class WindowExplorer(widgets.VBox):
         display({WIDGET: view, **still}, raw=True)
 
 
-def explore_window(run: OpenRun | Run | Path | str, position: int) -> WindowExplorer:
-    """Show which contexts a position attends and how strongly, with the tokens as text.
+def explore_window(run: Stream | OpenRun | Run | Path | str, position: int) -> WindowExplorer:
+    """Show which contexts a position attends to and how strongly, with the tokens as text.
 
     Args:
-        run: a finished run, its folder, or `open_run` of it.
-        position: a token of the validation stream, from 0.
+        run: a finished run, its folder, or `open_run` of it, whose validation stream is shown; or another
+            stream, such as `open_run(...).read(text)`.
+        position: a position of the stream, from 0.
 
     Raises:
-        UserError: no such position, or the model of the run returns no attention weights.
+        UserError: There is no such position, or the model of the run returns no attention weights.
     """
-    return WindowExplorer(run if isinstance(run, OpenRun) else open_run(run), position)
+    if isinstance(run, Stream):
+        return WindowExplorer(run, position)
+    return WindowExplorer((run if isinstance(run, OpenRun) else open_run(run)).stream("val"), position)
 
 
-def attended(opened: OpenRun, position: int) -> tuple[Tensor, Tensor, Tensor]:
+def attended(stream: Stream, position: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return slots (positions, negative before the stream), weights `[heads, slots]` and logits `[vocab]`."""
     at = torch.tensor([position])
-    weights, logits = opened.attention("val", at)[0], opened.logits("val", at)[0]
-    return opened.model.window.slots(at)[0], weights, logits
+    weights, logits = stream.attention(at)[0], stream.logits(at)[0]
+    return stream.opened.model.window.slots(at)[0], weights, logits
 
 
-def attended_text(opened: OpenRun, position: int, slots: Tensor, weights: Tensor) -> str:
+def attended_text(stream: Stream, position: int, slots: Tensor, weights: Tensor) -> str:
     """Show the window's tokens, a stronger blue behind those with more attention; the next is underlined.
 
     The box opens at its end, the token to predict: it lays out its content from the bottom.
     """
     shares = {slot: share for slot, share in zip(slots.tolist(), weights.tolist(), strict=True) if slot >= 0}
     start, strongest, spans = min(shares), max(shares.values()), []
-    for at, token in enumerate(opened.caches["val"].ids[start : position + 2].tolist(), start):
-        text = escape(str(opened.tokenizer.decode([token]))).replace("\n", "↵\n")
+    for at, token in enumerate(stream.ids[start : position + 2].tolist(), start):
+        text = escape(str(stream.opened.tokenizer.decode([token]))).replace("\n", "↵\n")
         title = f' title="{at:,}: {shares[at]:.1%} of the attention"' if at in shares else ""
         blue = 0.1 + 0.5 * shares[at] / strongest if at in shares else 0
         line = ";border-bottom:2px solid" if at == position + 1 else ""
@@ -109,13 +112,13 @@ def attended_text(opened: OpenRun, position: int, slots: Tensor, weights: Tensor
     return f'<div tabindex="0" style="{box}">{content}</div>'
 
 
-def guesses(opened: OpenRun, position: int, logits: Tensor) -> str:
+def guesses(stream: Stream, position: int, logits: Tensor) -> str:
     """Show the most likely next tokens and the true one, with their probabilities."""
     probabilities = logits.softmax(dim=-1)
-    true = int(opened.caches["val"].ids[position + 1])
+    true = int(stream.ids[position + 1])
 
     def probability(token: int) -> str:
-        word = escape(repr(opened.tokenizer.decode([token])))
+        word = escape(repr(stream.opened.tokenizer.decode([token])))
         return f"<b>{word}</b> {probabilities[token]:.1%}"
 
     likely = ", ".join(map(probability, probabilities.topk(GUESSES).indices.tolist()))

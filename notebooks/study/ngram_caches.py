@@ -41,8 +41,9 @@ def with_cache(model: Floats, cache: Floats) -> Floats:
 if __name__ == "__main__":
     for path in sys.argv[1:]:
         trained = ctxkv.open_run(path)
-        likely = [trained.token_losses("val").double().neg().exp().numpy()]
-        ids = trained.caches["val"].ids.cpu().numpy().astype(np.int64)
+        stream = trained.stream("val")
+        likely = [stream.token_losses().double().neg().exp().numpy()]
+        ids = stream.ids.numpy().astype(np.int64)
         window = trained.run.config.model.context_window
         for reach, order in ((window, 1), (NEAR, 1), (window, 2), (window, 3)):
             likely.append(with_cache(likely[-1], recent_shares(ids, reach, order)))

@@ -54,10 +54,10 @@ def _serve(hub, *bodies):
     [("train", 0, 201_865), ("validation", 50_000, 500), ("test", 50_500, 500), ("corpus", 51_000, 5000)],
 )
 def test_ultrachat_gives_the_published_rows_and_says_how_many_there_are(split, first, available):
-    assert ultrachat.row_numbers(_data(split, 20), split) == [*range(first, first + 20)]
+    assert ultrachat.row_numbers(split, 20) == [*range(first, first + 20)]
     with pytest.raises(UserError, match=f"has only {available} conversations for {split}; lower data"):
         _load(split, available + 1)
-    assert ultrachat.row_numbers(_data("train", 50_001), "train")[-1] == 56_000
+    assert ultrachat.row_numbers("train", 50_001)[-1] == 56_000
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ def test_a_damaged_export_is_refused_by_file_and_item(tmp_path, record, said):
 )
 def test_tables_are_read(tmp_path, name, separator, end):
     long = "b, c" * 50_000  # more than csv's own limit
-    rows = [["id", "answer", "question"], [1, "please;", 'Say "hi",\n'], [2, "\tThen go.", long]]
+    rows = [["id", "Answer", "QUESTION"], [1, "please;", 'Say "hi",\n'], [2, "\tThen go.", long]]
     with (tmp_path / "plain").open("w", newline="", encoding="utf-8-sig") as file:
         csv.writer(file, delimiter=separator, lineterminator=end).writerows(rows)
     raw = (tmp_path / "plain").read_bytes()
@@ -164,7 +164,7 @@ def test_a_file_that_changes_is_read_again(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        (b"not json", r" is not JSON \(Expecting value\); write a record a line"),
+        (b"not json", r" is not JSON \(Expecting value\); write one record per line"),
         (b"{}", " has no fields; allowed: messages;"),
         (b'{"role": "user", "content": "a"}', " has the fields role, content; allowed: messages; .*; text"),
         (b'{"a\\nfield": null}', r" has the fields a\\nfield; allowed"),  # in one line
@@ -200,7 +200,11 @@ def _parquet(**columns):
         ("chats.docx", b"PK", r" is of no known kind; allowed: \.jsonl, .*\.parquet, all but"),
         ("wide.txt", "hello".encode("utf-16"), ", line 1 is not UTF-8 .*; save it as UTF-8"),
         ("array.json", b'[{"text": "a"}, 3]', ", item 2 is no record"),
-        ("pretty.json", b'{\n"text": "a"}', ", line 1 is not JSON .*; write a record a line, or one array"),
+        (
+            "pretty.json",
+            b'{\n"text": "a"}',
+            ", line 1 is not JSON .*; write one record per line, or one array",
+        ),
         ("names.csv", b"id,words\n1,hello\n", ", line 1 has the fields id, words; allowed"),
         ("bare.csv", b"text\nhello\nfriend, today\n", ", line 3 has not as many cells .*; quote"),
         ("merged.csv", b'n,text\n1,"a\nb"\n2,"c\n3,"d"\n4,e\n', ", line 4 is not CSV .*; close"),

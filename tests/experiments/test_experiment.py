@@ -10,9 +10,10 @@ from conftest import flip, lines_of, outcome, stop_at
 
 from ctxkv_lib.errors import Interrupted, UserError
 from ctxkv_lib.experiments import compare, prepare, run
-from ctxkv_lib.files import read_json, read_tensors
+from ctxkv_lib.files import read_json
 from ctxkv_lib.method.scoring import mean_scores, perplexity
-from ctxkv_lib.runs import device, inputs, opened, saved_epochs
+from ctxkv_lib.runs import device, inputs, opened, training
+from ctxkv_lib.runs.build import saved_weights
 from ctxkv_lib.runs.names import run_folder_of
 from ctxkv_lib.runs.opened import open_run
 from ctxkv_lib.runs.presets import build_config
@@ -21,18 +22,21 @@ from ctxkv_lib.views import figures
 
 SAVE = figures.save
 FILES = {f"caches/{split}_{part}.safetensors" for split in ("train", "val") for part in ("ctx", "emb")}
-FILES |= {f"checkpoint/{name}.safetensors" for name in ("layer", "context_block")}
+FILES |= {f"checkpoint/{name}.safetensors" for name in ("weights", "context_block")}
 FILES |= {f"figures/{name}.png" for name in ("memory", "phase1", "ppl_curves")}
 FILES |= {
     f"checkpoint/{name}.json" for name in ("settings", "contexts", "phase2", "model", "test", "results")
 }
-FILES |= {"model/README.md", "model/config.json", "model/model.safetensors"}
+FILES |= {"model/README.md", "model/config.json", "model/model.safetensors.index.json"}
+FILES |= {f"model/model-0000{number}-of-00002.safetensors" for number in (1, 2)}
 FILES |= {"config.json", "metrics.jsonl", "report.ja.md", "report.md", "summary.json"}
 
 
-def test_a_run_leaves_what_the_contract_names(tmp_path, tiny_config, monkeypatch):
+def test_a_run_leaves_what_the_contract_names(tmp_path, tiny_config, monkeypatch, capsys):
     monkeypatch.setattr(figures, "save", SAVE)  # not `light_runs`
     folder = run(tiny_config, tmp_path / "run").path
+    epochs = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if "Phase 2" in line]
+    assert epochs == [f"Phase 2, epoch {number} of at most 3" for number in (1, 2, 3)]  # as a script prints
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert found >= FILES
     assert not [name for name in found if ".part" in name or "phase2.safetensors" in name]
@@ -67,7 +71,7 @@ def test_a_finished_run_is_reused(finished_run):
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["published", "exact", "tuned"])
 def test_a_stopped_run_goes_on_to_the_same_numbers(tiny_settings, tmp_path, monkeypatch, recipe):
-    monkeypatch.setattr(saved_epochs, "EVERY_SECONDS", 0)
+    monkeypatch.setattr(training, "EVERY_SECONDS", 0)
     config = build_config("ci", recipe, 6, tiny_settings)
     whole, out = run(config, tmp_path / "whole" / "run"), tmp_path / "stopped" / "run"
     for stopped_at in (("phase1", 3), ("phase2", 1), ("phase2", 2)):
@@ -85,7 +89,7 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(tiny_settings, tmp_path, monk
 def test_a_run_that_is_stopped_within_an_epoch_has_every_line_once(
     tiny_config, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(saved_epochs, "EVERY_SECONDS", 0)
+    monkeypatch.setattr(training, "EVERY_SECONDS", 0)
     config, heard = tiny_config.replace({"phase2.batch_size": 4}), []
     whole, out = run(config, tmp_path / "whole" / "run"), tmp_path / "stopped" / "run"
 
@@ -109,7 +113,7 @@ def test_a_run_that_is_stopped_within_an_epoch_has_every_line_once(
 
 
 def test_a_run_that_is_stopped_behind_its_best_epoch_keeps_that(tiny_settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(saved_epochs, "EVERY_SECONDS", 0)
+    monkeypatch.setattr(training, "EVERY_SECONDS", 0)
     far = {"phase2.learning_rate": 0.3, "phase2.max_epochs": 12, "phase2.patience": 2}
     config = build_config("ci", "exact", 8, tiny_settings | far | {"runtime.precision": "fp32"})
 
@@ -194,14 +198,15 @@ def test_another_version_of_the_method_is_another_result(finished_run, tmp_path,
 
 
 def test_an_opened_run_is_the_trained_one_and_refuses_damage(trained, finished_run, tmp_path):
-    weights = read_tensors(finished_run.path / "checkpoint" / "layer.safetensors")
+    weights = saved_weights(finished_run.path)
+    assert {*trained.model.state_dict()} - {*weights} == {"wte.weight"}
     for name, weight in weights.items():
         assert torch.equal(trained.model.state_dict()[name], weight)
     assert not trained.model.training
     assert trained.tokenizer.decode(trained.caches["val"].ids[:40].tolist())
     copy = Path(shutil.copytree(finished_run.path, tmp_path / "run"))
-    flip(copy / "checkpoint" / "layer.safetensors")
-    with pytest.raises(UserError, match=r"layer\.safetensors is damaged; make it again with"):
+    flip(copy / "checkpoint" / "weights.safetensors")
+    with pytest.raises(UserError, match=r"weights\.safetensors is damaged; make it again with"):
         open_run(copy)
 
 

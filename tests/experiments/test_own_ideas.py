@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -14,10 +15,13 @@ from transformers import AutoModelForCausalLM
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import prepare, run
+from ctxkv_lib.files import read_tensors
+from ctxkv_lib.measure.other_text import evaluate_texts
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.method.oacd import oacd_loss
 from ctxkv_lib.plugins import hooks
 from ctxkv_lib.plugins.checks import try_plugins
+from ctxkv_lib.report.tables import format_scores
 from ctxkv_lib.runs.generation import generate_text
 from ctxkv_lib.runs.listing import results
 from ctxkv_lib.runs.names import run_folder_of, run_names
@@ -49,7 +53,20 @@ class Target:
         return 0
 
 
-IDEAS = {"block": GatedBlock, "loss": squared, "layer": NearestTwo, "tokens": PreviousToken}
+class NextToken(nn.Module):
+    """A Phase 1 loss with weights, as a user writes it: it predicts the next embedding."""
+
+    def __init__(self, context_dim, hidden_size):
+        super().__init__()
+        self.guess = nn.Linear(context_dim, hidden_size)
+
+    def forward(self, contexts, next_embeddings):
+        return (self.guess(contexts) - next_embeddings).square().mean()
+
+
+WEIGHTS = 16 * 24 + 24  # of a NextToken
+IDEAS = {"block": GatedBlock, "loss": squared, "objective": NextToken}
+IDEAS |= {"layer": NearestTwo, "tokens": PreviousToken}
 
 
 @pytest.fixture
@@ -65,30 +82,52 @@ def plain(finished_run):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", IDEAS)
 def test_an_idea_is_trained_named_wherever_its_run_is_and_reused(kind, plain, tmp_path):
-    hook, idea = "layer" if kind == "tokens" else kind, IDEAS[kind]
+    hook, idea = {"tokens": "layer", "objective": "loss"}.get(kind, kind), IDEAS[kind]
     made = run(plain.config, tmp_path / "run", **{hook: idea})
     name = f"{idea.__module__}:{idea.__name__}"
     assert made.summary["phase2"]["val_ppl"] != plain.summary["phase2"]["val_ppl"]
     assert json.loads((made.path / "config.json").read_text())[hook]["plugin"] == name
+    assert name in (made.path / "own_parts" / f"{hook}.py").read_text(encoding="utf-8").splitlines()[0]
+    assert made.summary["parameters"].get("objective", 0) == WEIGHTS * (kind == "objective")
     for report in ("report.md", "report.ja.md"):
         assert name in (made.path / report).read_text(encoding="utf-8")
+    assert f"({idea.__name__}, 8 samples)\n" in (made.path / "report.md").read_text(encoding="utf-8")
     assert results([plain, made])[f"{hook}.plugin"].to_list()[1] == name
-    assert f"{hook} {idea.__name__}" in run_names([plain, made])[1]
+    assert run_names([plain, made]) == ["exact", idea.__name__]
     assert idea.__name__ in run_folder_of(made.config).name
     assert run(plain.config, made.path, **{hook: idea}).summary == made.summary
     if hook == "layer":
         with pytest.raises(UserError, match="returns no attention weights to look at"):
             explore_window(made, 3)
-    if kind != "tokens":
-        assert generate_text(made, "tea", max_new_tokens=2, temperature=0).startswith("tea")
-    else:
-        with pytest.raises(UserError, match="reads rows of tokens, so it cannot read on token by"):
-            generate_text(made, "tea")
-        opened = open_run(made)
-        share = opened.logits("val", [3]).softmax(dim=-1)[0, opened.caches["val"].ids[4]]
-        assert -share.log() == pytest.approx(opened.token_losses("val")[3].item(), abs=0.005)
+    text = generate_text(made, "the tea", max_new_tokens=3, temperature=0)
+    assert text.startswith("the tea")
+    opened, scores = open_run(made), evaluate_texts(made, [text])
+    read = opened.read(text)
+    assert read.token_losses().mean().exp().item() == pytest.approx(scores["ppl"], rel=1e-5)
+    if kind == "tokens":
+        ids = opened.tokenizer("the tea")["input_ids"]
+        for _ in range(3):  # the likeliest token after the whole text
+            with torch.no_grad():
+                hidden, _ = opened.model.apply_layer(opened.model.embed(torch.tensor([ids])), 0)
+                ids.append(int(opened.model.logits(hidden[0, -1:], torch.tensor(ids[-1:])).argmax()))
+        assert opened.tokenizer.decode(ids) == text
+        assert "Contexts in the window" not in format_scores(scores)
+        share = opened.stream("test").logits([3]).softmax(dim=-1)[0, opened.stream("test").ids[4]]
+        assert -share.log() == pytest.approx(opened.stream("test").token_losses()[3].item(), abs=0.005)
         with pytest.raises(UserError, match="reads tokens, so the run has no contexts"):
-            opened.contexts("val")
+            read.contexts()
+
+
+def test_the_weights_of_a_loss_depend_on_the_seed_alone_and_are_counted_and_not_kept(config, tmp_path):
+    blocks = []
+    for number in range(2):
+        torch.manual_seed(number)
+        prepared = prepare(config, tmp_path / str(number) / "run", loss=NextToken)
+        blocks.append(read_tensors(prepared.run.path / "checkpoint" / "context_block.safetensors"))
+    assert blocks[0].keys() == prepared.model.context_block.state_dict().keys()
+    for name, weight in blocks[0].items():
+        assert torch.equal(weight, blocks[1][name]), name
+    assert prepared.run.summary["parameters"]["objective"] == WEIGHTS
 
 
 CALLABLES = {
@@ -150,8 +189,10 @@ def test_a_saved_model_never_loads_as_another_block(config, tmp_path, monkeypatc
             use()
     own_module("my_ideas", MY_IDEAS.replace("0.9", "0.81"))
     monkeypatch.setattr(hooks, "_given", {})  # as in another process
-    with pytest.raises(UserError, match=changed):
+    kept = made.path / "own_parts" / "block.py"
+    with pytest.raises(UserError, match=f"{changed}.* the run was made with is in {re.escape(str(kept))}"):
         open_run(made)
+    assert kept.read_text(encoding="utf-8") == f"# my_ideas.py, which defines my_ideas:Mine\n{MY_IDEAS}"
     # The saved one has the code and the settings that it was trained with.
     saved = AutoModelForCausalLM.from_pretrained(made.path / "model", trust_remote_code=True)
     torch.testing.assert_close(saved.model.context_block(contexts, inputs), expected)

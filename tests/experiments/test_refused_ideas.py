@@ -117,6 +117,27 @@ def detached(contexts):
     return contexts.detach().square().mean()
 
 
+def misnamed(contexts, embedding):
+    return (contexts.mean() - embedding.mean()).square()
+
+
+class Blind(nn.Module):
+    """A loss with weights that no context reaches."""
+
+    def __init__(self, context_dim, hidden_size):
+        super().__init__()
+        self.read = nn.Linear(context_dim, hidden_size)
+
+    def forward(self, previous, embeddings):
+        return (self.read(previous) - embeddings).square().mean()
+
+
+class ListedWeights(Blind):
+    def __init__(self, context_dim, hidden_size):
+        super().__init__(context_dim, hidden_size)
+        self.more = [nn.Linear(context_dim, hidden_size)]
+
+
 @pytest.mark.parametrize(
     ("hook", "part", "said"),
     [
@@ -145,10 +166,15 @@ def detached(contexts):
         ("layer", InitsItself, r"init_weights of .*InitsItself cannot be called with \(embeddings, tokens,"),
         ("layer", Shadowed, r"Shadowed has a weight or module named history, which means something else"),
         ("layer", makes_tokens, r"makes_tokens makes a layer that reads tokens; give its class"),
-        ("loss", GatedBlock, r"GatedBlock is no loss: a loss is a function that is called with \(contexts\)"),
+        ("loss", NearestTwo, r"NearestTwo is no loss: a loss is a function, or an nn\.Module class, that"),
+        ("loss", GatedBlock, r"GatedBlock takes \(contexts, inputs\), but a loss is given contexts, prev"),
+        ("loss", misnamed, r"misnamed takes \(contexts, embedding\), but a loss is given .* give the others"),
+        ("loss", nn.Identity(), r"An object of type Identity is no plug-in; give a class or a function"),
         ("layer", GatedBlock, r"GatedBlock is no layer: a layer is a class or function that is called with"),
         ("loss", of_each, r"of_each returned float32 of shape \[\d+\]; a loss must return a finite scalar"),
         ("loss", detached, "detached returned a number without a gradient, so that it trains nothing; comp"),
+        ("loss", Blind, "Blind returned a number without a gradient, so that it trains nothing; compute it"),
+        ("loss", ListedWeights, "ListedWeights keeps modules or tensors in the plain attribute more, which"),
     ],
 )
 def test_what_would_be_silently_wrong_is_refused(tiny_config, tmp_path, hook, part, said):

@@ -64,7 +64,7 @@ def test_a_killed_run_ends_with_the_numbers_of_an_undisturbed_one(laboratory, tm
 def test_a_record_stands_only_for_the_files_it_was_made_with(laboratory, tmp_path):
     """Begun from one text, overwritten from another but not recorded, then the first text again."""
     out = tmp_path / "run"
-    laboratory.killed_at(out, laboratory.after("checkpoint/layer.safetensors") - 1)
+    laboratory.killed_at(out, laboratory.after("checkpoint/weights.safetensors") - 1)
     write_conversations(laboratory.data, 16, seed=1)
     killed = laboratory.killed_at(out, laboratory.after("caches/val_emb.safetensors"))
     write_conversations(laboratory.data, 16)
@@ -78,7 +78,7 @@ def test_a_record_stands_only_for_the_files_it_was_made_with(laboratory, tmp_pat
         ("caches/train_emb.safetensors", cut, "train_emb.safetensors is damaged"),
         ("caches/val_ctx.safetensors", delete, "contexts: recomputed, since"),
         ("checkpoint/context_block.safetensors", cut, "context_block.safetensors is damaged"),
-        ("checkpoint/layer.safetensors", delete, "phase2: recomputed, since"),
+        ("checkpoint/weights.safetensors", delete, "phase2: recomputed, since"),
         ("checkpoint/phase2.json", delete, "record is lost"),
         ("checkpoint/contexts.json", flip, "contexts.json is damaged"),
         ("summary.json", flip, "summary.json is damaged"),
@@ -104,11 +104,11 @@ def test_contents_that_changed_in_a_finished_run_are_noticed_where_they_are_read
     assert in_child(lambda: generate(copy)) == laboratory.text  # which reads no cache
     laboratory.check_run(copy)
     with pytest.raises(UserError, match=r"val_ctx\.safetensors is damaged; make it again with .* --again"):
-        open_run(copy).token_losses("val")
+        open_run(copy).stream("val").token_losses()
     repaired = in_child(lambda: main([*laboratory.arguments, "--out", str(copy), "--again"]))
     assert "contexts: recomputed, since" in repaired.text
     assert "phase2: reused." in repaired.text
-    assert open_run(copy).token_losses("val").isfinite().all()
+    assert open_run(copy).stream("val").token_losses().isfinite().all()
 
 
 def test_an_edited_report_stays(laboratory, copy):

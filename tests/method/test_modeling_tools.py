@@ -10,6 +10,8 @@ from conftest import tiny_ids, tiny_model, write_conversations
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
 from ctxkv_lib.measure.other_text import score_texts
+from ctxkv_lib.runs.config import Sampling
+from ctxkv_lib.runs.generation import continued
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +47,25 @@ def test_a_trainers_smoothed_loss_is_of_the_next_token(tmp_path):
     torch.testing.assert_close(loss, expected)
 
 
-def test_evaluate_reads_each_text_by_itself(served, texts, monkeypatch):
-    monkeypatch.setattr("ctxkv_lib.measure.other_text.READ_AT_ONCE", 23)
+def test_a_run_generates_the_text_that_its_saved_model_does(served):
     model, tokenizer = served
-    scores, losses, correct = score_texts(model, tokenizer, texts), [], []
+    encoded = tokenizer("The cat sat on some old mat while rain fell", return_tensors="pt")
+    ids, end = encoded["input_ids"][0].tolist(), tokenizer.eos_token_id
+    for sampling, options in (
+        (Sampling(40, temperature=0), {"do_sample": False}),
+        (Sampling(40, temperature=1.5, top_k=7), {"do_sample": True, "temperature": 1.5, "top_k": 7}),
+    ):
+        torch.manual_seed(0)
+        expected = model.generate(**encoded, max_new_tokens=40, **options)[0, len(ids) :].tolist()
+        torch.manual_seed(0)
+        found = continued(model.model, ids, sampling, end)
+        assert found == expected[: len(found)]
+        assert expected[len(found) :] in ([], [end])
+
+
+def test_evaluate_reads_each_text_by_itself(served, texts):
+    model, tokenizer = served
+    scores, losses, correct = score_texts(model.model, tokenizer, texts), [], []
     for text in texts:
         ids = torch.tensor([tokenizer.eos_token_id, *tokenizer(text)["input_ids"]])
         with torch.no_grad():
@@ -90,6 +107,6 @@ def test_lm_evaluation_harness_agrees(served, texts, tmp_path):
         "metric_list": [{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
     }
     found = lm_eval.simple_evaluate(model=harness, tasks=[task], bootstrap_iters=0)["results"]["held_out"]
-    scores = score_texts(model, tokenizer, texts)
+    scores = score_texts(model.model, tokenizer, texts)
     assert found["word_perplexity,none"] == pytest.approx(scores["word_ppl"], rel=1e-3)
     assert found["bits_per_byte,none"] == pytest.approx(scores["bits_per_byte"], rel=1e-3)

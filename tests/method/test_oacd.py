@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import GatedBlock, cloned, tiny_ids, tiny_method
+from torch import nn
 
 from ctxkv_lib.method import reference
 from ctxkv_lib.method.block import Block, ContextBlock
@@ -12,7 +13,7 @@ from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.method.contexts import distinct_rows
 from ctxkv_lib.method.loop import Diverged, Loop
 from ctxkv_lib.method.model import with_defaults
-from ctxkv_lib.method.oacd import StoppingRule, oacd_loss, train_context_block, train_iteration
+from ctxkv_lib.method.oacd import Objective, StoppingRule, oacd_loss, train_context_block, train_iteration
 
 
 class Heard(Loop):
@@ -95,7 +96,7 @@ def test_all_parameters_of_any_block_get_the_gradients_of_autograd_clipped(kind,
     config = Phase1Config(batch_size=150, noise_std=0.0, clip_norm=clip_norm)
     optimizer = torch.optim.SGD(block.parameters(), lr=1e-9)
     given = block, optimizer, contexts, x, tokens, config, torch.Generator()
-    loss, _ = train_iteration(*given, lambda batch: oacd_loss(batch, 0.1))
+    loss, _ = train_iteration(*given, Objective(lambda batch: oacd_loss(batch, 0.1), (x, tokens)))
     assert loss == pytest.approx(sum(losses).item() / 3)
     torch.testing.assert_close(contexts[1:], torch.cat(made).detach())
     for (name, weight), gradient in zip(block.named_parameters(), expected, strict=True):
@@ -125,3 +126,35 @@ def test_divergence_ends_it_with_only_finite_numbers_heard(changes, cause, monke
     with pytest.raises(Diverged, match=rf"diverged in {cause}.*; lower phase1\.learning_rate"):
         train(tiny_method(), tiny_ids(401), Phase1Config(max_iterations=8, batch_size=150, **changes))
     assert json.dumps(heard, allow_nan=False)
+
+
+class Recording(nn.Module):
+    """An objective with a weight, which keeps what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.given = nn.Parameter(torch.ones(())), []
+
+    def forward(self, next_embeddings, previous, contexts, *, embeddings):
+        tensors = (contexts, previous, embeddings, next_embeddings)
+        self.given.append([tensor.detach().clone() for tensor in tensors])
+        return (self.scale * contexts - embeddings[:, :16]).square().mean()
+
+
+def test_an_objective_is_given_what_its_positions_read_and_its_weights_are_trained():
+    """Two iterations with batches of 150, 150 and 1 position."""
+    ids, model, objective = tiny_ids(302), tiny_method(), Recording()
+    read, following = distinct_rows(model, ids[:-1]), distinct_rows(model, ids[1:])
+    config = Phase1Config(max_iterations=3, batch_size=150, noise_std=0.0)
+    generator = torch.Generator().manual_seed(7)
+    model.set_phase(1)
+    block, x = model.context_block, model.embed(ids)
+    _, last = train_context_block(block, *read, config, generator, objective, next_tokens=following)
+    batches = [objective.given[:3], objective.given[3:]]
+    first, second = ([torch.cat(parts) for parts in zip(*given, strict=True)] for given in batches)
+    for _, _, embeddings, next_embeddings in (first, second):
+        torch.testing.assert_close(embeddings, x[:-1])
+        torch.testing.assert_close(next_embeddings, x[1:])
+    torch.testing.assert_close(second[1], torch.cat([torch.zeros(1, 16), first[0][:-1]]))
+    torch.testing.assert_close(last[1:], second[0])
+    assert objective.scale.item() != 1

@@ -101,21 +101,85 @@ def test_a_row_is_a_variant_and_its_seeds_are_paired_with_those_of_the_base(monk
     variant = [wide(np.full(6, 5 + seed / 10 + np.log(1.1)), seed) for seed in (44, 43, 42)]
     own = [a_run(np.full(6, 9.2 + np.log(0.5)), 42, block=GatedBlock)]
     table = difference([*own, *BASE, *variant], BASE)
-    assert [*table.index] == ["interval 20, block GatedBlock", "interval 10, block None"]
-    assert [*table.columns] == ["percent", "low", "high", "seeds", "conversations", "interval_over"]
+    assert [*table.index] == ["GatedBlock", "interval 10"]
     np.testing.assert_allclose(table[["percent", "low", "high"]], [[-50] * 3, [10] * 3])
+    assert table["verdict"].tolist() == ["more seeds needed", "clearly worse"]
     assert table["seeds"].tolist() == [1, 3]
     assert table["conversations"].tolist() == [6, 6]
-    assert table["interval_over"].tolist() == ["conversations alone", "conversations and seeds"]
+    assert table["interval_over"].tolist() == ["conversations only", "conversations and seeds"]
     gone = replace(own[0].config.plugins["block"], name="gone:Block")  # which this process cannot load
     elsewhere = replace(own[0], config=replace(own[0].config, plugins={"block": gone}))
-    assert [*difference(elsewhere, BASE).index] == ["block Block"]
+    assert [*difference(elsewhere, BASE).index] == ["Block"]
     monkeypatch.setattr("ctxkv_lib.report.difference.load_run", {run.path: run for run in BASE}.get)
     from_folders = difference(variant, [run.path for run in BASE])
     pd.testing.assert_frame_equal(from_folders, difference(variant, BASE))
     same = difference(variant, BASE[0])  # whose other seeds have no pair
-    assert [*same.iloc[0, :4]] == pytest.approx([10, 10, 10, 1])
-    assert [*same["interval_over"]] == ["conversations alone"]
+    assert same["percent"].item() == pytest.approx(10)
+    assert [*same.iloc[0, 3:6]] == ["more seeds needed", 1, 6]
+
+
+def sized(samples, shift=0.0, seeds=(42, 43, 44), **settings):
+    """Runs with a number of samples, whose losses are those of the base and `shift`."""
+    made = [a_run(np.full(6, 5 + seed / 10 + shift), seed, **settings) for seed in seeds]
+    return [replace(run, config=run.config.replace({"data.samples": samples})) for run in made]
+
+
+def test_a_variant_or_size_without_common_seeds_is_left_out_and_a_line_says_so(capsys):
+    bases = [*sized(10), *sized(50, seeds=(42,))]
+    own = [
+        run
+        for size, seeds in ((10, (42, 43, 44)), (50, (43,)), (20, (42,)))
+        for run in (sized(size, np.log(0.9), seeds, block=GatedBlock))
+    ]
+    table = difference([*own, *bases, *sized(50, np.log(1.1), model__interval=10)], bases)
+    assert [*table.index] == ["GatedBlock, 10 samples", "interval 10, 50 samples"]
+    assert table["percent"].tolist() == pytest.approx([-10, 10])
+    assert table["verdict"].tolist() == ["clearly better", "more seeds needed"]
+    assert capsys.readouterr().err.splitlines() == [
+        "Left out: GatedBlock, 50 samples has the seeds 43, and base 42; "
+        "run both with the same runtime.seed.",
+        "Left out: GatedBlock, 20 samples has the seeds 42, and base none of this size; "
+        "run both with the same runtime.seed.",
+    ]
+    (row,) = difference(sized(50, np.log(0.9)), sized(10)).index  # a base of one size is that of all sizes
+    assert row == "50 samples"
+
+
+def test_two_ideas_of_one_name_have_their_folders_behind_it():
+    edited = type("GatedBlock", (GatedBlock,), {"__module__": GatedBlock.__module__})
+    runs = [
+        replace(a_run(np.full(6, 9.0), block=part), path=Path(f"runs/{name}"))
+        for name, part in (("one", GatedBlock), ("two", edited))
+    ]
+    assert [*difference(runs, BASE).index] == ["GatedBlock (one)", "GatedBlock (two)"]
+
+
+def test_more_seeds_are_estimated_from_their_spread(printed_by, monkeypatch):
+    """Mean -0.02 and deviation 0.02: four seeds give ±0.032, six ±0.021, seven ±0.0185."""
+    shifts = {
+        "interval 10": (0.0, -0.02, -0.04),
+        "interval 11": (-0.02, -0.02, -0.021),
+        "interval 12": (-1, 1, 0),
+    }
+    runs = [
+        replace(run, path=Path(f"runs/{name}-{run.config.runtime.seed}"))
+        for name, by_seed in shifts.items()
+        for seed, shift in zip((42, 43, 44), by_seed, strict=True)
+        for run in [a_run(np.full(6, 5 + seed / 10 + shift), seed, model__interval=int(name.split()[1]))]
+    ]
+    one = a_run(np.full(6, 9.0), model__interval=13)
+    runs.append(replace(one, path=Path("runs/one")))
+    table = difference(runs, BASE)
+    assert table["more_seeds"].fillna(0).tolist() == [4, 0, 0, 0]
+    folders = {run.path: run for run in [*runs, *BASE]}
+    monkeypatch.setattr("ctxkv_lib.report.difference.load_run", folders.get)
+    printed = printed_by("difference", *(run.path for run in runs), "--base", *(run.path for run in BASE))
+    assert re.search(r"interval 11 +-2\.0 .*clearly better +3 +6 +conversations and seeds", printed)
+    assert "interval 10: about 4 more seeds would make it clear.\n" in printed
+    assert "interval 12: even 100 seeds would leave it unclear; take more test conv" in printed
+    assert "interval 13: one seed says nothing about others; train 2 more or more.\n" in printed
+    assert "interval 11:" not in printed
+    assert "simple estimate: it takes the difference and its spread over seeds" in printed
 
 
 wide = partial(a_run, model__interval=10)
@@ -140,18 +204,22 @@ def test_what_cannot_be_compared_is_refused(runs, base, said):
 
 
 @pytest.mark.slow
-def test_the_page_on_own_ideas_ends_with_a_difference(tmp_path, monkeypatch, own_module, capsys):
+def test_the_page_on_own_ideas_looks_inside_and_ends_with_a_difference(
+    tmp_path, monkeypatch, own_module, capsys
+):
     monkeypatch.chdir(tmp_path)
     page = (TOP / "docs" / "own-idea.md").read_text(encoding="utf-8")
-    ideas, _, verdict = re.findall(r"(?s)```python\n(.*?)```", page)
+    ideas, *_, look, verdict = re.findall(r"(?s)```python\n(.*?)```", page)
     small = {'"offline"': '"ci"', "50}": '5, "phase2.max_epochs": 1}', "(10, 50)": "(2,)"}
     small["(42, 43, 44)"] = "(42,)"
     for old, new in small.items():
         assert old in verdict
         verdict = verdict.replace(old, new)
-    import_module(own_module("own_ideas", f"{ideas}\nimport ctxkv_lib as ctxkv\n{verdict}"))
+    shown = f"{ideas}\nimport ctxkv_lib as ctxkv\n{verdict}\nrun = mine[0]\n{look}"
+    opened = import_module(own_module("own_ideas", shown))
+    assert opened.losses.mean().exp().item() == pytest.approx(opened.run.summary["test"]["ppl"], rel=1e-4)
     printed = capsys.readouterr().out
-    assert re.search(r"block GatedBlock +[-\d.]+ +[-\d.]+ +[-\d.]+ +1 +5 +conversations alone", printed)
+    assert re.search(r"GatedBlock +[-\d.]+ +[-\d.]+ +[-\d.]+ +more seeds needed +1 +5 +conv", printed)
 
 
 def test_the_standard_error_is_that_of_a_mean_weighted_by_tokens():

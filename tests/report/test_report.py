@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from conftest import PreviousToken
 from sample_runs import EPOCHS, sample_run
 
 from ctxkv_lib.errors import UserError
@@ -193,3 +194,22 @@ def test_the_model_card_has_settings_results_and_the_licence_of_the_data(tiny_se
     assert row(card, "Train tokens") == ["587,970"]
     assert row(card, "Val PPL") == ["179.2"]
     assert "license: unknown" in model_card(sample_run(8, settings=tiny_settings))
+
+
+def test_a_run_that_is_worse_than_guessing_says_so_and_is_not_called_overfitting():
+    run = sample_run(epochs=[(60_000.0, 70_000.0, 0.0), (50_000.0, 80_000.0, 0.0)])
+    english, japanese = write_report([run]), write_report([run], "ja")
+    assert "val PPL 70,000.0 is worse than guessing uniformly" in english
+    assert "検証PPL 70,000.0は、一様に推測した場合のPPL 50,257（語彙数）より悪い" in japanese
+    assert "overfitting" not in english
+    assert "過学習" not in japanese
+
+
+def test_the_report_of_own_parts_has_nothing_that_the_original_stored_or_proposed():
+    own, published = sample_run(settings={"layer": PreviousToken}), sample_run()
+    for language in ("en", "ja"):
+        report = write_report([own], language)
+        for text in ("--samples 1000", "in the original's layout", "the original's layout", "元の実装の形式"):
+            assert text not in report
+        assert "--samples 1000" in write_report([published], language)
+        assert row(report, "train_ctx") == ["575.0"]

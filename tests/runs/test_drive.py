@@ -5,6 +5,7 @@ import re
 import shutil
 import tarfile
 from contextlib import suppress
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -13,7 +14,7 @@ from sample_runs import write_run
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
-from ctxkv_lib.runs import drive, saved_epochs
+from ctxkv_lib.runs import drive, training
 from ctxkv_lib.runs.drive import kept_on_drive
 from ctxkv_lib.runs.folder import RunFolder
 from ctxkv_lib.runs.opened import open_run
@@ -29,7 +30,7 @@ def on_drive(tmp_path, monkeypatch):
 
 def test_a_run_on_a_new_machine_goes_on_from_what_drive_holds(on_drive, tmp_path, tiny_config, monkeypatch):
     monkeypatch.setattr(drive, "SAVE_SECONDS", 0)
-    monkeypatch.setattr(saved_epochs, "EVERY_SECONDS", 0)
+    monkeypatch.setattr(training, "EVERY_SECONDS", 0)
     undisturbed = run(tiny_config, tmp_path / "undisturbed")
     folder = tmp_path / "runs" / "run"
 
@@ -58,7 +59,31 @@ def test_a_run_on_a_new_machine_goes_on_from_what_drive_holds(on_drive, tmp_path
         kept, expected = outcome(folder), outcome(undisturbed.path)
         assert kept.pop("files") == expected.pop("files") - {".lock"}
         assert kept == expected
-        assert open_run(folder).token_losses("val").exp().mean() > 1
+        assert open_run(folder).stream("val").token_losses().exp().mean() > 1
+
+
+def test_weights_of_a_saved_model_that_every_machine_makes_alike_are_not_archived(
+    on_drive, finished_run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(drive, "SAME_EVERYWHERE", ("random",))  # as the table of this run
+    folder = Path(shutil.copytree(finished_run.path, tmp_path / "runs" / "run"))
+    with kept_on_drive(folder):
+        pass
+    archives = {path.name for path in on_drive.glob("*/*")}
+    shutil.rmtree(folder)
+    with kept_on_drive(folder) as listener:
+        assert {path.name for path in (folder / "model").iterdir()} >= {"config.json", "README.md"}
+        assert not [*folder.glob("model/*.safetensors")]
+        with pytest.raises(UserError, match=r"00002\.safetensors is missing; make it again with"):
+            open_run(folder)
+        (folder / "report.md").write_text("mine")
+        restored = run(finished_run.config, folder, listener)
+    said = [line for line in capsys.readouterr().err.splitlines() if "recomputed" in line]
+    assert [line.partition(":")[0] for line in said] == ["model"]
+    assert restored.summary == finished_run.summary
+    assert (folder / "report.md").read_text() == "mine"
+    assert open_run(folder).token_losses("val").isfinite().all()
+    assert {path.name for path in on_drive.glob("*/*")} == archives
 
 
 def test_an_archive_is_written_every_two_minutes_and_when_a_run_stops(on_drive, tmp_path, monkeypatch):

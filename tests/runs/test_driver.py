@@ -18,7 +18,7 @@ from conftest import cut, flip
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import digest, write_text
-from ctxkv_lib.runs.driver import EVERY_STAGE, Stage, is_finished, prepare_folder, run_stages
+from ctxkv_lib.runs.driver import Stage, is_finished, prepare_folder, run_stages
 from ctxkv_lib.runs.folder import RunFolder, claimed
 from ctxkv_lib.runs.presets import build_config
 from ctxkv_lib.runs.records import Record
@@ -76,7 +76,7 @@ class Toy:
                 {"saved": "1"},
                 ("phase2",),
                 ("model",),
-                is_result=False,
+                is_replaceable=True,
             ),
             Stage(
                 "test",
@@ -84,7 +84,15 @@ class Toy:
                 {"code": self.digests["code"], "test text": self.test_text},
                 ("contexts", "phase2"),
             ),
-            Stage("results", self.results, {}, EVERY_STAGE, ("summary.json", "report.md"), ("report.md",)),
+            Stage(
+                "results",
+                self.results,
+                {},
+                ("settings", "contexts", "phase2", "model", "test", "ngrams"),
+                ("summary.json",),
+                ("report.md",),
+                is_of_numbers=True,
+            ),
         ]
 
     def contexts(self, work):

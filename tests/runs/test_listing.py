@@ -1,21 +1,25 @@
 """Runs are found in folders, listed in their state with their results, and named by what differs."""
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from conftest import lines_of
+from conftest import GatedBlock, NearestTwo, PreviousToken, lines_of
 from sample_runs import sample_run, write_run
+from torch import nn
 
 from ctxkv_lib.errors import Interrupted, UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.files import replacing
+from ctxkv_lib.method.block import ContextBlock
+from ctxkv_lib.report.document import write_report
 from ctxkv_lib.report.tables import format_results
 from ctxkv_lib.runs.folder import RunFolder
 from ctxkv_lib.runs.listing import results
 from ctxkv_lib.runs.names import run_folder_of, run_names
 from ctxkv_lib.runs.presets import build_config
+from ctxkv_lib.runs.summary import load_run
 
 
 def test_every_run_is_listed_in_its_state(tmp_path, monkeypatch):
@@ -33,18 +37,18 @@ def test_every_run_is_listed_in_its_state(tmp_path, monkeypatch):
     assert [(Path(path).name, state) for path, state in table.state.items()] == [
         ("a", "finished"),
         ("b", "finished"),
-        ("c", "interrupted"),
         ("e", "damaged"),
         ("f", "damaged"),
         ("g", "damaged"),
+        ("c", "interrupted"),
     ]
     first, second, lost = (table.loc[str(tmp_path / name)] for name in ("a", "both/b", "f"))
     assert (first.val_ppl, first.train_tokens, first["data.samples"]) == (366.4, 122_795, 100)
     assert (second["phase2.patience"], second.epochs) == (7, 6)
     assert f"make it again with `ctxkv run --out {tmp_path / 'f'}`" in lost.note
     lines = format_results(table).splitlines()
-    assert re.search(r"a +finished +100 .* 122,795 +366\.4", lines[1])
-    assert len(lines) == 7 + 3  # damaged ones, each with what to do
+    assert re.search(r"a +finished +366\.4 .*  samples 100", lines[1])
+    assert len([line for line in lines if "make it again" in line]) == 3  # damaged ones
     with pytest.raises(UserError, match="is not a folder; name the one that holds your run folders"):
         results(tmp_path / "nowhere")
 
@@ -57,7 +61,31 @@ def test_results_are_the_numbers_of_the_summaries(finished_run):
     assert row["test_ppl"] == summary["test"]["ppl"]
     trained = [summary["phase1"], *summary["phase2"]["epochs"]]
     assert row["seconds"] == pytest.approx(sum(each["seconds"] for each in trained))
+    assert row["phase1_parameters"] == summary["parameters"]["trainable_phase1"]
     assert row["parameters"] == summary["parameters"]["trainable_phase2"]
+
+
+class ThreeBlocks(nn.Module):
+    def __init__(self, context_dim, hidden_size):
+        super().__init__()
+        self.blocks = nn.ModuleList(ContextBlock(context_dim, hidden_size) for _ in range(3))
+
+
+def test_a_block_with_three_times_the_weights_shows_them(tmp_path):
+    plain = write_run(tmp_path / "plain", 100)
+    runs = [
+        plain,
+        *(
+            write_run(tmp_path / name, 100, {hook: part})
+            for name, hook, part in (("large", "block", ThreeBlocks), ("tokens", "layer", PreviousToken))
+        ),
+    ]
+    table = results(runs)
+    assert table["phase1_parameters"].tolist() == [262_912, 3 * 262_912, 0]
+    assert table["parameters"].tolist() == [6_301_440, 6_301_440, 768 * 769]
+    assert "788,736" in format_results(table)
+    report = write_report([load_run(path) for path in runs[:2]])
+    assert re.search(r"Trainable in Phase 1 \|.* 262,912 .* 788,736", report)
 
 
 def test_an_interrupted_run_lists_its_best_epoch_so_far_and_the_number_of_its_epochs(tiny_config, tmp_path):
@@ -95,6 +123,57 @@ def test_runs_are_named_by_the_few_settings_that_differ_or_by_their_folders():
         run_names([few, many, other, third])[2] == "100 samples, interval 10, num_heads 4, patience 7, seed 1"
     )
     tuned = sample_run(100, recipe="tuned", settings={"runtime.seed": 1}, path=Path("runs/tuned"))
-    assert run_names([few, tuned]) == ["recipe published, seed 42", "recipe tuned, seed 1"]
+    assert run_names([few, tuned]) == ["published, seed 42", "tuned, seed 1"]
     assert run_names([few, replace(few, path=Path("runs/again"))]) == ["few", "again"]
     assert run_names([few, replace(few, path=Path("b/few"))]) == ["runs/few", "b/few"]
+
+
+def spread(contexts):
+    return -contexts.var(dim=0).mean()
+
+
+def test_own_parts_are_named_by_what_they_are_and_a_run_without_any_by_its_recipe():
+    def names(*ideas, **options):
+        return run_names([sample_run(100, settings=idea, **options) for idea in ideas])
+
+    both = {"block": GatedBlock, "loss": spread}
+    assert names({}, {"block": GatedBlock}, {"layer": NearestTwo}) == [
+        "published",
+        "GatedBlock",
+        "NearestTwo",
+    ]
+    assert names({}, both, both | {"model.interval": 10}) == [
+        "published, interval 20",
+        "GatedBlock, spread, interval 20",
+        "GatedBlock, spread, interval 10",
+    ]
+    assert names({"layer": PreviousToken}) == ["PreviousToken, 100 samples"]
+    parts = ({}, {"block": None}, {"layer": PreviousToken}, {"block": GatedBlock})
+    assert names(*parts, recipe="tuned") == ["tuned", "no block", "PreviousToken", "GatedBlock"]
+    wide = {"block": WithSettings, "block.width": 4}
+    assert names({}, wide) == ["published", "WithSettings"]
+    assert names({}, wide, {"block": WithSettings}) == [
+        "published",
+        "WithSettings, width 4",
+        "WithSettings, width 2",
+    ]
+
+
+class WithSettings(GatedBlock):
+    @dataclass
+    class Settings:
+        width: int = 2
+
+    def __init__(self, context_dim, hidden_size, settings):
+        super().__init__(context_dim, hidden_size)
+
+
+def test_the_list_fits_a_terminal_however_many_settings_differ(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(Path("runs/first"), 100)
+    changed = {"model.interval": 10, "phase2.learning_rate": 0.01, "phase2.patience": 7, "runtime.seed": 1}
+    write_run(Path("runs/second"), 500, settings=changed)
+    text = format_results(results("runs"))
+    assert max(map(len, text.splitlines())) <= 120
+    words = " ".join(text.partition("runs/second")[2].split())
+    assert words.endswith("samples 500, interval 10, learning_rate 0.01, patience 7, seed 1")

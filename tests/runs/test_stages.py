@@ -35,7 +35,9 @@ def test_phase_1_trains_on_even_samples_of_a_long_text():
     def starts(**settings):
         config = Phase1Config(batch_size=20, context_method="exact", **settings)
         config = SimpleNamespace(phase1=config)
-        ids = stages.phase1_ids(SimpleNamespace(ids={"train": torch.arange(1001)}, config=config))
+        inputs = SimpleNamespace(ids={"train": torch.arange(1001)}, config=config)
+        ids = stages.phase1_ids(inputs)
+        assert torch.equal(stages.phase1_ids(inputs, ahead=1), ids + 1)  # the last of 1,001 tokens, too
         rows = ids.split(20)
         assert all((row.diff() == 1).all() for row in rows)
         return [int(row[0]) for row in rows], len(ids)

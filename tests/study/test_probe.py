@@ -85,7 +85,7 @@ def test_a_run_is_probed_beside_untrained_blocks_and_halfway_through_what_is_rea
     state, fit, streams = torch.get_rng_state(), probe.decodability, []
     monkeypatch.setattr(probe, "decodability", lambda *given: streams.append(given[1]) or fit(*given))
     found = encoded(trained.model, trained.caches)
-    assert torch.equal(streams[-1].contexts, trained.contexts("val"))  # each after its token
+    assert torch.equal(streams[-1].contexts, trained.stream("val").contexts())  # each after its token
     assert torch.equal(torch.get_rng_state(), state)
     assert list(found["untrained"]) == ["0.1", "0.01"]
     for block in (found, *found["untrained"].values()):

@@ -70,19 +70,19 @@ def test_no_run_is_refused():
 
 def test_a_window_shows_its_tokens_with_the_attention_of_the_chosen_head(trained):
     explorer = explore_window(trained, position=20)
-    cache, window = trained.caches["val"], trained.model.window
-    for slot in window.slots(cache.ids.new_tensor([20]))[0].tolist():
+    stream, window = trained.stream("val"), trained.model.window
+    for slot in window.slots(torch.tensor([20]))[0].tolist():
         assert f'title="{slot}: ' in page(explorer)
-    following = trained.tokenizer.decode([int(cache.ids[21])])
+    following = trained.tokenizer.decode([int(stream.ids[21])])
     assert f'border-bottom:2px solid">{following}<' in page(explorer)
-    shares = attended(trained, 20)[2].softmax(dim=-1)
-    share = shares[cache.ids[21]]
+    shares = attended(stream, 20)[2].softmax(dim=-1)
+    share = shares[stream.ids[21]]
     rank = 1 + (shares > share).sum()
     true = f"<b>{escape(repr(following))}</b> {share:.1%}, number {rank:,} of the guesses"
     assert f"The next token is {true}." in page(explorer)
     heights = [bar.get_height() for bar in explorer.figure.axes[0].patches]
     assert sum(heights) == pytest.approx(100, abs=0.01)
-    weights = trained.model.read(trained.model.batch(cache, torch.tensor([20])))[1][0]
+    weights = trained.model.read(trained.model.batch(stream.cache, torch.tensor([20])))[1][0]
     for number, head in enumerate(weights.tolist(), start=1):
         explorer.controls["head"].value = f"head {number}"
         heights = [bar.get_height() for bar in explorer.figure.axes[0].patches]
@@ -96,5 +96,5 @@ def test_a_window_shows_its_tokens_with_the_attention_of_the_chosen_head(trained
 def test_a_position_that_is_not_there_is_refused(trained):
     last = len(trained.caches["val"]) - 1
     for position in (-1, last + 1, "first"):
-        with pytest.raises(UserError, match=f"allowed in this validation stream: 0 to {last}"):
+        with pytest.raises(UserError, match=f"allowed in this stream: 0 to {last}"):
             explore_window(trained, position)

@@ -1,9 +1,10 @@
-"""The state of a Phase 2 under way, saved at the end of epochs; and the hooks of both training loops.
+"""What both training loops call in a run, and the state of a Phase 2 under way, saved at the end of epochs.
 
-A kill in Phase 2 leaves the contexts and `checkpoint/phase2.pt` with the last saved epoch, if an epoch ended
-after the first minute. The next run continues from there and reaches the same numbers, since the order and
-the dropout of each epoch depend on seed and epoch alone. A state that was made from something else is
-ignored; a damaged one is ignored with a message. The driver deletes the file when the stage is finished.
+A kill in Phase 2 leaves the finished stages and `checkpoint/phase2.pt` with the last saved epoch, if an epoch
+ended after the first minute (`RunHooks.after_round`). The next run continues from there (`RunHooks.restore`)
+and reaches the same numbers, since the order and the dropout of each epoch depend on seed and epoch alone
+(`phase2.train_epoch`). A state that was made from something else is ignored; a damaged one is ignored with a
+message. `driver.run_stages` deletes the file when the stage is recorded. Ctrl-C and errors are like a kill.
 """
 
 import time
@@ -25,12 +26,12 @@ EVERY_SECONDS = 60  # least time between two saves; a kill loses at most this mu
 T = TypeVar("T")
 
 
-class RunLoop(Loop):
+class RunHooks(Loop):
     """The hooks of a training loop in a run.
 
     Args:
-        work: takes every metric; those of restored epochs marked as `replayed`.
-        path: where states are saved; None saves none, as in Phase 1, which takes seconds.
+        work: takes every metric; those of restored epochs marked as `replayed`. Its stage says where states
+            are saved: Phase 1 saves none, since it takes seconds.
 
     Attributes:
         tell: called once, some seconds into the first epoch, with the seconds that its steps take.
@@ -38,12 +39,12 @@ class RunLoop(Loop):
 
     tell: Callable[[float], None] | None = None
 
-    def __init__(self, work: Work, path: Path | None = None) -> None:
-        self.work, self.path, self.saved_at = work, path, time.monotonic()
+    def __init__(self, work: Work) -> None:
+        self.work, self.saved_at = work, time.monotonic()
 
     @torch.no_grad()
     def restore(self, state: Any) -> None:
-        saved = self.path and self.path.is_file() and read_state(self.path)
+        saved = self.work.state and self.work.state.is_file() and read_state(self.work.state)
         if not saved or saved["made_from"] != digest(self.work.made_from):
             return
         for name, weight in state.weights.items():
@@ -63,7 +64,7 @@ class RunLoop(Loop):
         return estimated(bar, total, tell) if tell else bar
 
     def after_round(self, state: Any, metric: Metric) -> None:
-        if self.path and not ranks.rank() and time.monotonic() >= self.saved_at + EVERY_SECONDS:
+        if self.work.state and not ranks.rank() and time.monotonic() >= self.saved_at + EVERY_SECONDS:
             values = {
                 "made_from": digest(self.work.made_from),
                 "metrics": [*self.work.metrics, metric],
@@ -72,7 +73,7 @@ class RunLoop(Loop):
                 "best": state.best,
                 "optimizer": state.stepper.optimizer.state_dict(),
             }
-            write_state(self.path, values)
+            write_state(self.work.state, values)
             self.saved_at = time.monotonic()
         self.work.record(metric)
 
