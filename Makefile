@@ -21,9 +21,10 @@ notebooks:  ## every notebook, small and without a network
 outputs:  ## execute the notebooks with preset offline and keep their outputs: an hour on 2 cores
 	CTXKV_PRESET=offline python notebooks/outputs.py
 
-tables:  ## the study's tables and figures, from its results, in docs/study.md and README.md
+tables:  ## the study's tables and figures and the story's pictures, from the study's results
 	python notebooks/study/tables.py
 	python notebooks/study/figures.py
+	python notebooks/study/story.py
 
 REPO ?= $(shell git config --get remote.origin.url | sed -nE 's|^.*github\.com[:/]([^/]+/[^/]+)$$|\1|p' | sed 's|\.git$$||')
 

@@ -8,7 +8,15 @@ from pathlib import Path
 sys.path.append("notebooks")
 from outputs import code_digest
 
-FOLLOWING = ("README.md", "CITATION.cff", "docs/*.md", "notebooks/*.ipynb", "notebooks/study/*.md")
+FOLLOWING = (
+    "README.md",
+    "CITATION.cff",
+    "docs/*.md",
+    "docs/conf.py",
+    "docs/_templates/*.html",
+    "notebooks/*.ipynb",
+    "notebooks/study/*.md",
+)
 
 project = Path("pyproject.toml")
 known = re.findall(r'Repository = "https://github.com/(.+)"', project.read_text())[0]
@@ -18,7 +26,6 @@ repository = sys.argv[1] if sys.argv[1:] else known
 changes = [
     (rf'(github\.com/|\.com/github/|"SOURCE = \\"){re.escape(known)}(?![\w-])', rf"\g<1>{repository}"),
     (re.escape(known.replace("/", ".github.io/")), repository.replace("/", ".github.io/")),
-    (rf"({re.escape(repository)} && cd )[\w.-]+", rf"\g<1>{repository.partition('/')[2]}"),
     (rf"({re.escape(repository)}/(?:blob|tree)/)[^/]+", rf"\g<1>v{version}"),
     (rf'("SOURCE = \\"{re.escape(repository)}@v)[^"\\]+', rf"\g<1>{version}"),
     (r"^version: .+", f"version: {version}"),

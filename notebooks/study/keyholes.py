@@ -1,0 +1,73 @@
+"""Measure which tokens the 32 slots still hold: `python notebooks/study/keyholes.py` writes the rows.
+
+It runs Phase 1 of recipes `exact` and `tuned`, with 50 conversations each, and measures how well the token of
+a context and the tokens before it can be decoded from the context. It also computes the loss of Phase 1 for
+the trained contexts, for those of an untrained block, and for random vectors. `story.py` draws the rows. All
+this takes 10 minutes on one core.
+"""
+
+import json
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from probe import encoded
+from tables import TOP
+from train import FIFTY, SEEDS
+
+import ctxkv_lib as ctxkv
+from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
+from ctxkv_lib.method.oacd import oacd_loss
+
+COMPARED = 1_000  # validation tokens whose contexts the losses are of, as in notebook 2
+ROWS = TOP / "notebooks" / "study" / "results" / "keyholes" / "keyholes.json"
+
+
+def curve(measured: dict[str, Any]) -> dict[str, Any]:
+    """Return the distances of a probe in tokens, with R² and the share of tokens named correctly at each."""
+    rows = measured["decodability"]
+    return {
+        "distance": [row["distance"] for row in rows],
+        "r2": [round(row["r2"], 4) for row in rows],
+        "named": [round(row["top1"], 4) for row in rows],
+    }
+
+
+@torch.no_grad()
+def losses(prepared: Any, seed: int) -> dict[str, float]:
+    """Compute the loss of Phase 1 for trained contexts, for those of an untrained block, and for noise."""
+    model, config = prepared.model.cpu(), prepared.run.config
+    embeddings, rows = distinct_rows(model, prepared.caches["val"].ids[:COMPARED].cpu())
+    torch.manual_seed(seed)
+    untrained = ctxkv.ContextBlock(config.model.context_dim, config.model.hidden_size)
+    contexts = {
+        "trained": prepared.contexts("val")[:COMPARED],
+        "untrained": exact_contexts(untrained, untrained.project_inputs(embeddings), rows, 1e-5)[1:],
+    }
+    contexts["noise"] = F.layer_norm(torch.randn_like(contexts["trained"]), contexts["trained"].shape[1:])
+    weight = config.phase1.centroid_weight
+    return {name: round(oacd_loss(each, weight).item(), 4) for name, each in contexts.items()}
+
+
+def keyholes(recipe: str, seed: int) -> dict[str, Any]:
+    """Train the contexts of a recipe and measure what they hold; `untrained` is the block at its start."""
+    settings = {**FIFTY, "runtime.seed": seed}
+    prepared = ctxkv.prepare(ctxkv.build_config("offline", recipe, 50, settings=settings))
+    probed = encoded(prepared.model, prepared.caches)
+    return {
+        "recipe": recipe,
+        "samples": 50,
+        "seed": seed,
+        "offsets": list(probed["offsets"]),
+        "memory_span": probed["memory_span"],
+        "losses": losses(prepared, seed),
+        **curve(probed),
+        "untrained": {std: curve(each) for std, each in probed["untrained"].items()},
+    }
+
+
+if __name__ == "__main__":
+    runs = [keyholes(recipe, seed) for recipe in ("exact", "tuned") for seed in SEEDS]
+    ROWS.parent.mkdir(exist_ok=True)
+    lines = ",\n".join(json.dumps(run) for run in runs)
+    ROWS.write_text(f'{{"runs": [\n{lines}\n]}}\n', encoding="utf-8")

@@ -1,0 +1,110 @@
+"""The map of the model, once for each notebook: the parts that the notebook is about are filled."""
+
+from svg import BLUE, INK, RUST, Picture
+from tables import read
+
+PARTS = ("tokens", "table", "block", "cache", "layer", "head", "slots")
+FILLED = {  # by notebook
+    0: PARTS,
+    1: ("tokens", "slots"),
+    2: ("block", "cache"),
+    3: ("layer",),
+    4: ("tokens", "head"),
+    5: ("slots",),
+    6: ("block", "layer"),
+}
+LEFT, RIGHT = 8, 372  # edges of the widest boxes
+QUERY = 361  # where the query passes the narrower boxes
+SPAN = 640  # tokens of the window, which the axis of slots shows
+READ = (38, 173, 308)  # the drawing's tokens whose contexts attention reads
+CENTRE = {"text_anchor": "middle"}
+ALTERNATIVE = (
+    "Map of the model, from the bottom up. Tokens. The frozen token table. The ContextBlock, which makes "
+    "each context from the last one and the token. The cache, which holds the context of each token. The "
+    "layer, whose attention reads 32 contexts. The output head, which predicts the next token. Below, the "
+    "slots of both recipes on one axis: exact reads every 20th token, tuned the last 14 tokens and then "
+    "ever farther ones."
+)
+OFFSETS = {run["recipe"]: run["offsets"] for run in read("keyholes/keyholes")["runs"]}
+
+
+def draw_map(filled: tuple[str, ...]) -> Picture:
+    """Draw the model from the tokens, below, to the next token, above."""
+    picture = Picture(594, ALTERNATIVE)
+    picture.text(190, 14, "next token", font_weight=600, **CENTRE)
+    picture.arrow((190, 42), (190, 21))
+    draw_box(picture, "head" in filled, 42, RIGHT, INK, "Output head", "the token table again, frozen")
+    picture.arrow((190, 113), (190, 93))
+    trained = "trained in Phase 2: 6.3 million weights"
+    draw_box(picture, "layer" in filled, 113, RIGHT, BLUE, "Layer: attention, feed-forward", trained)
+    for x in READ:
+        picture.arrow((x, 200), (x, 164), BLUE)
+    picture.text(READ[0] + 9, 187, "keys and values")
+    picture.arrow((QUERY, 372), (QUERY, 164), BLUE)
+    picture.text(QUERY - 6, 187, "query", text_anchor="end")
+    draw_box(picture, "cache" in filled, 200, 346, RUST, "Cache", "the context of each token: 256 numbers")
+    for x in READ:
+        picture.arrow((x, 280), (x, 251), RUST)
+    trained = "trained in Phase 1: 0.26 million weights"
+    draw_box(
+        picture,
+        "block" in filled,
+        280,
+        346,
+        RUST,
+        "ContextBlock",
+        "last context, token → next context",
+        trained,
+    )
+    for x in READ:
+        picture.arrow((x, 372), (x, 349))
+    draw_box(picture, "table" in filled, 372, RIGHT, INK, "Token table", "768 numbers for each token, frozen")
+    for place in range(13):
+        x = READ[0] + 22.5 * place
+        is_read = place % 6 == 0
+        color = INK if is_read or "tokens" in filled else "none"
+        size = 7 if is_read else 4
+        picture.rect(x - size, 449 - size, 2 * size, 2 * size, color, stroke=INK, rx=2)
+        if is_read:
+            picture.arrow((x, 441), (x, 423))
+    picture.text(RIGHT, 454, "tokens", text_anchor="end", font_weight=600 if "tokens" in filled else 400)
+    draw_slots(picture, 486, "slots" in filled)
+    return picture
+
+
+def draw_box(
+    picture: Picture, filled: bool, y: float, right: float, color: str, title: str, *lines: str
+) -> None:
+    """Draw a part of the model, filled or as an outline, with its title and smaller lines."""
+    fill, ink = (color, "#ffffff") if filled else ("none", INK)
+    height = 32 + 18 * len(lines)
+    picture.rect(LEFT, y, right - LEFT, height, fill, stroke=color, stroke_width=1.6, rx=6)
+    middle = (LEFT + right) / 2
+    picture.text(middle, y + 20, title, ink, 15, font_weight=600, **CENTRE)
+    for row, line in enumerate(lines, start=1):
+        picture.text(middle, y + 21 + 18 * row, line, ink, **CENTRE)
+
+
+def draw_slots(picture: Picture, y: float, filled: bool) -> None:
+    """Draw the slots of both recipes on one axis, the present at the right."""
+    notes = {"exact": "slots every 20 tokens", "tuned": "slots 0 to 13, then ever farther apart"}
+    for row, (recipe, note) in enumerate(notes.items()):
+        top = y + 42 * row
+        picture.text(LEFT, top, recipe, font_weight=600)
+        picture.text(LEFT + 48, top, note)
+        for offset in OFFSETS[recipe]:
+            x = place_of(offset)
+            look = {"stroke": BLUE, "width": 3} if filled else {"stroke": INK, "width": 1.2}
+            picture.line((x, top + 6), (x, top + 22), **look)
+    base = y + 72
+    picture.line((place_of(SPAN), base), (place_of(0), base))
+    for back in (600, 400, 200, 0):
+        picture.line((place_of(back), base), (place_of(back), base + 5))
+    for back, anchor in ((600, "middle"), (400, "middle"), (200, "middle"), (0, "end")):
+        words = "400 tokens back" if back == 400 else f"{back}"
+        picture.text(place_of(back), base + 20, words, text_anchor=anchor)
+
+
+def place_of(back: float) -> float:
+    """Return the x of a token so far back."""
+    return RIGHT - 2 - (RIGHT - LEFT - 4) * back / SPAN

@@ -1,0 +1,271 @@
+"""Pictures of the first page, the README and the notebooks: `python notebooks/study/story.py` writes them.
+
+All numbers come from `results/`. A picture is an SVG file in `notebooks/pictures`.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from math import log10
+from statistics import mean
+
+import numpy as np
+from figures import used
+from model_map import FILLED, draw_map
+from svg import BLUE, INK, ORANGE, PICTURES, Picture
+from tables import Interval, cells_of, change, ppls_of, read, tested
+
+LEFT, RIGHT = 8, 372  # edges of strips and axes
+WINDOW = 640  # tokens
+NEAR = 14  # tokens that have a slot each in `tuned`
+BLANK = 0.005  # share of places at which the most frequent token is the right one
+SIZE = 50  # training conversations of the waterfall
+MANY = 200  # and of what could stand in the place of contexts
+BOLD = {"font_weight": 600}
+Row = tuple[str, Interval | None, str]  # name, change in per cent, colour
+KEYHOLES = read("keyholes/keyholes")["runs"]
+
+
+def named(recipe: str) -> np.ndarray:
+    """Compute how often a linear readout of the nearest slot names each token of the window.
+
+    Returns:
+        `[seeds, 640]`: shares between 0 and 1; column 0 is the present token.
+    """
+    back, rows = np.arange(WINDOW), []
+    for run in (run for run in KEYHOLES if run["recipe"] == recipe):
+        offsets = np.array(run["offsets"])
+        nearest = offsets[np.searchsorted(offsets, back, side="right") - 1]
+        rows.append(np.interp(back - nearest, run["distance"], run["named"]))
+    return np.array(rows)
+
+
+def draw_keyholes() -> Picture:
+    """Draw the window of both recipes as strips, a token more coloured the more often it can be named."""
+    exact, tuned = (named(recipe).mean(axis=0) for recipe in ("exact", "tuned"))
+    picture = Picture(
+        352,
+        f"The last 640 tokens as a strip. Recipe exact: 32 narrow flares, one before each slot, and blanks "
+        f"between; {exact.sum():.0f} tokens can be named. Recipe tuned, on a logarithmic axis: the last 14 "
+        f"tokens are solid, older ones are ever narrower flares; {tuned.sum():.0f} tokens can be named.",
+    )
+    picture.text(LEFT, 18, "exact: 32 keyholes", size=17, fill=ORANGE, **BOLD)
+    picture.text(LEFT, 38, f"names {exact.sum():.0f} of the last {WINDOW} tokens")
+    draw_strip(picture, 48, exact, linear_place)
+    label_axis(picture, 100, {600: "600", 400: "400 tokens back", 200: "200", 0: "now"}, linear_place)
+    draw_zoom(picture, 124, exact[:20])
+    picture.text(LEFT, 224, "tuned: an open door, then keyholes", size=17, fill=ORANGE, **BOLD)
+    picture.text(LEFT, 244, f"names all of the last {NEAR} tokens and {tuned[NEAR:].sum():.0f} others")
+    draw_strip(picture, 254, tuned, log_place)
+    ticks = {600: "600", 100: "100", 20: "20 tokens back", 5: "5", 1: "1", 0: "now"}
+    label_axis(picture, 306, ticks, log_place)
+    picture.text(LEFT, 344, "Colour: how often the token can be named")
+    return picture
+
+
+def linear_place(back: float) -> float:
+    return back / WINDOW
+
+
+def log_place(back: float) -> float:
+    return log10(1 + back) / log10(1 + WINDOW)
+
+
+def draw_strip(picture: Picture, y: float, shares: np.ndarray, place: Callable[[float], float]) -> None:
+    """Draw the tokens of the window, the present at the right; `place` is 0 there and 1 at the other end."""
+    width, back = RIGHT - LEFT, 0
+    for share, alike in groupby(shares.round(3).tolist()):
+        start, back = back, back + len(list(alike))
+        left, right = (RIGHT - width * place(edge) for edge in (back, start))
+        if share > BLANK:
+            picture.rect(left, y, right - left, 40, ORANGE, fill_opacity=share)
+    picture.rect(LEFT, y, width, 40, stroke=INK)
+
+
+def label_axis(picture: Picture, y: float, ticks: dict[int, str], place: Callable[[float], float]) -> None:
+    """Write distances below a strip."""
+    for back, words in ticks.items():
+        x = RIGHT - (RIGHT - LEFT) * place(back + 0.5)
+        picture.line((x, y - 12), (x, y - 7))
+        if words == "now":
+            picture.text(RIGHT, y + 6, words, text_anchor="end")
+        else:
+            picture.text(max(x, LEFT + 12), y + 6, words, text_anchor="middle")
+
+
+def draw_zoom(picture: Picture, y: float, shares: np.ndarray) -> None:
+    """Draw the tokens from one slot to the next, with the share of them that can be named in per cent."""
+    width = (RIGHT - LEFT) / len(shares)
+    picture.text(LEFT, y + 12, "From one slot to the next, named in % of places:")
+    for back, share in enumerate(shares.round(3).tolist()):
+        x = RIGHT - width * (back + 1)
+        picture.rect(x, y + 20, width, 30, ORANGE, fill_opacity=share, stroke=INK)
+        if share > 2 * BLANK:
+            picture.text(x + width / 2, y + 66, f"{100 * share:.0f}", text_anchor="middle")
+    picture.text(LEFT, y + 66, "less than 1")
+
+
+def draw_waterfall() -> Picture:
+    """Draw which part of `tuned` lowers the test perplexity with 50 conversations by how much."""
+    levels = waterfall()
+    ngrams = mean(ppls_of(tested(10), "kneser_ney_table_caches", SIZE))
+    steps = [f"{name}: {value:.0f}" for name, value in levels.items()]
+    picture = Picture(
+        346,
+        f"Test perplexity with {SIZE} conversations, step by step. {'; '.join(steps)}. Dashed: n-grams that "
+        f"saw the same text, {ngrams:.0f}.",
+    )
+    high = max(levels.values())
+
+    def at(value: float) -> float:
+        return LEFT + (RIGHT - LEFT) * value / high
+
+    picture.text(LEFT, 16, f"Test perplexity, {SIZE} conversations", **BOLD)
+    before = high
+    for row, (name, value) in enumerate(levels.items()):
+        y, is_first = 30 + 50 * row, row == 0
+        weight = BOLD if name == "contexts" else {}
+        picture.text(LEFT, y + 12, name, **weight)
+        change = "" if is_first else f"−{1 - value / before:.0%} to "
+        picture.text(RIGHT, y + 12, f"{change}{value:.0f}", text_anchor="end", **weight)
+        color = INK if is_first else ORANGE if name == "contexts" else BLUE
+        left, right = (0, value) if is_first else (value, before)
+        picture.rect(at(left), y + 18, at(right) - at(left), 22, color, fill_opacity=0.4 if is_first else 1)
+        if not is_first:
+            picture.line((at(value), y + 40), (at(value), y + 68), stroke_dasharray="2 3")
+        picture.line((at(ngrams), y + 17), (at(ngrams), y + 41), width=2, stroke_dasharray="5 3")
+        before = value
+    y = 30 + 50 * len(levels)
+    picture.rect(LEFT, y + 18, at(before) - LEFT, 22, INK, fill_opacity=0.4)
+    picture.text(LEFT, y + 12, "recipe tuned", **BOLD)
+    picture.text(RIGHT, y + 12, f"{before:.0f}", text_anchor="end", **BOLD)
+    picture.line((at(ngrams), y + 17), (at(ngrams), y + 41), width=2, stroke_dasharray="5 3")
+    picture.text(LEFT, y + 62, f"Dashed: n-grams that saw the same text, {ngrams:.0f}")
+    return picture
+
+
+def waterfall() -> dict[str, float]:
+    """Return the mean test perplexity after each step from `exact` to `tuned`."""
+    bare = cells_of("baselines/sweep")
+    rows = {
+        "recipe exact": (tested(10), "exact"),
+        "with the token table of tuned": (tested(10), "exact, directional table"),
+        "all else in tuned but contexts": (bare, "no contexts"),
+        "contexts": (tested(10), "tuned"),
+        "copying": (tested(10), "tuned, copying"),
+    }
+    return {name: mean(ppls_of(cells, variant, SIZE)) for name, (cells, variant) in rows.items()}
+
+
+def draw_objective() -> Picture:
+    """Draw the loss of Phase 1 for noise, trained contexts and those of an untrained block."""
+    runs = [run["losses"] for run in KEYHOLES if run["recipe"] == "exact"]
+    names = {"untrained": "untrained block", "trained": "after Phase 1", "noise": "random noise"}
+    values = {name: [run[key] for run in runs] for key, name in names.items()}
+    told = ", ".join(f"{name} {mean(each):.2f}" for name, each in values.items())
+    picture = Picture(200, f"Loss of Phase 1, lower is better: {told}.")
+    picture.text(LEFT, 16, "Loss of Phase 1 (lower is better)", **BOLD)
+    low, high = -0.6, max(map(max, values.values()))
+
+    def at(value: float) -> float:
+        return round(LEFT + (RIGHT - LEFT - 2) * (value - low) / (high - low), 1)
+
+    for row, (name, each) in enumerate(values.items()):
+        y, value = 30 + 50 * row, mean(each)
+        color = ORANGE if name == "random noise" else BLUE
+        picture.text(LEFT, y + 12, name)
+        picture.text(RIGHT, y + 12, f"{value:.2f}".replace("-", "−"), text_anchor="end", **BOLD)
+        picture.rect(min(at(0), at(value)), y + 20, abs(at(value) - at(0)), 16, color)
+        for seed in each:
+            picture.line((at(seed), y + 17), (at(seed), y + 39), width=1.5)
+        picture.line((at(0), y + 17), (at(0), y + 39))
+    picture.text(LEFT, 194, "Bars: mean of three seeds. Lines: each seed, and 0")
+    return picture
+
+
+def draw_dots(
+    title: str, rows: Sequence[Row], ends: tuple[float, float], zero: str = "0: no change"
+) -> Picture:
+    """Draw changes of the test perplexity in per cent with 95% intervals, a row each, around a line at zero.
+
+    A row without an interval is a heading.
+    """
+    told = "; ".join(f"{name} {change_of(each)}" if each else f"{name}:" for name, each, _ in rows)
+    heights = [46 if each else 24 for _, each, _ in rows]
+    picture = Picture(50 + sum(heights), f"{title}: {told}.")
+    picture.text(LEFT, 16, title, **BOLD)
+    low, high = ends
+
+    def at(value: float) -> float:
+        return round(LEFT + (RIGHT - LEFT) * (value - low) / (high - low), 1)
+
+    y = 28
+    for (name, found, color), height in zip(rows, heights, strict=True):
+        if found:
+            picture.text(LEFT, y + 12, name)
+            picture.text(RIGHT, y + 12, signed(found.percent), text_anchor="end", **BOLD)
+            picture.line((at(0), y + 18), (at(0), y + 40), width=1.5)
+            picture.line((at(found.low), y + 29), (at(found.high), y + 29), stroke=color, width=4)
+            picture.add("circle", cx=at(found.percent), cy=y + 29, r=6, fill=color)
+        else:
+            picture.text(LEFT, y + 16, name, **BOLD)
+        y += height
+    anchor = "middle" if at(0) < (LEFT + 2 * RIGHT) / 3 else "end"
+    picture.text(at(0), y + 14, zero, text_anchor=anchor)
+    return picture
+
+
+def signed(percent: float) -> str:
+    """Write a change, with a true minus sign."""
+    return f"{percent:+.{0 if abs(percent) >= 10 else 1}f}%".replace("-", "−")
+
+
+def change_of(found: Interval) -> str:
+    return f"{signed(found.percent)} ({signed(found.low)} to {signed(found.high)})"
+
+
+def draw_present() -> Picture:
+    """Draw what the 31 earlier contexts of `exact` are worth: to the trained model, and in training."""
+    results, replaced, absent = read("evidence/evidence"), [], []
+    for size in (50, 100, 500):
+        runs = [run for run in results["runs"] if (run["recipe"], run["samples"]) == ("exact", size)]
+        replaced.append((f"{size} conversations", used(runs, results["tokens"])[1], BLUE))
+        absent.append((f"{size} conversations", change(50, "exact, one slot / exact", size)[0], ORANGE))
+    headings = ("Earlier 31 contexts from another text", "Trained without the earlier 31")
+    rows = [(headings[0], None, BLUE), *replaced, (headings[1], None, ORANGE), *absent]
+    return draw_dots("Change of the perplexity of exact", rows, (-13, 13))
+
+
+def draw_instead() -> Picture:
+    """Draw what contexts, and what could stand in their place, gain over the present token alone."""
+    names = {
+        "contexts": ("contexts", ORANGE),
+        "tokens at the same slots": ("tokens at the same 32 slots", BLUE),
+        "last 32 tokens": ("the last 32 tokens", BLUE),
+        "GRU": ("a GRU of the same size", INK),
+    }
+    rows = [
+        (words, change(50, f"{name} / no contexts", MANY)[0], color) for name, (words, color) in names.items()
+    ]
+    return draw_dots(
+        f"Perplexity with {MANY} conversations", rows, (-36, 4), "0: sees only the present token"
+    )
+
+
+DRAWN: dict[str, Callable[[], Picture]] = {
+    "keyholes": draw_keyholes,
+    "waterfall": draw_waterfall,
+    "objective": draw_objective,
+    "present": draw_present,
+    "instead": draw_instead,
+    **{f"map-{number}": lambda filled=filled: draw_map(filled) for number, filled in FILLED.items()},
+}
+
+
+def main() -> None:
+    """Write all pictures."""
+    for name, draw in DRAWN.items():
+        (PICTURES / f"{name}.svg").write_text(draw().svg(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

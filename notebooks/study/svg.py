@@ -1,0 +1,70 @@
+"""Pictures as SVG text, 380 units wide, so that their smallest letters have 12 pixels on a phone.
+
+Backgrounds are transparent, and the ink has a contrast of 4.3 on white as on the site's dark ground: the same
+file serves both themes. Colours are from Okabe and Ito's palette, which colour-blind readers can distinguish.
+"""
+
+from pathlib import Path
+from xml.sax.saxutils import escape, quoteattr
+
+PICTURES = Path(__file__).resolve().parents[1] / "pictures"
+WIDTH = 380  # units of the drawing
+SHOWN = 570  # pixels, where there is room for them
+INK = "#757b84"
+BLUE, ORANGE, RUST = "#0072b2", "#d55e00", "#b34f00"  # white letters can be read on blue and rust
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
+SMALL = 13  # the smallest letters, in units
+
+
+class Picture:
+    """A drawing to which each method adds a shape; x and y are in units, y grows downwards."""
+
+    def __init__(self, height: float, alternative: str) -> None:
+        self.height, self.alternative = height, alternative
+        self.shapes: list[str] = []
+
+    def add(self, tag: str, content: str = "", **attributes: object) -> None:
+        """Add an element; an underscore in an attribute's name becomes a hyphen."""
+        listed = "".join(
+            f" {name.replace('_', '-')}={quoteattr(_written(value))}" for name, value in attributes.items()
+        )
+        self.shapes.append(f"<{tag}{listed}>{content}</{tag}>" if content else f"<{tag}{listed}/>")
+
+    def text(
+        self, x: float, y: float, words: str, fill: str = INK, size: float = SMALL, **more: object
+    ) -> None:
+        """Write a line of text; `text_anchor` is "middle" or "end" if x is not its start."""
+        self.add("text", escape(words), x=x, y=y, fill=fill, font_size=size, **more)
+
+    def rect(
+        self, x: float, y: float, width: float, height: float, fill: str = "none", **more: object
+    ) -> None:
+        self.add("rect", x=x, y=y, width=width, height=height, fill=fill, **more)
+
+    def line(self, *points: tuple[float, float], stroke: str = INK, width: float = 1, **more: object) -> None:
+        """Draw a line through points."""
+        listed = " ".join(f"{_written(x)},{_written(y)}" for x, y in points)
+        self.add("polyline", points=listed, fill="none", stroke=stroke, stroke_width=width, **more)
+
+    def arrow(
+        self, start: tuple[float, float], end: tuple[float, float], stroke: str = INK, **more: object
+    ) -> None:
+        """Draw a horizontal or vertical line with a head at its end."""
+        (x, y), (from_x, from_y) = end, start
+        along = (x > from_x) - (x < from_x), (y > from_y) - (y < from_y)
+        base = x - 6 * along[0], y - 6 * along[1]
+        self.line(start, base, stroke=stroke, width=1.6, **more)
+        wings = [(base[0] + side * along[1] * 4, base[1] + side * along[0] * 4) for side in (-1, 1)]
+        head = " ".join(f"{_written(a)},{_written(b)}" for a, b in (end, *wings))
+        self.add("polygon", points=head, fill=stroke)
+
+    def svg(self) -> str:
+        """Return the whole file."""
+        size = f'width="{SHOWN}" height="{_written(SHOWN * self.height / WIDTH)}"'
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {_written(self.height)}" {size}'
+        head += f' role="img" font-family="{FONT}">\n<title>{escape(self.alternative)}</title>\n'
+        return head + "\n".join(self.shapes) + "\n</svg>\n"
+
+
+def _written(value: object) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)

@@ -1,0 +1,35 @@
+"""The pictures of the first page, the README and the notebooks."""
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+import story
+from conftest import TOP
+from svg import PICTURES, SMALL
+
+NAMES = re.compile(r"pictures/([\w-]+)\.svg")
+
+
+@pytest.mark.parametrize("name", story.DRAWN)
+def test_committed_pictures_show_the_results_and_can_be_read_on_a_phone(name):
+    picture = story.DRAWN[name]().svg()
+    assert (PICTURES / f"{name}.svg").read_text(encoding="utf-8") == picture, "make tables"
+    root = ElementTree.fromstring(picture)
+    assert root[0].tag.endswith("title")
+    assert all(
+        float(text.get("font-size")) >= SMALL for text in root.iter("{http://www.w3.org/2000/svg}text")
+    )
+
+
+def test_every_picture_is_shown_and_every_shown_picture_exists():
+    pages = [TOP / "README.md", TOP / "docs" / "index.md", *(TOP / "notebooks").glob("*.ipynb")]
+    shown = {name for page in pages for name in NAMES.findall(page.read_text(encoding="utf-8"))}
+    assert shown == {*story.DRAWN} == {path.stem for path in PICTURES.iterdir()}
+
+
+def test_strips_show_the_nearest_slot_that_read_a_token():
+    exact, tuned = (story.named(recipe).mean(axis=0) for recipe in ("exact", "tuned"))
+    assert exact.shape == tuned.shape == (640,)
+    assert exact[0] == exact[20] == exact[620] > exact[21] > exact[39]  # every 20th token is a slot itself
+    assert tuned[13] == tuned[0] > tuned[14]
