@@ -101,7 +101,8 @@ def format_info(sizes: dict[str, Any]) -> str:
 
 def _time_in_words(sizes: dict[str, Any]) -> str:
     time = sizes["time"]
-    words = epochs_ahead(time["epoch_seconds"], *time["epochs"], usual=time["usual_epochs"])
+    least, most = time["epochs"]
+    words = epochs_ahead(time["epoch_seconds"], least, most, time["usual_epochs"])
     if seconds := time["iteration_seconds"]:
         most = time["iterations"]
         whole = f"Phase 1 at most {duration(most * seconds)} ({most} iterations of {duration(seconds)})"
