@@ -9,7 +9,7 @@ from ..experiments import results_stage
 from ..files import source_digest
 from ..progress import status_line
 from ..runs.device import torch_state
-from ..runs.driver import Stage, Work, run_stages
+from ..runs.driver import Stage, Work, is_finished, run_stages
 from ..runs.folder import claimed
 from ..runs.opened import open_run, refuse_other_texts
 from ..runs.summary import NGRAMS, Run, finished_run
@@ -35,5 +35,7 @@ def measure(run: Run) -> Run:
     stages = [Stage(NGRAMS, compute, {"code": source_digest(*CODE)}, after=("test",)), results_stage()]
     with claimed(run.path) as folder:
         finished_run(folder)
+        if not is_finished(folder, stages[:1]):
+            folder.drop(NGRAMS)  # else the driver would drop the results first, and no unfinished run opens
         run_stages(folder, stages, torch.device("cpu"), lambda _: None)
         return finished_run(folder)
