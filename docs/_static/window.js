@@ -27,7 +27,7 @@
     const controls = element("div", { className: "window-controls" }, place);
     const label = element("label", { textContent: "Attention of " }, controls);
     const select = element("select", {}, label);
-    ["the mean of all heads", ...Array.from({ length: heads }, (_, n) => `head ${n + 1}`)]
+    ["the mean of all heads", ...Array.from({ length: heads }, (_, n) => `head ${n}`)]
       .forEach((textContent) => element("option", { textContent }, select));
     select.onchange = () => { head = select.selectedIndex; show(chosen); };
     const choice = element("fieldset", {}, controls);
@@ -63,7 +63,7 @@
     const chart = element("div", { className: "window-chart" }, place);
     const top = element("small", { className: "window-top" }, chart);
     const bars = element("div", { className: "window-bars" }, chart);
-    const line = element("b", {}, bars);
+    const line = element("b", {}, element("div", { className: "window-levels" }, bars));
     const slots = offsets.map((offset, slot) => {
       const bar = element("button", { type: "button", onclick: () => lead(offset) }, bars);
       element("i", {}, bar);
