@@ -54,6 +54,7 @@ def panels(count: int, height: float, **share: Any) -> tuple[Any, Any]:
     """Make a figure of `count` axes below each other, in the package's style."""
     plt.rcParams.update(ctxkv.STYLE)
     figure, axes = plt.subplots(count, 1, figsize=(WIDTH, height), squeeze=False, **share)
+    figure.get_layout_engine().set(h_pad=0.1)  # inches, so that no title touches an axis label
     return figure, axes[:, 0]
 
 
@@ -268,19 +269,19 @@ def draw_card() -> Any:
 
 
 def for_phone(figure: Any) -> Any:
-    """Lay a figure out again for a phone: narrow, with larger letters and a legend in the place of end labels."""
+    """Lay a figure out for a phone: narrow, with larger letters and a legend in the place of end labels."""
     handles = {}
     for ax in figure.axes:
         ax.set_title(fill(ax.get_title(loc="left"), 44), loc="left", fontsize=LETTERS)
-        for label in [text for text in ax.texts if isinstance(text, Annotation)]:
-            lines = [line for line in ax.lines if ends_at(line, label.xy)]
-            look = {"color": label.get_color()}
+        for end in [text for text in ax.texts if isinstance(text, Annotation)]:
+            lines = [line for line in ax.lines if ends_at(line, end.xy)]
+            look = {"color": end.get_color()}
             if lines:
                 shown = ("color", "linestyle", "marker", "markersize")
                 look = {name: getattr(lines[0], f"get_{name}")() for name in shown}
-            text = label.get_text().replace("\n", " ")
+            text = end.get_text().replace("\n", " ")
             handles[text] = Line2D([], [], label=text, **look)
-            label.remove()
+            end.remove()
         for name in ax.texts:  # of rows, over the whole width
             name.set(text=fill(name.get_text(), 46), x=-0.14, in_layout=False, linespacing=1)
         ax.tick_params(labelsize=LETTERS)
