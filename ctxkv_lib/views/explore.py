@@ -62,7 +62,8 @@ class WindowExplorer(widgets.VBox):
         title = f"What position {position:,} attends to: {head}, contexts {source}"
         self.figure = window_attention(slots.tolist(), chosen.tolist(), position, title)
         self._png = b64encode(self.figure.png()).decode()
-        picture = f'<img style="width:730px;max-width:100%" src="data:image/png;base64,{self._png}">'
+        look = f'alt="{escape(title)}, by slot" style="width:730px;max-width:100%"'
+        picture = f'<img {look} src="data:image/png;base64,{self._png}">'
         text = attended_text(self._opened, position, slots, chosen if source == SOURCES[0] else None)
         self._page.value = picture + text + guesses(self._opened, position, logits)
 

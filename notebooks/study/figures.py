@@ -290,7 +290,7 @@ def for_phone(figure: Any) -> Any:
     for text in figure.findobj(Text):
         text.set_fontsize(max(text.get_fontsize(), LETTERS))
     has_rows = any(ax.texts for ax in figure.axes)
-    height = (1.5 if has_rows else 1) * figure.get_figheight() + 0.25 * len(handles)
+    height = (2 if has_rows else 1) * figure.get_figheight() + 0.25 * len(handles)
     figure.set_size_inches(PHONE, height)
     return figure
 
