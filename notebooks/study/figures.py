@@ -282,7 +282,8 @@ def for_phone(figure: Any) -> Any:
             text = end.get_text().replace("\n", " ")
             handles[text] = Line2D([], [], label=text, **look)
             end.remove()
-        for name in ax.texts:  # of rows, over the whole width
+        for name in ax.texts:  # of rows, over the whole width, where the label of the axis would stand
+            ax.set_ylabel("")
             name.set(text=fill(name.get_text(), 46), x=-0.14, in_layout=False, linespacing=1)
         ax.tick_params(labelsize=LETTERS)
     if handles:
@@ -290,7 +291,7 @@ def for_phone(figure: Any) -> Any:
     for text in figure.findobj(Text):
         text.set_fontsize(max(text.get_fontsize(), LETTERS))
     has_rows = any(ax.texts for ax in figure.axes)
-    height = (2 if has_rows else 1) * figure.get_figheight() + 0.25 * len(handles)
+    height = (1.75 if has_rows else 1) * figure.get_figheight() + 0.25 * len(handles)
     figure.set_size_inches(PHONE, height)
     return figure
 
