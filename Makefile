@@ -37,7 +37,13 @@ package:  ## wheel and sdist, checked, installed, and used from an empty folder
 colab:  ## every notebook with the versions on Colab; needs Python 3.13, or PYTHON=python3.12
 	.ci/colab
 
-docs:  ## the site, with the outputs that the notebooks hold, into build/docs; a warning is an error
+# plotly in its small bundle, which the site serves itself
+build/package/plotly-basic.min.js:
+	mkdir -p build
+	npm pack --silent --pack-destination build plotly.js-basic-dist-min@4.1.1
+	tar -xzmf build/plotly.js-basic-dist-min-4.1.1.tgz -C build $(@:build/%=%)
+
+docs: build/package/plotly-basic.min.js  ## the site, with the outputs that the notebooks hold, into build/docs; a warning is an error
 	python -m sphinx -E -W --keep-going -b html docs build/docs
 
 links:  ## the addresses on the site that lead elsewhere; needs a network

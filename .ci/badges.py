@@ -8,15 +8,8 @@ from pathlib import Path
 sys.path.append("notebooks")
 from outputs import code_digest
 
-FOLLOWING = (
-    "README.md",
-    "CITATION.cff",
-    "docs/*.md",
-    "docs/conf.py",
-    "docs/_templates/*.html",
-    "notebooks/*.ipynb",
-    "notebooks/study/*.md",
-)
+FOLLOWING = ("README.md", "CITATION.cff", "docs/*.md", "docs/conf.py", "docs/_templates/*.html")
+FOLLOWING += ("notebooks/*.ipynb", "notebooks/study/*.md")
 
 project = Path("pyproject.toml")
 known = re.findall(r'Repository = "https://github.com/(.+)"', project.read_text())[0]

@@ -3,9 +3,14 @@
 Nothing is executed: the notebooks are copied beside the pages, and show the outputs that they hold.
 """
 
+import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
 
 TOP = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TOP))
@@ -16,6 +21,12 @@ shutil.rmtree(TOP / "docs" / "notebooks", ignore_errors=True)
 shutil.copytree(
     TOP / "notebooks", TOP / "docs" / "notebooks", ignore=lambda *_: ["study", "runs", "ruff.toml"]
 )
+# Their plotly figures load the bundle that the site serves itself (see the Makefile), not the one of the CDN.
+for notebook in (TOP / "docs" / "notebooks").glob("*.ipynb"):
+    text = notebook.read_text(encoding="utf-8")
+    bundle = "../_static/plotly-basic.min.js"
+    text = re.sub(r"https://cdn\.plot\.ly/plotly-basic-[\d.]+\.min\.js", bundle, text)
+    notebook.write_text(text, encoding="utf-8")
 
 project = "ctxkv_lib"
 author = "The ctxkv_lib authors"
@@ -54,7 +65,7 @@ linkcheck_ignore = [".*OWNER.*"]  # until `make badges` has written the reposito
 
 html_theme = "furo"
 html_title = "ctxkv_lib: Context-KV attention"
-html_static_path = ["_static"]
+html_static_path = ["_static", "../build/package"]
 html_css_files = ["site.css"]
 html_favicon = html_logo = "_static/icon.svg"
 templates_path = ["_templates"]
@@ -68,7 +79,36 @@ html_sidebars = {
         "sidebar/scroll-end.html",
     ]
 }
-html_js_files = ["window.js"]
+html_js_files = ["window.js", "site.js"]
 html_copy_source = False
 html_show_sourcelink = False
 html_domain_indices = False
+
+
+def setup(app: Sphinx) -> None:
+    """Register the two changes that no setting of Sphinx makes."""
+    app.connect("doctree-read", keep_hidden_cells_out_of_search)
+    app.connect("html-page-context", add_narrow_pictures)
+
+
+def keep_hidden_cells_out_of_search(_app: Sphinx, doctree: nodes.document) -> None:
+    """Mark the folded cells of notebooks, whose text the search would list before "Get started"."""
+    for container in doctree.findall(nodes.container):
+        if "tag_hide-input" in container["classes"]:
+            container["classes"].append("no-search")
+
+
+def add_narrow_pictures(
+    _app: Sphinx, page: str, _template: str, context: dict[str, Any], _doctree: nodes.document | None
+) -> None:
+    """Show NAME-narrow.png on phones, where it stands beside NAME.png in docs/_static."""
+    to_top = "../" * page.count("/")
+
+    def picture(match: re.Match[str]) -> str:
+        narrow = f"_static/{match['name']}-narrow.png"
+        if not (TOP / "docs" / narrow).exists():
+            return match[0]
+        return f'<picture><source media="(max-width: 46em)" srcset="{to_top}{narrow}">{match[0]}</picture>'
+
+    image = r'<img [^>]*src="[^"]*/(?P<name>[\w-]+)\.png"[^>]*>'
+    context["body"] = re.sub(image, picture, context.get("body", ""))

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,10 @@ def slimmed(output: Any) -> Any:
     if output.get("name") == "stderr" or (is_widget and "image/png" not in data):
         return None  # a progress bar
     if "image/png" in data:
-        data["image/png"] = fewer_colours(data["image/png"])
+        large, small = data["image/png"].strip(), fewer_colours(data["image/png"])
+        data["image/png"] = small
+        if "text/html" in data:  # may hold the same picture
+            data["text/html"] = data["text/html"].replace(large, small)
     return output
 
 
@@ -84,49 +88,65 @@ def window_data(opened: Any, first: int, count: int = CLICKED) -> dict[str, Any]
 
     Returns:
         `start`, the position of the first of `tokens`; `first`; `offsets` of slots; and
-        for each of `positions` its `weights` `[heads, slots]` in tenths of a per cent,
-        `guesses` (token, per cent), and `next`: per cent and rank of the true token.
+        for each of `positions` what `answers` returns: `own` with its own contexts,
+        `other` with contexts from half the stream away.
     """
     import torch
 
     model, cache, decode = opened.model, opened.caches["val"], opened.tokenizer.decode
     at = torch.arange(first, first + count)
     batch, slots = model.batch(cache, at), model.window.slots(at)
+    other = model.batch(cache, (at + len(cache) // 2) % len(cache))
+    sources = {
+        "own": batch,
+        "other": replace(batch, inputs=other.inputs, copied=other.copied),
+    }
+    columns = {name: answers(opened, batch) for name, batch in sources.items()}
+    start = max(0, int(slots.min()))  # a slot before the stream has no token
+    tokens = [
+        decode([token]) for token in cache.ids[start : first + count + 1].tolist()
+    ]
+    return {
+        "start": start,
+        "first": first,
+        "tokens": tokens,
+        "offsets": (at[0] - slots[0]).tolist(),
+        "positions": [
+            dict(zip(columns, row, strict=True))
+            for row in zip(*columns.values(), strict=True)
+        ],
+    }
+
+
+def answers(opened: Any, batch: Any) -> list[dict[str, Any]]:
+    """Compute what the model attends to and expects at each position of a batch.
+
+    Returns:
+        `weights` `[heads, slots]` in tenths of a per cent, `guesses` (token, per cent),
+        and `next`: per cent and rank of the true token.
+    """
+    import torch
+
+    model, decode, found = opened.model, opened.tokenizer.decode, []
     with torch.no_grad():
-        weights, probabilities = (
-            model.read(batch)[1],
-            torch.cat([*model.predictions(batch)]).softmax(dim=1),
-        )
-    positions = []
-    for row, target, shares in zip(
-        probabilities, batch.targets.tolist(), weights, strict=True
-    ):
+        weights = model.read(batch)[1]
+        probabilities = torch.cat([*model.predictions(batch)]).softmax(dim=1)
+    rows = zip(probabilities, batch.targets.tolist(), weights, strict=True)
+    for row, target, shares in rows:
         likely, ids = row.topk(5)
         guesses = [
             [decode([token]), percent(share)]
             for token, share in zip(ids.tolist(), likely.tolist(), strict=True)
         ]
         rank = int((row > row[target]).sum()) + 1
-        tenths = (1000 * shares).round().int().tolist()
-        positions.append(
+        found.append(
             {
-                "weights": tenths,
+                "weights": (1000 * shares).round().int().tolist(),
                 "guesses": guesses,
                 "next": [percent(row[target].item()), rank],
             }
         )
-    start = max(0, int(slots.min()))  # a slot before the stream has no token
-    tokens = [
-        decode([token]) for token in cache.ids[start : first + count + 1].tolist()
-    ]
-    offsets = (at[0] - slots[0]).tolist()
-    return {
-        "start": start,
-        "first": first,
-        "tokens": tokens,
-        "offsets": offsets,
-        "positions": positions,
-    }
+    return found
 
 
 def percent(share: float) -> float:

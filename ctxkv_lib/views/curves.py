@@ -1,5 +1,7 @@
-"""Curves of runs that answer to the pointer: a plotly figure, and its picture where plotly cannot draw."""
+"""Interactive curves of runs: a plotly figure, and a picture where plotly cannot draw."""
 
+import hashlib
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from math import log10
@@ -15,31 +17,50 @@ from .figures import LOOKS, known_epochs, ppl_curves, ppl_limits
 SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "v": "triangle-down", "^": "triangle-up"}
 SYMBOLS |= {"X": "x", "*": "star"}
 PLOTLY = "application/vnd.plotly.v1+json"
+HEIGHT = 560  # pixels of the figure and of its picture, so that a page does not jump when plotly starts
+# The picture stays until plotly has loaded. "basic" is plotly's small bundle; the project's site serves it.
+PAGE = """<div id="{id}"><img alt="{alt}" src="data:image/png;base64,{png}" style="max-width:100%"></div>
+<script>
+(() => {{
+  const draw = () => {{
+    const place = document.getElementById("{id}"), {{ data, layout }} = {figure};
+    place.replaceChildren();
+    Plotly.newPlot(place, data, layout, {{ responsive: true }});
+  }};
+  const source = "https://cdn.plot.ly/plotly-basic-{version}.min.js";
+  if (window.Plotly) draw();
+  else document.head.append(Object.assign(document.createElement("script"), {{ src: source, onload: draw }}));
+}})();
+</script>"""
 
 
 class Curves:
-    """Curves of runs by name, as a cell shows them: by plotly, or where that is missing as a picture."""
+    """The curves of runs by name, which a cell shows with plotly, or as a picture without it."""
 
     def __init__(self, summaries: Mapping[str, Summary]) -> None:
         self.summaries = summaries
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        """Return the figure for JupyterLab, for pages with scripts (Colab, the site), and as a picture.
+        """Return the figure for JupyterLab, HTML for pages that run scripts (Colab, the site), and a picture.
 
         JupyterLab shows the picture until the pointer comes, as large as it has pixels.
         """
-        bundle = {"image/png": ppl_curves(self.summaries).png(1), "text/plain": "Curves of runs"}
+        picture = ppl_curves(self.summaries)
+        picture.set_figheight(HEIGHT / picture.dpi)
+        png = picture.png(1)
+        bundle = {"image/png": png, "text/plain": "Curves of runs"}
         try:
             figure = plotly_curves(self.summaries)
         except ImportError:
             log("plotly is not installed, so that this is only a picture; get it by `pip install plotly`.")
             return bundle
-        page = figure.to_html(full_html=False, include_plotlyjs="cdn")
-        return {PLOTLY: figure.to_plotly_json(), "text/html": page, **bundle}
+        return {PLOTLY: figure.to_plotly_json(), "text/html": _page(figure, png), **bundle}
 
 
 def explore_runs(runs: Run | Path | str | Sequence[Run | Path | str]) -> Curves:
-    """Draw curves of runs whose values show under the pointer, with zoom, and runs to switch in the legend.
+    """Draw curves whose values show under the pointer; a click in the legend hides or shows a run.
+
+    The buttons above the figure zoom. A drag or a swipe does not, so that it scrolls the page.
 
     Args:
         runs: finished runs, or their folders.
@@ -75,19 +96,41 @@ def plotly_curves(summaries: Mapping[str, Summary]) -> Any:
     title = "<br>".join(filter(None, ["○ best epoch, dashed: training", note]))
     figure.update_layout(
         template="plotly_white",
-        height=560,
+        height=HEIGHT,
+        dragmode=False,
         # The top has rows for plotly's tools, the buttons, and the title in up to two lines.
         margin={"l": 60, "r": 20, "t": 110, "b": 40},
         title={"text": title, "font_size": 13, "x": 0, "xref": "paper", "y": 0.86, "yanchor": "top"},
         hovermode="x unified",
         hoversubplots="axis",
         legend={"orientation": "h", "y": -0.12},
-        xaxis={"title": "Epoch", "anchor": "y2", "tick0": 0, "dtick": 1 + longest // 12},
+        # The first label and the hover text say "Epoch 1", the other labels only the number.
+        xaxis={
+            "anchor": "y2",
+            "tick0": 1,
+            "dtick": 1 + longest // 12,
+            "tickprefix": "Epoch ",
+            "showtickprefix": "first",
+        },
         yaxis={"title": "Perplexity per token", "tickformat": ",d", **logarithmic, "domain": [0.34, 1]},
         yaxis2={"title": "Accuracy", "tickformat": ".0%", "domain": [0, 0.27]},
         updatemenus=[menu],
     )
     return figure
+
+
+def _page(figure: Any, png: bytes) -> str:
+    """Write HTML that shows the picture, and draws the figure in its place as soon as plotly has loaded."""
+    from plotly.offline import get_plotlyjs_version
+
+    content = figure.to_json().replace("</", "<\\/")  # a run's name must not end the script
+    return PAGE.format(
+        id=f"curves-{hashlib.sha256(content.encode()).hexdigest()[:12]}",
+        alt="Training and validation perplexity by epoch",
+        png=b64encode(png).decode(),
+        figure=content,
+        version=get_plotlyjs_version(),
+    )
 
 
 def _traces(name: str, summary: Summary, look: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -96,15 +139,16 @@ def _traces(name: str, summary: Summary, look: Mapping[str, Any]) -> list[dict[s
     at = [line["epoch"] for line in epochs]
     symbols = [SYMBOLS[look["marker"]] + "-open" * (epoch == best) for epoch in at]
     marker = {"symbol": symbols, "size": [13 if epoch == best else 7 for epoch in at]}
-    points = {"name": name, "mode": "lines+markers", "marker": marker, "hovertemplate": "%{y:,.1f}"}
+    points = {"name": name, "mode": "lines+markers", "marker": marker}
+    accuracy = {"y": [line["val_acc"] for line in epochs], "yaxis": "y2"}
     lines = [
         {**points, "y": [line["val_ppl"] for line in epochs]},
-        {**points, "y": [line["val_acc"] for line in epochs], "hovertemplate": "%{y:.1%}", "yaxis": "y2"},
+        {**points, **accuracy, "hovertemplate": "accuracy %{y:.1%}"},
         {"name": f"{name}, training", "y": [line["train_ppl"] for line in epochs], "line": {"dash": "dash"}},
     ]
     if "ngrams" in summary:
         ngrams = [summary["ngrams"]["kneser_ney"]["val_ppl"]] * len(at)
         lines.append({"name": f"{name}, n-grams", "y": ngrams, "line": {"dash": "dot"}})
     shared = {"type": "scatter", "x": at, "legendgroup": name, "line_color": look["color"]}
-    default = {"mode": "lines", "hovertemplate": "%{y:,.1f}"}
+    default = {"mode": "lines", "hovertemplate": "perplexity %{y:,.1f}"}
     return [{**shared, **default, **line, "showlegend": not n} for n, line in enumerate(lines)]

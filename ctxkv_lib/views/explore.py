@@ -1,10 +1,11 @@
 """An explorer for notebooks: attention of one position, drawn again when a control changes.
 
-It works with ipywidgets 7.7 (Colab) and 8. The picture is a value of `widgets.HTML`: of the content of an
-`Output` widget, nbclient sometimes misses the end.
+It works with ipywidgets 7.7 (Colab) and 8. The picture is the value of a `widgets.HTML`, since nbclient
+sometimes misses the end of what an `Output` widget holds.
 """
 
 from base64 import b64encode
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,22 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..runs.device import torch_state
 from ..runs.opened import OpenRun, Stream, open_run
 from ..runs.summary import Run
 from .figures import window_attention
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-GUESSES = 5  # of the next token
+GUESSES = 5  # shown for the next token
+SOURCES = ("of this conversation", "of another one")  # whose contexts the model reads
 
 
 class WindowExplorer(widgets.VBox):
     """Controls above a picture of the attention, and the window's text below it.
 
     Attributes:
-        controls: `position` and `head`; tests and notebooks can set their values.
+        controls: `position`, `head` and `contexts` (one of `SOURCES`). Tests and notebooks can set their
+            values.
         figure: what was drawn last.
     """
 
@@ -35,7 +39,7 @@ class WindowExplorer(widgets.VBox):
         if position not in range(last + 1):
             raise UserError(f"position is {position!r}; allowed in this stream: 0 to {last}.")
         self._stream, self._page = stream, widgets.HTML()
-        heads = [f"head {n + 1}" for n in range(len(attended(stream, position)[1]))]
+        heads = [f"head {n}" for n in range(len(attended(stream, position)[1]))]
         slider: dict[str, Any] = {
             "continuous_update": False,
             "layout": {"width": "480px", "max_width": "98%"},
@@ -43,6 +47,7 @@ class WindowExplorer(widgets.VBox):
         self.controls: dict[str, Any] = {
             "position": widgets.IntSlider(position, 0, last, description="position", **slider),
             "head": widgets.Dropdown(options=["mean of all heads", *heads], description="attention"),
+            "contexts": widgets.ToggleButtons(options=SOURCES, description="contexts"),
         }
         for control in self.controls.values():
             control.observe(self._draw, names="value")
@@ -50,15 +55,16 @@ class WindowExplorer(widgets.VBox):
         super().__init__([*self.controls.values(), self._page])
 
     def _draw(self, _: Any = None) -> None:
-        position, head = (control.value for control in self.controls.values())
-        slots, weights, logits = attended(self._stream, position)
+        position, head, source = (control.value for control in self.controls.values())
+        slots, weights, logits = attended(self._stream, position, source)
         number = self.controls["head"].index
         chosen = weights[number - 1] if number else weights.mean(dim=0)
-        title = f"What position {position:,} attends: {head}"
+        title = f"What position {position:,} attends to: {head}, contexts {source}"
         self.figure = window_attention(slots.tolist(), chosen.tolist(), position, title)
         self._png = b64encode(self.figure.png()).decode()
-        picture = f'<img style="width:730px;max-width:100%" src="data:image/png;base64,{self._png}">'
-        text = attended_text(self._stream, position, slots, chosen)
+        look = f'alt="{escape(title)}, by slot" style="width:730px;max-width:100%"'
+        picture = f'<img {look} src="data:image/png;base64,{self._png}">'
+        text = attended_text(self._stream, position, slots, chosen if source == SOURCES[0] else None)
         self._page.value = picture + text + guesses(self._stream, position, logits)
 
     def _ipython_display_(self, **_: Any) -> None:
@@ -73,6 +79,8 @@ class WindowExplorer(widgets.VBox):
 def explore_window(run: Stream | OpenRun | Run | Path | str, position: int) -> WindowExplorer:
     """Show which contexts a position attends to and how strongly, with the tokens as text.
 
+    A switch gives the model contexts of another conversation, half the stream away.
+
     Args:
         run: a finished run, its folder, or `open_run` of it, whose validation stream is shown; or another
             stream, such as `open_run(...).read(text)`.
@@ -86,30 +94,47 @@ def explore_window(run: Stream | OpenRun | Run | Path | str, position: int) -> W
     return WindowExplorer((run if isinstance(run, OpenRun) else open_run(run)).stream("val"), position)
 
 
-def attended(stream: Stream, position: int) -> tuple[Tensor, Tensor, Tensor]:
+def attended(stream: Stream, position: int, source: str = SOURCES[0]) -> tuple[Tensor, Tensor, Tensor]:
     """Return slots (positions, negative before the stream), weights `[heads, slots]` and logits `[vocab]`."""
-    at = torch.tensor([position])
-    weights, logits = stream.attention(at)[0], stream.logits(at)[0]
-    return stream.opened.model.window.slots(at)[0], weights, logits
+    at, model, cache = torch.tensor([position]), stream.opened.model, stream.cache
+    slots = model.window.slots(at)[0]
+    if source == SOURCES[0]:
+        return slots, stream.attention(at)[0], stream.logits(at)[0]
+    with torch.no_grad(), torch_state():
+        other = model.batch(cache, (at + len(cache) // 2) % len(cache))
+        batch = replace(model.batch(cache, at), inputs=other.inputs, copied=other.copied)
+        weights, logits = model.read(batch)[1], torch.cat([*model.predictions(batch)])
+    assert weights is not None  # the explorer has read them with the position's own contexts
+    return slots, weights[0].float().cpu(), logits[0].float().cpu()
 
 
-def attended_text(stream: Stream, position: int, slots: Tensor, weights: Tensor) -> str:
+def attended_text(stream: Stream, position: int, slots: Tensor, weights: Tensor | None) -> str:
     """Show the window's tokens, a stronger blue behind those with more attention; the next is underlined.
 
-    The box opens at its end, the token to predict: it lays out its content from the bottom.
+    Without `weights` no token is blue. The box opens at its end, the token to predict, since it lays out its
+    content from the bottom.
     """
-    shares = {slot: share for slot, share in zip(slots.tolist(), weights.tolist(), strict=True) if slot >= 0}
+    given = torch.zeros(len(slots)) if weights is None else weights
+    shares = {slot: share for slot, share in zip(slots.tolist(), given.tolist(), strict=True) if slot >= 0}
     start, strongest, spans = min(shares), max(shares.values()), []
     for at, token in enumerate(stream.ids[start : position + 2].tolist(), start):
-        text = escape(str(stream.opened.tokenizer.decode([token]))).replace("\n", "↵\n")
-        title = f' title="{at:,}: {shares[at]:.1%} of the attention"' if at in shares else ""
-        blue = 0.1 + 0.5 * shares[at] / strongest if at in shares else 0
-        line = ";border-bottom:2px solid" if at == position + 1 else ""
-        spans.append(f'<span{title} style="background:rgba(0,114,178,{blue:.2f}){line}">{text}</span>')
+        text, look = escape(str(stream.opened.tokenizer.decode([token]))).replace("\n", "↵\n"), ""
+        if strongest and at in shares:
+            blue = f"background:rgba(0,114,178,{0.1 + 0.5 * shares[at] / strongest:.2f})"
+            look = f' title="{at:,}: {percent(shares[at])} of the attention" style="{blue}"'
+        if at == position + 1:
+            look = ' style="border-bottom:2px solid"'
+        spans.append(f"<span{look}>{text}</span>")
     box = "display:flex;flex-direction:column-reverse;max-height:220px;overflow-y:auto"
-    text = "white-space:pre-wrap;background:white;color:black;padding:8px;margin:0;flex:none"
-    content = f'<pre class="tex2jax_ignore" style="{text}">{"".join(spans)}</pre>'
+    content = (
+        f'<pre class="tex2jax_ignore" style="white-space:pre-wrap;margin:0;flex:none">{"".join(spans)}</pre>'
+    )
     return f'<div tabindex="0" style="{box}">{content}</div>'
+
+
+def percent(share: float) -> str:
+    """Format a share for HTML; one that would round to zero is "< 0.1%"."""
+    return f"{share:.1%}" if share >= 0.0005 else "&lt; 0.1%"
 
 
 def guesses(stream: Stream, position: int, logits: Tensor) -> str:
@@ -119,7 +144,7 @@ def guesses(stream: Stream, position: int, logits: Tensor) -> str:
 
     def probability(token: int) -> str:
         word = escape(repr(stream.opened.tokenizer.decode([token])))
-        return f"<b>{word}</b> {probabilities[token]:.1%}"
+        return f"<b>{word}</b> {percent(float(probabilities[token]))}"
 
     likely = ", ".join(map(probability, probabilities.topk(GUESSES).indices.tolist()))
     rank = int((probabilities > probabilities[true]).sum()) + 1

@@ -14,6 +14,7 @@ from typing import Any
 from cycler import cycler
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -157,6 +158,11 @@ def _draw_run(ax: Axes, name: str, summary: Summary, look: Mapping[str, Any]) ->
     return lines
 
 
+def ink(colour: Any) -> tuple[float, ...]:
+    """Darken a colour for text: some of the palette are too faint on white for letters."""
+    return tuple(0.65 * channel for channel in to_rgb(colour))
+
+
 def label_ends(ax: Axes, lines: Sequence[Line2D], gap: float = 29) -> None:
     """Write labels at last values, right of axes whose limits are set, `gap` points or more apart."""
     lowest = -float("inf")
@@ -166,7 +172,7 @@ def label_ends(ax: Axes, lines: Sequence[Line2D], gap: float = 29) -> None:
         lowest = max(height, lowest + gap)
         text = str(line.get_label()).replace(": ", "\n", 1)
         right: Any = ax.get_yaxis_transform()
-        shift, colour = (5, lowest - height), line.get_color()
+        shift, colour = (5, lowest - height), ink(line.get_color())
         ax.annotate(text, (1, y), shift, right, "offset points", va="center", fontsize=9.5, color=colour)
 
 
@@ -232,14 +238,17 @@ def memory_by_stage(runs: Mapping[str, Lines]) -> Picture:
 
 @styled
 def window_attention(slots: Sequence[int], weights: Sequence[float], position: int, title: str) -> Picture:
-    """Draw the attention weights of one position by slot; slots before the stream are grey."""
+    """Draw the attention weights of one position by slot, the oldest at the left; grey: before the stream."""
     figure, (ax,) = panels(1, 3)
     colours = [OKABE_ITO[0] if slot >= 0 else "#b9bec7" for slot in slots]
     ax.bar(range(len(slots)), [100 * weight for weight in weights], color=colours)
     even = 100 / len(slots)
     ax.axhline(even, color=OKABE_ITO[1], lw=1.2, ls="--")
-    ax.annotate(f" uniform: {even:.1f}%", (1, even), xycoords=("axes fraction", "data"), color=OKABE_ITO[1])
+    ax.annotate(
+        f" uniform: {even:.1f}%", (1, even), xycoords=("axes fraction", "data"), color=ink(OKABE_ITO[1])
+    )
     ticks = range(0, len(slots), -(-len(slots) // 16))
     ax.set_xticks(ticks, [f"{position - slots[place]:,}" for place in ticks])
     ax.set(title=title, xlabel="Tokens back (grey: before the stream)", ylabel="Attention (%)")
+    ax.invert_xaxis()  # in the direction of the text
     return figure

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from statistics import mean
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.text import Annotation, Text
 from tables import (
     DISTANCES,
     FIFTY,
@@ -25,9 +28,11 @@ from tables import (
 
 import ctxkv_lib as ctxkv
 from ctxkv_lib.report.difference import Interval, interval
-from ctxkv_lib.views.figures import GREY, OKABE_ITO, WIDTH
+from ctxkv_lib.views.figures import GREY, OKABE_ITO, WIDTH, ink
 
 FIGURES = TOP / "docs" / "_static"
+PHONE = 4.84  # inches: 368 pixels
+LETTERS = 11.5  # points, at least, on a phone: 12 pixels
 BLUE, ORANGE, GREEN, PINK, AMBER, SKY, BLACK = OKABE_ITO
 STRONGEST = "kneser_ney_table_caches"
 LINES: dict[str, dict[str, Any]] = {
@@ -49,13 +54,14 @@ def panels(count: int, height: float, **share: Any) -> tuple[Any, Any]:
     """Make a figure of `count` axes below each other, in the package's style."""
     plt.rcParams.update(ctxkv.STYLE)
     figure, axes = plt.subplots(count, 1, figsize=(WIDTH, height), squeeze=False, **share)
+    figure.get_layout_engine().set(h_pad=0.1)  # inches, so that no title touches an axis label
     return figure, axes[:, 0]
 
 
 def label_end(ax: Any, x: float, y: float, text: str, color: str, shift: float = 0) -> None:
     """Write a text right of the end of a line, `shift` points higher."""
     options = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
-    ax.annotate(text, (x, y), (8, shift), color=color, fontsize=9.5, **options)
+    ax.annotate(text, (x, y), (8, shift), color=ink(color), fontsize=9.5, **options)
 
 
 def log_axis(ax: Any, axis: str, ticks: Sequence[float], texts: Sequence[str] | None = None) -> None:
@@ -195,7 +201,9 @@ def draw_forest(name: str) -> Any:
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", visible=False)
     ax.set(ylim=(len(rows) - 0.4, -0.8), ylabel="Training conversations")
-    ax.set_title("A / B: by how many % the test perplexity of A is above that of B", fontsize="medium")
+    ax.set_title(
+        "A / B: test perplexity of A above that of B in %. Left of 0: A is better", fontsize="medium"
+    )
     return figure
 
 
@@ -260,10 +268,44 @@ def draw_card() -> Any:
     return figure
 
 
+def for_phone(figure: Any) -> Any:
+    """Lay a figure out for a phone: narrow, with larger letters and a legend in the place of end labels."""
+    handles = {}
+    for ax in figure.axes:
+        ax.set_title(fill(ax.get_title(loc="left"), 44), loc="left", fontsize=LETTERS)
+        for end in [text for text in ax.texts if isinstance(text, Annotation)]:
+            lines = [line for line in ax.lines if ends_at(line, end.xy)]
+            look = {"color": end.get_color()}
+            if lines:
+                shown = ("color", "linestyle", "marker", "markersize")
+                look = {name: getattr(lines[0], f"get_{name}")() for name in shown}
+            text = end.get_text().replace("\n", " ")
+            handles[text] = Line2D([], [], label=text, **look)
+            end.remove()
+        for name in ax.texts:  # of rows, over the whole width, where the label of the axis would stand
+            ax.set_ylabel("")
+            name.set(text=fill(name.get_text(), 46), x=-0.14, in_layout=False, linespacing=1)
+        ax.tick_params(labelsize=LETTERS)
+    if handles:
+        figure.legend(handles=[*handles.values()], loc="outside lower left")
+    for text in figure.findobj(Text):
+        text.set_fontsize(max(text.get_fontsize(), LETTERS))
+    has_rows = any(ax.texts for ax in figure.axes)
+    height = (1.75 if has_rows else 1) * figure.get_figheight() + 0.25 * len(handles)
+    figure.set_size_inches(PHONE, height)
+    return figure
+
+
+def ends_at(line: Any, point: tuple[float, float]) -> bool:
+    """Tell whether the last point of a line is this one."""
+    return len(line.get_xdata()) > 0 and np.allclose(line.get_xydata()[-1], point)
+
+
 def draw_all() -> None:
-    """Draw the figures of the study's page, the first page's, and the social card."""
+    """Draw the figures of the study's page, also for phones, the first page's, and the social card."""
     for name, draw in DRAWN.items():
         draw().savefig(FIGURES / f"{name}.png", dpi=152)
+        for_phone(draw()).savefig(FIGURES / f"{name}-narrow.png", dpi=152)
     draw_result().savefig(TOP / ".github" / "result.png", dpi=152)
     draw_card().savefig(FIGURES / "card.png", dpi=100)
     plt.close("all")

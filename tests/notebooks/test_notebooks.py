@@ -48,7 +48,9 @@ def test_the_explorer_of_the_site_has_what_a_run_attends_and_guesses(trained):
     ids = trained.caches["val"].ids[:11].tolist()
     assert (data["start"], data["first"], len(data["positions"])) == (0, 5, 5)
     assert data["tokens"] == [trained.tokenizer.decode([token]) for token in ids]
-    for position in data["positions"]:
+    assert [*data["positions"][0]] == ["own", "other"]
+    assert data["positions"][0]["own"]["weights"] != data["positions"][0]["other"]["weights"]
+    for position in (answer for pair in data["positions"] for answer in pair.values()):
         assert all(sum(row) == pytest.approx(1000, abs=len(row)) for row in position["weights"])
         assert position["guesses"][0][1] >= position["guesses"][-1][1]
         assert position["next"][1] >= 1
@@ -63,7 +65,10 @@ def test_the_data_of_the_site_are_small_and_whole():
 
 def test_of_an_explorer_its_picture_is_kept_and_of_a_progress_bar_nothing():
     dot = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
-    shown = slimmed({"output_type": "display_data", "data": {WIDGET: {}, "image/png": dot, "text/plain": ""}})
-    assert {*shown["data"]} == {"image/png", "text/plain"}
+    page = f'<img src="data:image/png;base64,{dot}">'
+    data = {WIDGET: {}, "image/png": dot, "text/html": page, "text/plain": ""}
+    shown = slimmed({"output_type": "display_data", "data": data})["data"]
+    assert {*shown} == {"image/png", "text/html", "text/plain"}
+    assert shown["image/png"] in shown["text/html"]  # the smaller one
     assert slimmed({"output_type": "display_data", "data": {WIDGET: {}, "text/plain": "0%"}}) is None
     assert slimmed({"output_type": "stream", "name": "stderr", "text": "a warning"}) is None

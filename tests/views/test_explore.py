@@ -2,6 +2,7 @@
 
 import json
 import sys
+from base64 import b64encode
 from html import escape
 
 import pytest
@@ -11,7 +12,7 @@ from sample_runs import sample_run, write_run
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.views.curves import PLOTLY, explore_runs, plotly_curves
-from ctxkv_lib.views.explore import attended, explore_window
+from ctxkv_lib.views.explore import SOURCES, attended, explore_window, percent
 
 
 def page(explorer):
@@ -23,7 +24,9 @@ def test_runs_are_shown_by_plotly_as_a_page_and_as_a_picture(tmp_path):
     shown = explore_runs([sample_run(100), write_run(tmp_path / "run", 500)])._repr_mimebundle_()
     assert {*shown} == {PLOTLY, "text/html", "image/png", "text/plain"}
     assert shown["image/png"].startswith(b"\x89PNG")
-    assert len(json.dumps(shown[PLOTLY])) + len(shown["text/html"]) < 30_000
+    picture = b64encode(shown["image/png"]).decode()
+    assert f'src="data:image/png;base64,{picture}"' in shown["text/html"]
+    assert len(json.dumps(shown[PLOTLY])) + len(shown["text/html"]) - len(picture) < 30_000
     assert [trace["name"] for trace in shown[PLOTLY]["data"] if trace["showlegend"]] == [
         "100 samples",
         "500 samples",
@@ -48,6 +51,16 @@ def test_a_logarithmic_axis_ends_a_little_beyond_the_curves_and_a_linear_one_beg
     log, linear = (button.args[0]["yaxis.range"] for button in layout.updatemenus[0].buttons)
     assert [*log] == [*layout.yaxis.range]
     assert [*linear] == pytest.approx([0, 580.3 * 1.2])
+
+
+def test_hover_text_names_epoch_quantity_and_unit_and_a_swipe_scrolls_the_page():
+    figure = plotly_curves({"a run": sample_run(100).summary})
+    assert [trace.hovertemplate.split("%")[0] for trace in figure.data] == [
+        "perplexity ",
+        "accuracy ",
+        "perplexity ",
+    ]
+    assert (figure.layout.xaxis.tickprefix, figure.layout.dragmode) == ("Epoch ", False)
 
 
 def test_eight_runs_have_eight_looks():
@@ -78,19 +91,38 @@ def test_a_window_shows_its_tokens_with_the_attention_of_the_chosen_head(trained
     shares = attended(stream, 20)[2].softmax(dim=-1)
     share = shares[stream.ids[21]]
     rank = 1 + (shares > share).sum()
-    true = f"<b>{escape(repr(following))}</b> {share:.1%}, number {rank:,} of the guesses"
+    true = f"<b>{escape(repr(following))}</b> {percent(share)}, number {rank:,} of the guesses"
     assert f"The next token is {true}." in page(explorer)
     heights = [bar.get_height() for bar in explorer.figure.axes[0].patches]
     assert sum(heights) == pytest.approx(100, abs=0.01)
     weights = trained.model.read(trained.model.batch(stream.cache, torch.tensor([20])))[1][0]
-    for number, head in enumerate(weights.tolist(), start=1):
+    for number, head in enumerate(weights.tolist()):
         explorer.controls["head"].value = f"head {number}"
         heights = [bar.get_height() for bar in explorer.figure.axes[0].patches]
         assert heights == pytest.approx([100 * share for share in head], abs=0.01)
     explorer.controls["head"].value = "head 2"
     explorer.controls["position"].value = 3  # with slots before the stream
-    assert "What position 3 attends: head 2" in explorer.figure.axes[0].get_title(loc="left")
+    assert "What position 3 attends to: head 2" in explorer.figure.axes[0].get_title(loc="left")
     assert page(explorer).count("of the attention") == 2
+
+
+def test_a_switch_gives_the_model_contexts_of_another_conversation(trained):
+    explorer = explore_window(trained, position=20)
+    explorer.controls["contexts"].value = SOURCES[1]
+    other = (20 + len(trained.caches["val"]) // 2) % len(trained.caches["val"])
+    _, own, logits = attended(trained, 20)
+    _, weights, changed = attended(trained, 20, SOURCES[1])
+    heights = [bar.get_height() for bar in explorer.figure.axes[0].patches]
+    assert heights == pytest.approx((100 * weights.mean(dim=0)).tolist(), abs=0.01)
+    assert not torch.equal(weights, own)
+    assert not torch.equal(changed, logits)
+    token, present = trained.caches["val"].ids[20], trained.model.window.slots(torch.tensor([other])) >= 0
+    contexts = trained.contexts("val")[trained.model.window.slots(torch.tensor([other])).clamp(min=0)]
+    window = contexts.float() * present[..., None]
+    with torch.no_grad():
+        expected = trained.model.apply_layer(trained.model.embed(token[None]), window, present)[1]
+    torch.testing.assert_close(weights, expected[0], rtol=1e-3, atol=1e-5)
+    assert "of the attention" not in page(explorer)  # the blue tokens are not those that were read
 
 
 def test_a_position_that_is_not_there_is_refused(trained):
