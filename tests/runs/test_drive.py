@@ -82,7 +82,7 @@ def test_weights_of_a_saved_model_that_every_machine_makes_alike_are_not_archive
     assert [line.partition(":")[0] for line in said] == ["model"]
     assert restored.summary == finished_run.summary
     assert (folder / "report.md").read_text() == "mine"
-    assert open_run(folder).token_losses("val").isfinite().all()
+    assert open_run(folder).stream("val").token_losses().isfinite().all()
     assert {path.name for path in on_drive.glob("*/*")} == archives
 
 

@@ -110,14 +110,15 @@ def test_a_switch_gives_the_model_contexts_of_another_conversation(trained):
     explorer = explore_window(trained, position=20)
     explorer.controls["contexts"].value = SOURCES[1]
     other = (20 + len(trained.caches["val"]) // 2) % len(trained.caches["val"])
-    _, own, logits = attended(trained, 20)
-    _, weights, changed = attended(trained, 20, SOURCES[1])
+    stream = trained.stream("val")
+    _, own, logits = attended(stream, 20)
+    _, weights, changed = attended(stream, 20, SOURCES[1])
     heights = [bar.get_height() for bar in explorer.figure.axes[0].patches]
     assert heights == pytest.approx((100 * weights.mean(dim=0)).tolist(), abs=0.01)
     assert not torch.equal(weights, own)
     assert not torch.equal(changed, logits)
     token, present = trained.caches["val"].ids[20], trained.model.window.slots(torch.tensor([other])) >= 0
-    contexts = trained.contexts("val")[trained.model.window.slots(torch.tensor([other])).clamp(min=0)]
+    contexts = stream.contexts()[trained.model.window.slots(torch.tensor([other])).clamp(min=0)]
     window = contexts.float() * present[..., None]
     with torch.no_grad():
         expected = trained.model.apply_layer(trained.model.embed(token[None]), window, present)[1]
