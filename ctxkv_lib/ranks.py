@@ -3,11 +3,11 @@
 Every process reads the texts and the run's folder, so all of them must see both. `experiments` joins the
 processes, and claims the folder on rank 0. `runs.driver` lets rank 0 alone decide, record and compute a stage
 (`on_rank_0`); the other processes wait and learn the record. Only a stage with `Stage.by_all`, which is Phase
-2, is computed by all: each process takes its `shard` of every batch in training (`phase2.train_step`) and
-validation (`scoring.token_scores`). Losses, scores and gradients are summed over the processes
-(`all_reduce`), and each process draws the dropout of the whole batch (`phase2.ShardedDropout`), so the
-numbers are those of one process up to rounding. The loops reach `shard` and `all_reduce` as hooks, which
-`runs.training.RunHooks` sets. Only rank 0 prints (`progress`, `cli`).
+2, is computed by all: each process takes its `shard` of every batch in training (`ContextKV.batches`) and of
+all positions in validation (`scoring.token_scores`). Losses, scores and gradients are summed over the
+processes (`all_reduce`), and each process draws the dropout of the whole batch (`phase2.ShardedDropout`), so
+the numbers are those of one process up to rounding. The loops reach `shard` and `all_reduce` as hooks, which
+`runs.training.RunHooks` sets. Only rank 0 prints (`progress`, `cli`). Layers that read tokens are refused.
 """
 
 import os
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
 # Variables that launchers set for each process. Clusters set some of them for every program, but not all.
 LAUNCHER = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-COLLECTIVE_TIMEOUT = timedelta(
-    days=2
-)  # time limit for each exchange: the other processes wait for Phase 1 on rank 0
+# Time limit for each exchange. It is long because the other processes wait while rank 0 computes Phase 1.
+COLLECTIVE_TIMEOUT = timedelta(days=2)
 OTHER_ENDED = "Another process of this run has ended; finished stages and saved epochs are kept."
 T = TypeVar("T")
 

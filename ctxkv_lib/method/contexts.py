@@ -8,7 +8,8 @@ These functions compute the caches, the test split and other text: `runs.stages.
 the two methods. Only four other places call a block. `oacd.train_iteration` computes contexts in training
 (also for `report.times`), `modeling` in a saved model, `runs.generation` after each new token, and
 `plugins.checks` one step of a user's block. `reference` computes all contexts in plain lines, unpadded.
-Notebooks 0 and 2 and the study (`plugins.py`, `probe.py`) have loops of their own.
+Notebooks 0 and 2 and the study's `plugins.py` have loops of their own; notebook 0 and the study's `probe.py`
+call `exact_contexts`.
 """
 
 from typing import Any

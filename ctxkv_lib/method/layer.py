@@ -27,8 +27,10 @@ class Layer(nn.Module):
     `reads` of the layer or of the configuration (`ExperimentConfig.reads`):
 
     - `model` gathers batches by `windows.TokenWindow`, and `runs.build` makes and loads no block;
-    - `runs.stages` trains no block and writes caches of token ids alone; `runs.inputs` accepts streams that
-      are shorter than a window; and `plugins.checks` tries such a layer on rows of tokens;
+    - `runs.stages` trains no block, writes caches of token ids alone, and names `reads` in what the contexts
+      are made from; `runs.inputs` accepts streams that are shorter than a window; and `plugins.checks` tries
+      such a layer on rows of tokens;
+    - `runs.generation` and `runs.opened` handle streams whose `Cache.contexts` is None;
     - `runs.config` refuses a block or a loss beside it, `experiments` refuses several processes, and
       `runs.export` saves no model for transformers;
     - `report.info` shows no window and no caches, and `report.times` times no Phase 1.

@@ -5,7 +5,8 @@ says little: each run of a notebook's cell defines another `__main__:Block`. So 
 part computes with, as it is in memory (`code_digest`), and keeps the part itself in `_given`, by name and
 digest. The digest counts in two places: `runs.inputs.settings_table` makes it a part of what the stages are
 made from, and `runs.names.run_folder_of` a part of the folder's name. A later process has the name and the
-digest only: `PlugIn.load` imports the name and refuses a part with a different digest.
+digest only: `PlugIn.load` imports the name and refuses a part with a different digest. With a different
+version of Python, or for a part of this package, it only prints a line, since the code may well be the same.
 """
 
 import dataclasses

@@ -7,9 +7,11 @@ and write its files if not, takes its metrics and memory snapshots, and records 
   and digests from `inputs.Inputs.digests`. `Stage.table` adds the outputs of the stages before it.
 - `_reusable`: a stage is reused if its table equals the recorded one (`records.differences`) and its files
   are intact (`records.Record.damage`). The contexts may also be linked from a run beside this one (`_link`).
+- `is_finished`: a finished run that is called again is answered at once. Only the sizes of its files are
+  compared, since their contents are checked where they are used.
 - `prepare_folder`: a folder with different settings is refused. A folder whose Phase 2 was trained with
   different code, texts or precision is refused unless the run is to be made again, since training can take
-  hours.
+  hours. Only a stage that `is_replaceable`, the saved model, is recomputed unasked.
 - `_clear`: before a stage is computed from something else, all files and records that were made from its old
   version are deleted, so that a kill never leaves a result beside the contexts of another text.
 """

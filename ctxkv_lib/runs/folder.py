@@ -10,9 +10,9 @@ The files, and who writes them:
   links to the files of a run beside this one;
 - `checkpoint/weights.safetensors`, all weights except the token table: the stage `phase2`; while it trains,
   `checkpoint/phase2.pt`: `training`;
-- `model/`: the stage `model` (`export`, and its model card in `experiments`);
-- `summary.json`, `report.md`, `report.ja.md`, `figures/`, `model/README.md`: the stage `results`, in
-  `experiments`;
+- `model/`: the stage `model` (`export`);
+- `summary.json`, `report.md`, `report.ja.md`, `figures/`: the stage `results`, in `experiments`;
+- `model/README.md`, the model card: whichever of the stages `results` and `model` finds a model without it;
 - `evaluation/`: the command `ctxkv evaluate`; hidden `.part` files: `files.replacing`; `.lock`: this module.
 
 A stage's files are written first and its record last, each by a rename, so the record is valid even after a
