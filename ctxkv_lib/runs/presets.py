@@ -10,7 +10,7 @@ stands in `RECIPES` if a recipe's value is not the default. Which stages it chan
   frequencies must be in their digests (`data.token_table.table_fingerprint`, `runs.inputs.Inputs.digests`).
 
 `tests/runs/test_inputs.py` (`CHANGED_BY`) fails until it knows which stages a new setting of `data` or
-`runtime` changes. All settings of `model`, `phase1`, `phase2` and plug-ins count as the rest of their group does.
+`runtime` changes. All settings of `model`, `phase1`, `phase2` and plug-ins count as the rest of their group.
 `report.tables.SETTINGS` names the settings that reports show; `ctxkv settings` lists all fields.
 """
 
