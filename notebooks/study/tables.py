@@ -130,7 +130,7 @@ def tested(conversations: int) -> Cells:
     `cache`: so tables and intervals are of the same runs.
     """
     if conversations == 50:
-        return cells_of("fair/sweep", "fair/cache", "phase1/sweep", "proposals/sweep")
+        return cells_of("fair/sweep", "fair/cache", "phase1/sweep", "proposals/sweep", "fair/ngrams")
     return cells_of("answer/sweep", "full/sweep", "cache/cache")
 
 
