@@ -1,6 +1,6 @@
 """Mix four caches of recent tokens into n-grams, or into a trained model.
 
-`python notebooks/study/ngram_caches.py SAMPLES...` prints the n-grams of `results/fair/ngrams.json`, for numbers
+`python notebooks/study/ngram_caches.py SAMPLES...` prints n-grams of `results/fair/ngrams.json`, for numbers
 of training conversations. `python notebooks/study/ngram_caches.py RUN...` prints the validation perplexity of
 finished runs with none, one, ... of the caches.
 
