@@ -12,6 +12,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+from costs import costs
 
 from ctxkv_lib.report.difference import Interval, interval
 
@@ -23,6 +24,7 @@ PAGES = ("docs/study.md", "README.md")
 TEN = (10, 50, 100, 200, 500, 1_000, 2_000)  # training conversations of rows with ten test conversations
 FIFTY = TEN[:5]  # and with fifty
 SIZES = {10: TEN, 50: FIFTY}
+EPOCHS, PATIENCE = {"exact": 40, "others": 8}, 3  # most epochs of a run, and those without a gain that end it
 DISTANCES = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)  # of part `evidence`
 
 NAMES = {  # of rows, where the results have another
@@ -36,6 +38,10 @@ NAMES = {  # of rows, where the results have another
     "gated, end to end": "gated contexts",
     "OACD": "`tuned` without copying",
     "untrained": "`tuned` without copying and Phase 1",
+    "no contexts": "no contexts: the current token alone",
+    "untrained ContextBlock": "contexts, without Phase 1",
+    "ContextBlock trained end to end": "contexts, ContextBlock trained with the layer, end to end",
+    "all tokens": "keys and values of all tokens, a usual layer",
     "kneser_ney": "n-grams",
     "kneser_ney_cache": "n-grams and a unigram cache",
     "kneser_ney_caches": "n-grams and four caches",
@@ -58,14 +64,20 @@ PAIRS = {  # tables of differences: test conversations, and rows
         "tuned, copying / kneser_ney_table_caches",
         "tuned with copying / kneser_ney_table_caches",
     ),
+    "beside_alternatives": (
+        50,
+        *(f"{ours} / GPT" for ours in ("exact", "contexts", "contexts with copying")),
+        *(f"{ours} / LSTM" for ours in ("exact", "contexts", "contexts with copying")),
+    ),
     "beside_models": (
         50,
         "contexts / no contexts",
         "contexts / tokens at the same slots",
         "contexts / last 32 tokens",
         "contexts / all 640 tokens",
-        "GRU / contexts",
+        "contexts / GRU",
         "contexts with copying / GRU",
+        "contexts with copying / kneser_ney_table_caches",
         "GRU with four caches / contexts with copying and four caches",
         "GRU with a continuous cache / contexts with copying",
         "gated, end to end / GRU",
@@ -231,13 +243,71 @@ def ngrams() -> str:
 def models() -> str:
     """Write the test perplexity of contexts and what could stand in their place, on the fifty."""
     others = ("no contexts", "tokens at the same slots", "last 32 tokens", "all 640 tokens", "GRU")
-    lines = []
-    for name in ("contexts", *others, "gated, end to end"):
+    further, lines = ("gated, end to end", "contexts with copying", "kneser_ney_table_caches"), []
+    for name in ("contexts", *others, *further):
         lines.append(levels(tested(50), name, FIFTY))
         for place, size in enumerate(FIFTY if name in others else (), start=1):
             intervals = change(50, f"{name} / contexts", size)
             lines[-1][place] += " ≈" if intervals and intervals[0].low <= 0 <= intervals[0].high else ""
     return table("test perplexity (50 test conversations, batches of 2 × 64 positions)", FIFTY, lines)
+
+
+def first_study() -> str:
+    """Write the test perplexity of rows that only the first study has, on the ten conversations."""
+    cells = cells_of("baselines/sweep")
+    names = (
+        "contexts",
+        "untrained ContextBlock",
+        "ContextBlock trained end to end",
+        "32 tokens, 20 apart",
+        "no contexts",
+    )
+    sizes = (10, 50, 200)
+    return table(
+        "test perplexity (10 test conversations)", sizes, [levels(cells, name, sizes) for name in names]
+    )
+
+
+def alternatives() -> str:
+    """Write the test perplexity of ordinary models beside those of the study, on the fifty, and their time."""
+    ours = ("exact", "contexts", "contexts with copying", "GRU", "kneser_ney_table_caches")
+    theirs = dict.fromkeys(name for name, _ in cells_of("alternatives/sweep"))
+    sizes, lines = (10, 50, 200), []
+    for name in (*ours, *theirs):
+        times = [
+            [cell.get("cpu_seconds", 0) / 60 for cell in tested(50).get((name, size), ())] for size in sizes
+        ]
+        minutes = " / ".join(f"{mean(cells):.0f}" if any(cells) else "–" for cells in times)
+        lines.append([*levels(tested(50), name, sizes), minutes if name in theirs else "–"])
+    return table("test perplexity (50 test conversations)", (*sizes, "CPU minutes, each run"), lines)
+
+
+def epoch_seconds(variant: str) -> float:
+    """Return the shortest time of an epoch with 50 conversations: the run's seconds by its epochs."""
+    cells = [cell for cell in tested(50).get((variant, 50), ()) if "seconds" in cell]
+    most = EPOCHS["exact" if variant.startswith("exact") else "others"]
+    return min((cell["seconds"] / min(most, cell["best_epoch"] + PATIENCE) for cell in cells), default=0.0)
+
+
+def memory() -> str:
+    """Write what each model keeps of a sequence and what a token costs, beside its perplexity."""
+    lines = []
+    for name, cost in costs().items():
+        kept = [format_bytes(cost.kept_bytes(tokens)) for tokens in (640, 100_000)]
+        products = f"{cost.multiplications / 1e6:.1f}" if cost.multiplications else "–"
+        time = epoch_seconds(name) / epoch_seconds("exact")
+        ppls = [spread(ppls_of(tested(50), name, size)) for size in (50, 200)]
+        lines.append([label(name), *kept, products, f"{time:.1f}" if time else "–", *ppls])
+    columns = ("bytes after 640 tokens", "after 100,000", "million multiplications", "time of an epoch")
+    return table("model", (*columns, "test perplexity with 50", "with 200"), lines)
+
+
+def format_bytes(count: int) -> str:
+    """Write bytes in B, kB or MB, with three digits at most."""
+    for unit, size in (("MB", 1_000_000), ("kB", 1_000)):
+        if count >= size:
+            return f"{count / size:.{1 if count < 10 * size else 0}f} {unit}"
+    return f"{count} B"
 
 
 def phase1() -> str:
@@ -269,7 +339,10 @@ def changes() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    **{f.__name__: f for f in (validation, ngrams, models, phase1, changes)},
+    **{
+        f.__name__: f
+        for f in (validation, ngrams, models, first_study, alternatives, memory, phase1, changes)
+    },
     **{name: lambda asked=asked: compared(*asked) for name, asked in PAIRS.items()},
 }
 
