@@ -10,7 +10,8 @@ from typing import Any
 
 import plugins
 import torch
-from alternatives import CHOSEN, GPT, LSTM
+from alternatives import CHOSEN
+from small_models import GPT, LSTM
 from torch import nn
 
 from ctxkv_lib import ModelConfig

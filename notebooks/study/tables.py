@@ -269,7 +269,7 @@ def first_study() -> str:
 
 
 def alternatives() -> str:
-    """Write the test perplexity of ordinary models beside those of the study, on the fifty, and their time."""
+    """Write the test perplexity and the time of ordinary models beside the study's, on the fifty."""
     ours = ("exact", "contexts", "contexts with copying", "GRU", "kneser_ney_table_caches")
     theirs = dict.fromkeys(name for name, _ in cells_of("alternatives/sweep"))
     sizes, lines = (10, 50, 200), []

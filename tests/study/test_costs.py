@@ -3,8 +3,9 @@
 import plugins
 import pytest
 import torch
-from alternatives import CHOSEN, GPT, LSTM
+from alternatives import CHOSEN
 from costs import costs
+from small_models import GPT, LSTM
 from torch.utils.flop_counter import FlopCounterMode
 
 from ctxkv_lib import ContextKV, ModelConfig
