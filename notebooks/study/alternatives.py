@@ -1,7 +1,7 @@
 """Train what people would otherwise use, a small GPT and an LSTM, on the texts of the study.
 
-`python notebooks/study/alternatives.py MODEL SAMPLES SEED...` prints cells of the results `alternatives/sweep`;
-`python notebooks/study/alternatives.py MODEL search` prints the settings it tries. MODEL is in `CHOSEN`.
+`python notebooks/study/alternatives.py MODEL SAMPLES SEED...` prints cells of `alternatives/sweep.json`, and
+`python notebooks/study/alternatives.py MODEL search` the settings it tries. MODEL is a key of `CHOSEN`.
 """
 
 import copy

@@ -7,17 +7,16 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from costs import costs
+from rows import PAIRS, label
 from tables import (
     DISTANCES,
     FIFTY,
-    PAIRS,
     SIZES,
     TEN,
     TOP,
     Cell,
     cells_of,
     change,
-    label,
     losses,
     ppls_of,
     read,

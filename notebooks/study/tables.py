@@ -1,6 +1,6 @@
 """The tables of the study, from its results: `python notebooks/study/tables.py` rewrites them.
 
-They stand between markers in docs/study.md and README.md. `figures.py` draws the same results.
+They stand between markers in the files of `PAGES`. `figures.py` draws the same results.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from costs import costs
+from rows import LEFT_OUT, PAIRS, label
 
 from ctxkv_lib.report.difference import Interval, interval
 
@@ -20,84 +21,12 @@ Cell = dict[str, Any]  # what was measured with one seed; of n-grams, without `s
 Cells = dict[tuple[str, int], list[Cell]]  # by variant and number of training conversations
 
 TOP = Path(__file__).resolve().parents[2]
-PAGES = ("docs/study.md", "README.md")
+PAGES = ("docs/study.md", "README.md", "notebooks/study/README.md")
 TEN = (10, 50, 100, 200, 500, 1_000, 2_000)  # training conversations of rows with ten test conversations
 FIFTY = TEN[:5]  # and with fifty
 SIZES = {10: TEN, 50: FIFTY}
 EPOCHS, PATIENCE = {"exact": 40, "others": 8}, 3  # most epochs of a run, and those without a gain that end it
 DISTANCES = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)  # of part `evidence`
-
-NAMES = {  # of rows, where the results have another
-    "tuned": "`tuned` without copying",
-    "tuned with copying": "`tuned`, copying added after training",
-    "tuned, copying": "`tuned`",
-    "exact": "`exact`",
-    "exact, untrained": "`exact` without Phase 1",
-    "exact, one slot": "`exact`, only the present context",
-    "exact, directional table": "`exact`, token table of `tuned`",
-    "gated, end to end": "gated contexts",
-    "OACD": "`tuned` without copying",
-    "untrained": "`tuned` without copying and Phase 1",
-    "no contexts": "no contexts: the current token alone",
-    "untrained ContextBlock": "contexts, without Phase 1",
-    "ContextBlock trained end to end": "contexts, ContextBlock trained with the layer, end to end",
-    "all tokens": "keys and values of all tokens, a usual layer",
-    "kneser_ney": "n-grams",
-    "kneser_ney_cache": "n-grams and a unigram cache",
-    "kneser_ney_caches": "n-grams and four caches",
-    "kneser_ney_table_caches": "n-grams and four caches, with the token table's text",
-}
-
-LEFT_OUT = (  # of the table of changes: `tuned` again, and what says nothing that another row does not
-    "bias nearest, means to 40 tokens",
-    "means to 40 tokens, OACD rate 0.0005",
-    "means to 40 tokens, untrained",
-    "random init, bias from 0, symmetric table, no current-token bias, all weights decay by the step",
-)
-PAIRS = {  # tables of differences: test conversations, and rows
-    "beside_ngrams": (
-        10,
-        "exact / kneser_ney",
-        "tuned / kneser_ney_caches",
-        "tuned, copying / tuned",
-        "tuned, copying / kneser_ney_caches",
-        "tuned, copying / kneser_ney_table_caches",
-        "tuned with copying / kneser_ney_table_caches",
-    ),
-    "beside_alternatives": (
-        50,
-        *(f"{ours} / GPT" for ours in ("exact", "contexts", "contexts with copying")),
-        *(f"{ours} / LSTM" for ours in ("exact", "contexts", "contexts with copying")),
-    ),
-    "beside_models": (
-        50,
-        "contexts / no contexts",
-        "contexts / tokens at the same slots",
-        "contexts / last 32 tokens",
-        "contexts / all 640 tokens",
-        "contexts / GRU",
-        "contexts with copying / GRU",
-        "contexts with copying / kneser_ney_table_caches",
-        "GRU with four caches / contexts with copying and four caches",
-        "GRU with a continuous cache / contexts with copying",
-        "gated, end to end / GRU",
-        "gated, end to end with copying / GRU",
-        "GRU with a continuous cache / gated, end to end with copying",
-        "gated, end to end with copying and four caches / GRU with four caches",
-    ),
-    "beside_phase1": (
-        50,
-        "exact, untrained / exact",
-        "exact, one slot / exact",
-        "untrained / OACD",
-        "random init, OACD / random init, untrained",
-        "untrained / random init, OACD",
-        "predictive / gated, untrained",
-        "predictive / OACD",
-        "predictive and OACD / predictive",
-        "autoencoding / gated, untrained",
-    ),
-}
 
 
 def read(name: str) -> Any:
@@ -142,7 +71,9 @@ def tested(conversations: int) -> Cells:
     `cache`: so tables and intervals are of the same runs.
     """
     if conversations == 50:
-        return cells_of("fair/sweep", "fair/cache", "phase1/sweep", "proposals/sweep", "fair/ngrams")
+        return cells_of(
+            "fair/sweep", "fair/cache", "phase1/sweep", "proposals/sweep", "fair/ngrams", "alternatives/sweep"
+        )
     return cells_of("answer/sweep", "full/sweep", "cache/cache")
 
 
@@ -162,11 +93,6 @@ def table(title: str, columns: Sequence[str | int], rows: Iterable[Sequence[str]
     names = [column if isinstance(column, str) else f"{column:,}" for column in columns]
     head, *body = (f"| {' | '.join(line)} |" for line in [[title, *names], *rows])
     return "\n".join([head, f"|---{'|---:' * len(columns)}|", *body])
-
-
-def label(variant: str) -> str:
-    base, _, kind = variant.partition(" with ")
-    return NAMES.get(variant) or NAMES.get(base, base) + (kind and f" with {kind}")
 
 
 def spread(values: Sequence[float]) -> str:
