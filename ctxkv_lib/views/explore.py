@@ -35,7 +35,7 @@ class WindowExplorer(widgets.VBox):
         if position not in range(last + 1):
             raise UserError(f"position is {position!r}; allowed in this validation stream: 0 to {last}.")
         self._opened, self._page = opened, widgets.HTML()
-        heads = [f"head {n + 1}" for n in range(len(attended(opened, position)[1]))]
+        heads = [f"head {n}" for n in range(len(attended(opened, position)[1]))]
         slider: dict[str, Any] = {
             "continuous_update": False,
             "layout": {"width": "480px", "max_width": "98%"},

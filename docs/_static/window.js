@@ -14,7 +14,7 @@
     place.replaceChildren();
     const label = element("label", { textContent: "Attention of " }, place);
     const select = element("select", {}, label);
-    ["the mean of all heads", ...Array.from({ length: heads }, (_, n) => `head ${n + 1}`)]
+    ["the mean of all heads", ...Array.from({ length: heads }, (_, n) => `head ${n}`)]
       .forEach((textContent) => element("option", { textContent }, select));
     const box = element("div", { className: "window-text", tabIndex: 0 }, place);
     const text = element("p", {}, box);

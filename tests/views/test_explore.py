@@ -83,7 +83,7 @@ def test_a_window_shows_its_tokens_with_the_attention_of_the_chosen_head(trained
     heights = [bar.get_height() for bar in explorer.figure.axes[0].patches]
     assert sum(heights) == pytest.approx(100, abs=0.01)
     weights = trained.model.read(trained.model.batch(cache, torch.tensor([20])))[1][0]
-    for number, head in enumerate(weights.tolist(), start=1):
+    for number, head in enumerate(weights.tolist()):
         explorer.controls["head"].value = f"head {number}"
         heights = [bar.get_height() for bar in explorer.figure.axes[0].patches]
         assert heights == pytest.approx([100 * share for share in head], abs=0.01)
