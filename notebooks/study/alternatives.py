@@ -30,7 +30,7 @@ AXES: dict[str, tuple[Any, ...]] = {  # searched one after the other, from the f
     "weight_decay": (0.1, 1.0),
     "epochs": (4, 8),
     "layers": (3, 1),  # of the GPT; the LSTM has one
-    "step_tokens": (512, 256),  # per step of the optimizer
+    "step_tokens": (512, 128),  # per step of the optimizer
 }
 START = {axis: values[0] for axis, values in AXES.items()}
 CHOSEN: dict[str, dict[str, Any]] = {  # by the search, with 50 conversations

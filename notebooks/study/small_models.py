@@ -1,6 +1,7 @@
 """An ordinary small GPT and LSTM, which share a token table with the output head."""
 
 import math
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ CHUNK = 2048  # tokens of the vocabulary at a time
 class GPT(nn.Module):
     """Pre-norm transformer with learned positions, between projections from and to the width of the table."""
 
-    training_length = evaluation_length = 256  # tokens that are read together
+    training_length = evaluation_length = 128  # tokens that are read together
 
     def __init__(self, size: int, layers: int, dropout: float) -> None:
         super().__init__()
@@ -70,6 +71,10 @@ class LanguageModel(nn.Module):
         self.body, self.whole_table, self.whole_bias = body, table.clone(), bias.clone()
         self.table, self.bias = nn.Parameter(table[self.known]), nn.Parameter(bias[self.known])
 
+    @cached_property
+    def frozen_head(self) -> Tensor:
+        return self.table.detach().bfloat16()
+
     def forward(self, embeddings: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Compute hidden states from token embeddings, both `[rows, length, hidden_size]`."""
         with torch.autocast("cpu", torch.bfloat16):
@@ -87,8 +92,9 @@ class LanguageModel(nn.Module):
         hidden, state = self(embeddings, state)
         queries = hidden.detach().flatten(0, 1)
         bias = bias - ((queries * table[targets]).sum(dim=1) + bias[targets]).mean()  # keeps `exp` in range
-        chunks, shares, total, average = table.bfloat16().split(CHUNK), [], 0.0, 0.0
-        for rows, bias_of_rows in zip(chunks, bias.bfloat16().split(CHUNK), strict=True):
+        head = table.bfloat16() if self.table.requires_grad else self.frozen_head
+        shares, total, average = [], 0.0, 0.0
+        for rows, bias_of_rows in zip(head.split(CHUNK), bias.bfloat16().split(CHUNK), strict=True):
             shares.append(F.linear(queries.bfloat16(), rows, bias_of_rows).exp_())
             total = total + shares[-1].sum(dim=1, keepdim=True, dtype=torch.float32)
             average = average + (shares[-1] @ rows).float()
