@@ -44,6 +44,7 @@ PAIRS = {  # tables of differences: test conversations, and rows
     ),
     "beside_models": (
         50,
+        "exact / kneser_ney",
         "contexts / no contexts",
         "contexts / tokens at the same slots",
         "contexts / last 32 tokens",
@@ -55,8 +56,6 @@ PAIRS = {  # tables of differences: test conversations, and rows
         "GRU with a continuous cache / contexts with copying",
         "gated, end to end / GRU",
         "gated, end to end with copying / GRU",
-        "GRU with a continuous cache / gated, end to end with copying",
-        "gated, end to end with copying and four caches / GRU with four caches",
     ),
     "beside_phase1": (
         50,
