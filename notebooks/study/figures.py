@@ -7,19 +7,19 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from costs import costs
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
+from rows import PAIRS, label
 from tables import (
     DISTANCES,
     FIFTY,
-    PAIRS,
     SIZES,
     TEN,
     TOP,
     Cell,
     cells_of,
     change,
-    label,
     losses,
     ppls_of,
     read,
@@ -47,6 +47,14 @@ LINES: dict[str, dict[str, Any]] = {
         "ls": "--",
         "marker": "",
     },
+}
+
+MEMORY_LABELS = {  # text, and points right and up, in the figure of memory
+    "exact, one slot": ("exact, only the present context", 8, 0),
+    "contexts": ("contexts", -8, 6),
+    "contexts with copying": ("contexts, copying", 8, 0),
+    "kneser_ney_caches": ("n-grams, four caches", 8, 0),
+    "kneser_ney_table_caches": ("n-grams, four caches,\ntoken table's text", -8, 0),
 }
 
 
@@ -148,35 +156,60 @@ def draw_result() -> Any:
     figure, (ax,) = panels(1, 4.2)
     figure.set_figwidth(6.4)
     ax.tick_params(labelsize="small")
-    draw_levels(ax, ["exact", "kneser_ney", "tuned, copying", STRONGEST], {"tuned, copying": -10})
+    names = ["exact", "kneser_ney", "kneser_ney_caches", "tuned, copying", STRONGEST]
+    draw_levels(ax, names, {"tuned, copying": -10, "kneser_ney": 6, "kneser_ney_caches": 8, STRONGEST: -10})
     return figure
 
 
 def draw_models() -> Any:
-    """Draw the test perplexity of what could stand in the place of contexts, compared with contexts."""
+    """Draw how far contexts are above or below what could stand in their place, in test perplexity."""
     figure, (ax,) = panels(1, 4.4)
     looks = {
         "no contexts": (GREY, "o"),
         "tokens at the same slots": (AMBER, "s"),
         "last 32 tokens": (ORANGE, "D"),
+        "GRU": (GREEN, "^"),
+        "gated, end to end": (PINK, "v"),
     }
-    looks |= {"GRU": (GREEN, "^"), "gated, end to end": (PINK, "v")}
     for place, (name, (color, marker)) in enumerate(looks.items()):
-        points = {size: shown[0] for size in FIFTY if (shown := change(50, f"{name} / contexts", size))}
+        points = {size: shown[0] for size in FIFTY if (shown := change(50, f"contexts / {name}", size))}
         end = draw_intervals(ax, points, 1.03 ** (place - 2), color=color, marker=marker, ms=5)
-        shift = {"tokens at the same slots": 12, "gated, end to end": -9}.get(name, 0)
-        text = {"gated, end to end": "gated contexts"}.get(name, name)
-        label_end(ax, *end, text, color, shift)
+        shift = {"tokens at the same slots": -12, "gated, end to end": 9}.get(name, 0)
+        text = {"gated, end to end": "gated contexts", "no contexts": "the current token alone"}
+        label_end(ax, *end, text.get(name, name), color, shift)
     ax.axhline(0, color=BLUE, lw=2)
-    label_end(ax, 250, 0, "contexts", BLUE, -8)
     log_axis(ax, "x", FIFTY)
     ax.set(xlabel="Training conversations")
-    ax.set_title("Test perplexity compared with that of contexts (%), 95% intervals")
+    ax.set_title("Test perplexity of contexts compared with each model (%), 95% intervals")
+    return figure
+
+
+def draw_memory() -> Any:
+    """Draw test perplexity by the bytes that a model keeps of a sequence after 640 tokens."""
+    figure, (ax,) = panels(1, 4.8)
+    for name, cost in costs().items():
+        ppls = [mean(found) for size in (50, 200) if (found := ppls_of(tested(50), name, size))]
+        if not ppls:
+            continue
+        color = BLUE if name.startswith("contexts") else ORANGE if name.startswith("exact") else GREY
+        kept = cost.kept_bytes(640) * (
+            1.15 if name == "contexts with copying" else 1
+        )  # not on top of contexts
+        ax.plot([kept] * len(ppls), ppls, color=color, lw=1, marker="")
+        ax.plot(kept, ppls[0], "o", ms=6, color=color)
+        ax.plot([kept] * len(ppls[1:]), ppls[1:], "o", ms=6, color=color, mfc="white")
+        text, x, y = MEMORY_LABELS.get(name, (name, 8, 0))
+        place = {"textcoords": "offset points", "va": "center", "ha": "left" if x > 0 else "right"}
+        ax.annotate(text, (kept, ppls[0]), (x, y), **place, fontsize=9.5, color=color)
+    log_axis(ax, "x", [10.0**n for n in range(2, 7)], ["100 B", "1 kB", "10 kB", "100 kB", "1 MB"])
+    log_axis(ax, "y", (150, 200, 300, 400, 500))
+    ax.set(xlim=(20, 2e7), xlabel="Kept of a sequence after 640 tokens")
+    ax.set_title("Test perplexity with 50 (filled) and 200 conversations (hollow)")
     return figure
 
 
 def draw_forest(name: str) -> Any:
-    """Draw a table of differences: a row for each pair and size, resolved ones in colour."""
+    """Draw a table of differences: a row for each pair and size, statistically clear ones in colour."""
     conversations, *pairs = PAIRS[name]
     rows: list[tuple[str, list[Interval]]] = []
     for pair in pairs:
@@ -190,8 +223,8 @@ def draw_forest(name: str) -> Any:
             at["bbox"] = {"color": "white", "pad": 0.5}
             ax.text(0.005, y, text.replace("`", ""), va="center", **at)
             continue
-        resolved = intervals[0].low > 0 or intervals[0].high < 0
-        look = {"color": BLUE if resolved else "#9aa1ab"}
+        is_clear = intervals[0].low > 0 or intervals[0].high < 0
+        look = {"color": BLUE if is_clear else "#9aa1ab"}
         for (_, low, high), width in zip(intervals, (3, 1), strict=False):
             ax.plot([low, high], [y, y], lw=width, marker="", **look)
         ax.plot(intervals[0].percent, y, "o", ms=5, **look)
@@ -252,6 +285,7 @@ DRAWN = {
     "study-ngrams": draw_ngrams,
     "study-models": draw_models,
     "study-evidence": draw_evidence,
+    "study-memory": draw_memory,
     **{f"study-{name.replace('_', '-')}": lambda name=name: draw_forest(name) for name in PAIRS},
 }
 
@@ -263,7 +297,7 @@ def draw_card() -> Any:
     figure.set(size_inches=(12, 6.3))
     figure.get_layout_engine().set(w_pad=0.25, h_pad=0.25)  # inches around it
     figure.suptitle("Context-KV attention", x=0.03, ha="left", fontsize=34, fontweight="bold")
-    sentence = "attention reads 32 compressed contexts, one every 20 tokens back\n\n"
+    sentence = "attention reads 32 compressed contexts instead of every token\n\n"
     ax.set_title(sentence + ax.get_title(loc="left"), fontsize=18)
     return figure
 

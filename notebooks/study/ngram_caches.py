@@ -1,25 +1,36 @@
-"""Four caches of recent tokens beside a model: `python notebooks/study/ngram_caches.py RUN...`.
+"""Mix four caches of recent tokens into n-grams, or into a trained model.
 
-Prints the validation perplexity of finished runs with none, one, ... of them. A cache gives probability to
-tokens that followed the same history among the tokens before; its weight is fitted on the same text.
+`python notebooks/study/ngram_caches.py SAMPLES...` prints n-grams of `results/fair/ngrams.json`, for numbers
+of training conversations. `python notebooks/study/ngram_caches.py RUN...` prints the validation perplexity of
+finished runs with none, one, ... of the caches.
+
+A cache gives probability to tokens that followed the same history among the tokens before. The weight of each
+cache is fitted on the validation text.
 """
 
+import json
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 import ctxkv_lib as ctxkv
+from ctxkv_lib.data.kneser_ney import smoothed_unigram
+from ctxkv_lib.data.token_table import corpus_counts, corpus_ids
 from ctxkv_lib.measure import ngrams
 from ctxkv_lib.measure.ngrams import Floats, Ids
 
-NEAR = 100  # tokens that the second cache counts; the others count those of the window
+WINDOW, NEAR = 640, 100  # tokens that caches of n-grams count, the second only the nearer ones
+
+Streams = Mapping[str, Floats]  # probabilities `[n]` of the tokens of streams; caches are fitted on "val"
 
 
 def recent_shares(ids: Ids, window: int, order: int = 1) -> Floats:
     """Compute how often each token but the first followed its history among the up to `window` tokens before.
 
-    Its history is the `order - 1` tokens before it. Of ids `[n]`, returns `[n - 1]` shares of the history's
-    occurrences; NaN where it has none.
+    Its history is the `order - 1` tokens before it. For ids `[n]`, returns `[n - 1]` shares of the history's
+    occurrences; NaN where the history has not occurred.
     """
     grams, of_history = ids, np.ones(len(ids) - 1)
     for length in range(2, order + 1):
@@ -31,20 +42,81 @@ def recent_shares(ids: Ids, window: int, order: int = 1) -> Floats:
         return ngrams.recent_shares(grams, window) / of_history
 
 
-def with_cache(model: Floats, cache: Floats) -> Floats:
-    """Mix a cache into a model's probabilities `[n]` where it has any, with the likeliest weight."""
-    known = ~np.isnan(cache)
-    weight = ngrams.cache_weight(model[known], cache[known]) if known.any() else 0.0
-    return np.where(known, (1 - weight) * model + weight * cache, model)
+def four_caches(ids: Ids, window: int) -> list[Floats]:
+    """Compute the shares of single tokens, of those among the last `NEAR`, of pairs and of triples."""
+    return [recent_shares(ids, *cache) for cache in ((window, 1), (NEAR, 1), (window, 2), (window, 3))]
+
+
+def with_caches(models: Streams, caches: Mapping[str, list[Floats]]) -> list[Streams]:
+    """Mix caches into a model's probabilities where they have any, each into what the caches before it left.
+
+    Returns the probabilities with none, one, two ... of the caches.
+    """
+    mixed = [models]
+    for number, on_validation in enumerate(caches["val"]):
+        known = ~np.isnan(on_validation)
+        weight = ngrams.cache_weight(mixed[-1]["val"][known], on_validation[known]) if known.any() else 0.0
+        shares = {name: (mixed[-1][name], cache[number]) for name, cache in caches.items()}
+        mixed.append({
+            name: np.where(np.isnan(share), model, (1 - weight) * model + weight * share)
+            for name, (model, share) in shares.items()
+        })  # fmt: skip
+    return mixed
+
+
+def measured(streams: Streams, starts: Ids) -> dict[str, Any]:
+    """Compute perplexities, and the mean loss in nats of each test conversation, from probabilities."""
+    losses = {name: -np.log(likely) for name, likely in streams.items()}
+    return {
+        **{f"{name}_ppl": round(float(np.exp(loss.mean())), 3) for name, loss in losses.items()},
+        "test_conversations": [
+            round(float(part.mean()), 4) for part in np.split(losses["test"], starts[1:] - 1)
+        ],
+    }
+
+
+def ngram_rows(samples: int, preset: str = "offline", **splits: int) -> dict[str, dict[str, Any]]:
+    """Measure n-grams of the training text, and of the token table's text as well, with and without caches.
+
+    Order, prior and the weights of caches are those with the lowest validation perplexity.
+    """
+    data = ctxkv.build_config(
+        preset, "tuned", samples, {f"data.{name}": size for name, size in splits.items()}
+    ).data
+    read, tokenizer = ctxkv.load_conversations, ctxkv.load_tokenizer(data.tokenizer)
+    texts = {"val": read(data, "validation"), "test": read(data, "test")}
+    streams = {name: ctxkv.validation_stream(text, tokenizer) for name, text in texts.items()}
+    ids = {name: stream.ids.numpy().astype(np.int64) for name, stream in streams.items()}
+    train = ctxkv.train_stream(read(data, "train"), tokenizer).ids.numpy().astype(np.int64)
+    corpus = read(data, "corpus")
+    priors = {"table text": smoothed_unigram(corpus_counts(data, corpus).numpy())}
+    priors["uniform"] = np.full_like(priors["table text"], 1 / len(priors["table text"]))
+    caches = {name: four_caches(stream, WINDOW) for name, stream in ids.items()}
+    rows = {}
+    for kind, counted in (("", train), ("_table", np.concatenate([corpus_ids(data, corpus).numpy(), train]))):
+        models = {name: ngrams.kneser_ney(counted, stream, priors) for name, stream in ids.items()}
+        choices = ({name: model[choice] for name, model in models.items()} for choice in models["val"])
+        tried = [with_caches(choice, caches) for choice in choices]
+        for number, name in ((0, ""), (1, "_cache"), (4, "_caches")):
+            found = [measured(mixed[number], streams["test"].starts.numpy()) for mixed in tried]
+            rows[f"kneser_ney{kind}{name}"] = min(found, key=lambda row: row["val_ppl"])
+    return rows
+
+
+def print_run(path: str) -> None:
+    """Print the validation perplexity of a run with none, one, ... of the caches."""
+    trained = ctxkv.open_run(path)
+    stream = trained.stream("val")
+    likely = stream.token_losses().double().neg().exp().numpy()
+    ids = stream.ids.numpy().astype(np.int64)
+    caches = four_caches(ids, trained.run.config.model.context_window)
+    mixed = with_caches({"val": likely}, {"val": caches})
+    print(path, *(f"{np.exp(-np.log(streams['val']).mean()):.1f}" for streams in mixed))
 
 
 if __name__ == "__main__":
-    for path in sys.argv[1:]:
-        trained = ctxkv.open_run(path)
-        stream = trained.stream("val")
-        likely = [stream.token_losses().double().neg().exp().numpy()]
-        ids = stream.ids.numpy().astype(np.int64)
-        window = trained.run.config.model.context_window
-        for reach, order in ((window, 1), (NEAR, 1), (window, 2), (window, 3)):
-            likely.append(with_cache(likely[-1], recent_shares(ids, reach, order)))
-        print(path, *(f"{np.exp(-np.log(each).mean()):.1f}" for each in likely))
+    for argument in sys.argv[1:]:
+        if argument.isdigit():
+            print(json.dumps({argument: ngram_rows(int(argument), validation_samples=50, test_samples=50)}))
+        else:
+            print_run(argument)

@@ -1,6 +1,6 @@
 """The tables of the study, from its results: `python notebooks/study/tables.py` rewrites them.
 
-They stand between markers in docs/study.md and README.md. `figures.py` draws the same results.
+They stand between markers in the files of `PAGES`. `figures.py` draws the same results.
 """
 
 import json
@@ -12,6 +12,8 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+from costs import costs
+from rows import LEFT_OUT, PAIRS, label
 
 from ctxkv_lib.report.difference import Interval, interval
 
@@ -19,73 +21,12 @@ Cell = dict[str, Any]  # what was measured with one seed; of n-grams, without `s
 Cells = dict[tuple[str, int], list[Cell]]  # by variant and number of training conversations
 
 TOP = Path(__file__).resolve().parents[2]
-PAGES = ("docs/study.md", "README.md")
+PAGES = ("docs/study.md", "README.md", "notebooks/study/README.md")
 TEN = (10, 50, 100, 200, 500, 1_000, 2_000)  # training conversations of rows with ten test conversations
 FIFTY = TEN[:5]  # and with fifty
 SIZES = {10: TEN, 50: FIFTY}
+EPOCHS, PATIENCE = {"exact": 40, "others": 8}, 3  # most epochs of a run, and those without a gain that end it
 DISTANCES = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)  # of part `evidence`
-
-NAMES = {  # of rows, where the results have another
-    "tuned": "`tuned` without copying",
-    "tuned with copying": "`tuned`, copying added after training",
-    "tuned, copying": "`tuned`",
-    "exact": "`exact`",
-    "exact, untrained": "`exact` without Phase 1",
-    "exact, one slot": "`exact`, only the present context",
-    "exact, directional table": "`exact`, token table of `tuned`",
-    "gated, end to end": "gated contexts",
-    "OACD": "`tuned` without copying",
-    "untrained": "`tuned` without copying and Phase 1",
-    "kneser_ney": "n-grams",
-    "kneser_ney_cache": "n-grams and a unigram cache",
-    "kneser_ney_caches": "n-grams and four caches",
-    "kneser_ney_table_caches": "n-grams and four caches, with the token table's text",
-}
-
-LEFT_OUT = (  # of the table of changes: `tuned` again, and what says nothing that another row does not
-    "bias nearest, means to 40 tokens",
-    "means to 40 tokens, OACD rate 0.0005",
-    "means to 40 tokens, untrained",
-    "random init, bias from 0, symmetric table, no current-token bias, all weights decay by the step",
-)
-PAIRS = {  # tables of differences: test conversations, and rows
-    "beside_ngrams": (
-        10,
-        "exact / kneser_ney",
-        "tuned / kneser_ney_caches",
-        "tuned, copying / tuned",
-        "tuned, copying / kneser_ney_caches",
-        "tuned, copying / kneser_ney_table_caches",
-        "tuned with copying / kneser_ney_table_caches",
-    ),
-    "beside_models": (
-        50,
-        "contexts / no contexts",
-        "contexts / tokens at the same slots",
-        "contexts / last 32 tokens",
-        "contexts / all 640 tokens",
-        "GRU / contexts",
-        "contexts with copying / GRU",
-        "GRU with four caches / contexts with copying and four caches",
-        "GRU with a continuous cache / contexts with copying",
-        "gated, end to end / GRU",
-        "gated, end to end with copying / GRU",
-        "GRU with a continuous cache / gated, end to end with copying",
-        "gated, end to end with copying and four caches / GRU with four caches",
-    ),
-    "beside_phase1": (
-        50,
-        "exact, untrained / exact",
-        "exact, one slot / exact",
-        "untrained / OACD",
-        "random init, OACD / random init, untrained",
-        "untrained / random init, OACD",
-        "predictive / gated, untrained",
-        "predictive / OACD",
-        "predictive and OACD / predictive",
-        "autoencoding / gated, untrained",
-    ),
-}
 
 
 def read(name: str) -> Any:
@@ -130,7 +71,9 @@ def tested(conversations: int) -> Cells:
     `cache`: so tables and intervals are of the same runs.
     """
     if conversations == 50:
-        return cells_of("fair/sweep", "fair/cache", "phase1/sweep", "proposals/sweep")
+        return cells_of(
+            "fair/sweep", "fair/cache", "phase1/sweep", "proposals/sweep", "fair/ngrams", "alternatives/sweep"
+        )
     return cells_of("answer/sweep", "full/sweep", "cache/cache")
 
 
@@ -150,11 +93,6 @@ def table(title: str, columns: Sequence[str | int], rows: Iterable[Sequence[str]
     names = [column if isinstance(column, str) else f"{column:,}" for column in columns]
     head, *body = (f"| {' | '.join(line)} |" for line in [[title, *names], *rows])
     return "\n".join([head, f"|---{'|---:' * len(columns)}|", *body])
-
-
-def label(variant: str) -> str:
-    base, _, kind = variant.partition(" with ")
-    return NAMES.get(variant) or NAMES.get(base, base) + (kind and f" with {kind}")
 
 
 def spread(values: Sequence[float]) -> str:
@@ -231,13 +169,71 @@ def ngrams() -> str:
 def models() -> str:
     """Write the test perplexity of contexts and what could stand in their place, on the fifty."""
     others = ("no contexts", "tokens at the same slots", "last 32 tokens", "all 640 tokens", "GRU")
-    lines = []
-    for name in ("contexts", *others, "gated, end to end"):
+    further, lines = ("gated, end to end", "contexts with copying", "kneser_ney_table_caches"), []
+    for name in ("contexts", *others, *further):
         lines.append(levels(tested(50), name, FIFTY))
         for place, size in enumerate(FIFTY if name in others else (), start=1):
             intervals = change(50, f"{name} / contexts", size)
             lines[-1][place] += " ≈" if intervals and intervals[0].low <= 0 <= intervals[0].high else ""
     return table("test perplexity (50 test conversations, batches of 2 × 64 positions)", FIFTY, lines)
+
+
+def first_study() -> str:
+    """Write the test perplexity of rows that only the first study has, on the ten conversations."""
+    cells = cells_of("baselines/sweep")
+    names = (
+        "contexts",
+        "untrained ContextBlock",
+        "ContextBlock trained end to end",
+        "32 tokens, 20 apart",
+        "no contexts",
+    )
+    sizes = (10, 50, 200)
+    return table(
+        "test perplexity (10 test conversations)", sizes, [levels(cells, name, sizes) for name in names]
+    )
+
+
+def alternatives() -> str:
+    """Write the test perplexity and the time of ordinary models beside the study's, on the fifty."""
+    ours = ("exact", "contexts", "contexts with copying", "GRU", "kneser_ney_table_caches")
+    theirs = dict.fromkeys(name for name, _ in cells_of("alternatives/sweep"))
+    sizes, lines = (10, 50, 200), []
+    for name in (*ours, *theirs):
+        times = [
+            [cell.get("cpu_seconds", 0) / 60 for cell in tested(50).get((name, size), ())] for size in sizes
+        ]
+        minutes = " / ".join(f"{mean(cells):.0f}" if any(cells) else "–" for cells in times)
+        lines.append([*levels(tested(50), name, sizes), minutes if name in theirs else "–"])
+    return table("test perplexity (50 test conversations)", (*sizes, "CPU minutes, each run"), lines)
+
+
+def epoch_seconds(variant: str) -> float:
+    """Return the shortest time of an epoch with 50 conversations: the run's seconds by its epochs."""
+    cells = [cell for cell in tested(50).get((variant, 50), ()) if "seconds" in cell]
+    most = EPOCHS["exact" if variant.startswith("exact") else "others"]
+    return min((cell["seconds"] / min(most, cell["best_epoch"] + PATIENCE) for cell in cells), default=0.0)
+
+
+def memory() -> str:
+    """Write what each model keeps of a sequence and what a token costs, beside its perplexity."""
+    lines = []
+    for name, cost in costs().items():
+        kept = [format_bytes(cost.kept_bytes(tokens)) for tokens in (640, 100_000)]
+        products = f"{cost.multiplications / 1e6:.1f}" if cost.multiplications else "–"
+        time = epoch_seconds(name) / epoch_seconds("exact")
+        ppls = [spread(ppls_of(tested(50), name, size)) for size in (50, 200)]
+        lines.append([label(name), *kept, products, f"{time:.1f}" if time else "–", *ppls])
+    columns = ("bytes after 640 tokens", "after 100,000", "million multiplications", "time of an epoch")
+    return table("model", (*columns, "test perplexity with 50", "with 200"), lines)
+
+
+def format_bytes(count: int) -> str:
+    """Write bytes in B, kB or MB, with three digits at most."""
+    for unit, size in (("MB", 1_000_000), ("kB", 1_000)):
+        if count >= size:
+            return f"{count / size:.{1 if count < 10 * size else 0}f} {unit}"
+    return f"{count} B"
 
 
 def phase1() -> str:
@@ -269,7 +265,10 @@ def changes() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    **{f.__name__: f for f in (validation, ngrams, models, phase1, changes)},
+    **{
+        f.__name__: f
+        for f in (validation, ngrams, models, first_study, alternatives, memory, phase1, changes)
+    },
     **{name: lambda asked=asked: compared(*asked) for name, asked in PAIRS.items()},
 }
 

@@ -87,10 +87,19 @@ def test_a_cache_counts_what_followed_the_same_history():
     expected = [np.nan, np.nan, 0, 1, 1 / 2, 1]  # after 7, 8, 7, 9, 7, 8
     np.testing.assert_allclose(found[[0, 1, 2, 4, 5]], np.array(expected)[[0, 1, 2, 4, 5]])
     assert ngram_caches.recent_shares(ids, 2)[1:4].tolist() == [1 / 2, 0, 1 / 2]
-    model = np.full(6, 0.1)
-    mixed = ngram_caches.with_cache(model, found)
-    assert np.log(mixed).sum() > np.log(model).sum()
-    assert mixed[0] == model[0]  # where the cache has nothing
+    streams = {"val": np.full(6, 0.1), "test": np.full(6, 0.2)}
+    without, mixed = ngram_caches.with_caches(streams, {"val": [found], "test": [np.full(6, np.nan)]})
+    assert without == streams
+    assert np.log(mixed["val"]).sum() > np.log(streams["val"]).sum()
+    assert mixed["val"][0] == streams["val"][0]  # where the cache has nothing
+    assert mixed["test"].tolist() == streams["test"].tolist()
+
+
+def test_caches_and_the_text_of_the_token_table_improve_ngrams():
+    rows = ngram_caches.ngram_rows(3, "ci", validation_samples=2, test_samples=2)
+    ppls = [rows[f"kneser_ney{name}"]["val_ppl"] for name in ("", "_cache", "_caches", "_table_caches")]
+    assert ppls == sorted(ppls, reverse=True)
+    assert {len(row["test_conversations"]) for row in rows.values()} == {2}
 
 
 @pytest.mark.slow

@@ -1,0 +1,86 @@
+"""Compute what models of the study keep of a sequence, in bytes, and what a generated token costs.
+
+Everything follows from shapes. Numbers are float32 (4 bytes), token ids uint16 (2 bytes), as in the package's
+caches. Nothing is measured.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import plugins
+import torch
+from alternatives import CHOSEN
+from small_models import GPT, LSTM
+from torch import nn
+
+from ctxkv_lib import ModelConfig
+from ctxkv_lib.method.layer import AttentionLayer
+from ctxkv_lib.method.tuned import SlotLayer
+
+NUMBER, TOKEN_ID = 4, 2  # bytes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model keeps of a sequence, and how many multiplications a generated token takes.
+
+    The output head and what is not a matrix product are left out.
+    """
+
+    span: float  # the last tokens of which something is kept
+    bytes_per_token: int
+    multiplications: int | None = None
+
+    def kept_bytes(self, tokens: int) -> int:
+        """Return the bytes that are kept after so many tokens."""
+        return int(min(tokens, self.span)) * self.bytes_per_token
+
+
+def matrix_weights(module: nn.Module) -> int:
+    """Count the weights of a module's matrices: each is multiplied once per token."""
+    weights = (weight for name, weight in module.named_parameters() if "weight" in name and weight.ndim == 2)
+    return sum(weight.numel() for weight in weights)
+
+
+@cache
+def costs() -> dict[str, Cost]:
+    """Return the costs of models by the names of their rows in the results."""
+    sizes, of_tokens = ModelConfig(), ModelConfig(context_dim=768, intermediate_size=2560)
+    hidden, context, slots, heads = sizes.hidden_size, sizes.context_dim, sizes.max_contexts, sizes.num_heads
+    block = (context + hidden) * context
+    reach = sizes.interval * (slots - 1)  # tokens back of the farthest slot
+    chosen = {name: CHOSEN[name] for name in ("GPT", "LSTM")}
+    with torch.device("meta"):
+        layers: dict[str, Any] = {
+            "exact": AttentionLayer(sizes),
+            "tuned": SlotLayer(sizes, SlotLayer.Settings()),
+            "tokens": SlotLayer(of_tokens, SlotLayer.Settings()),
+            "all 640 tokens": plugins.CausalAttention(sizes, plugins.CausalAttention.Settings()),
+            "GRU": plugins.GRU(sizes, plugins.GRU.Settings()),
+            "LSTM": LSTM(hidden, chosen["LSTM"]["layers"], 0.0),
+            "GPT": GPT(hidden, chosen["GPT"]["layers"], 0.0),
+        }
+    product = {name: matrix_weights(layer) for name, layer in layers.items()}
+    per_slot = 2 * heads * context  # scores and mix of all heads, on the contexts as they are
+    exact = Cost(reach + 1, context * NUMBER, product["exact"] + block + slots * per_slot)
+    tuned = Cost(reach + 1, context * NUMBER, product["tuned"] + block + slots * per_slot)
+    copying = context * reach  # similarities of the current context to the others
+    length, width = layers["GPT"].positions.shape
+    gpt = 2 * chosen["GPT"]["layers"] * width  # keys and values
+    return {
+        "exact": exact,
+        "exact, one slot": Cost(1, context * NUMBER, product["exact"] + block + per_slot),
+        "contexts": tuned,
+        "contexts with copying": Cost(
+            reach + 1, context * NUMBER + TOKEN_ID, product["tuned"] + block + slots * per_slot + copying
+        ),
+        "last 32 tokens": Cost(slots, TOKEN_ID, product["tokens"] + 2 * heads * slots * hidden),
+        "all 640 tokens": Cost(640, 2 * hidden * NUMBER, product["all 640 tokens"] + 2 * 640 * hidden),
+        "GRU": Cost(1, layers["GRU"].gru.hidden_size * NUMBER, product["GRU"]),
+        "LSTM": Cost(1, 2 * layers["LSTM"].lstm.hidden_size * NUMBER, product["LSTM"]),
+        "GPT": Cost(length, gpt * NUMBER, product["GPT"] + length * gpt),
+        "kneser_ney_caches": Cost(640, TOKEN_ID),
+        "kneser_ney_table_caches": Cost(640, TOKEN_ID),
+        "all tokens": Cost(torch.inf, 2 * hidden * NUMBER),
+    }
