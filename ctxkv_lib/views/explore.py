@@ -97,15 +97,15 @@ def explore_window(run: Stream | OpenRun | Run | Path | str, position: int) -> W
 def attended(stream: Stream, position: int, source: str = SOURCES[0]) -> tuple[Tensor, Tensor, Tensor]:
     """Return slots (positions, negative before the stream), weights `[heads, slots]` and logits `[vocab]`."""
     at, model, cache = torch.tensor([position]), stream.opened.model, stream.cache
-    slots = model.window.slots(at)[0]
     if source == SOURCES[0]:
-        return slots, stream.attention(at)[0], stream.logits(at)[0]
+        weights, logits = stream.attention(at)[0], stream.logits(at)[0]
+        return model.window.slots(at)[0], weights, logits
     with torch.no_grad(), torch_state():
         other = model.batch(cache, (at + len(cache) // 2) % len(cache))
         batch = replace(model.batch(cache, at), inputs=other.inputs, copied=other.copied)
         weights, logits = model.read(batch)[1], torch.cat([*model.predictions(batch)])
     assert weights is not None  # the explorer has read them with the position's own contexts
-    return slots, weights[0].float().cpu(), logits[0].float().cpu()
+    return model.window.slots(at)[0], weights[0].float().cpu(), logits[0].float().cpu()
 
 
 def attended_text(stream: Stream, position: int, slots: Tensor, weights: Tensor | None) -> str:
