@@ -103,9 +103,9 @@ def attended(stream: Stream, position: int, source: str = SOURCES[0]) -> tuple[T
     with torch.no_grad(), torch_state():
         other = model.batch(cache, (at + len(cache) // 2) % len(cache))
         batch = replace(model.batch(cache, at), inputs=other.inputs, copied=other.copied)
-        weights, logits = model.read(batch)[1], torch.cat([*model.predictions(batch)])
-    assert weights is not None  # the explorer has read them with the position's own contexts
-    return model.window.slots(at)[0], weights[0].float().cpu(), logits[0].float().cpu()
+        other_weights, logits = model.read(batch)[1], torch.cat([*model.predictions(batch)])
+    assert other_weights is not None  # the explorer has read them with the position's own contexts
+    return model.window.slots(at)[0], other_weights[0].float().cpu(), logits[0].float().cpu()
 
 
 def attended_text(stream: Stream, position: int, slots: Tensor, weights: Tensor | None) -> str:
