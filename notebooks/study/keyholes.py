@@ -41,7 +41,7 @@ def losses(prepared: Any, seed: int) -> dict[str, float]:
     torch.manual_seed(seed)
     untrained = ctxkv.ContextBlock(config.model.context_dim, config.model.hidden_size)
     contexts = {
-        "trained": prepared.contexts("val")[:COMPARED],
+        "trained": prepared.stream("val").contexts()[:COMPARED],
         "untrained": exact_contexts(untrained, untrained.project_inputs(embeddings), rows, 1e-5)[1:],
     }
     contexts["noise"] = F.layer_norm(torch.randn_like(contexts["trained"]), contexts["trained"].shape[1:])
