@@ -34,8 +34,8 @@ AXES: dict[str, tuple[Any, ...]] = {  # searched one after the other, from the f
 }
 START = {axis: values[0] for axis, values in AXES.items()}
 CHOSEN: dict[str, dict[str, Any]] = {  # by the search, with 50 conversations
-    "GPT": START,
-    "LSTM": START,
+    "GPT": {**START, "table_rate": 0.0, "layers": 1, "step_tokens": 256},
+    "LSTM": {**START, "table_rate": 0.0, "layers": 1, "step_tokens": 128},
 }
 CHOSEN |= {f"{name}, random embeddings": {**chosen, "table_rate": 1.0} for name, chosen in CHOSEN.items()}
 
