@@ -1,7 +1,7 @@
-"""One experiment's settings: five groups and the plug-ins.
+"""The settings of one experiment: five groups and the plug-ins.
 
-Settings are documented where they are: here, in `data.config` and `method.config`, and in the `Settings` of
-plug-ins.
+Each setting is documented where it is defined: here, in `data.config`, in `method.config`, or in the
+`Settings` of a plug-in.
 """
 
 import dataclasses
@@ -21,25 +21,25 @@ from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.fields import Allowed, at_least, check_settings, require, setting
 from ..plugins.hooks import HOOKS, OF_PHASE_1, READS, TUNED, PlugIn, settings_of
 
-# Largest whole number, by group: products of such numbers stay below 2^63.
+# Largest whole number in each group. Products of such numbers stay below 2^63.
 LARGEST = {"model": 2**20, "runtime": 2**63 - 1}
 LARGEST_COUNT = 2**31 - 1
 
 
-SEED = Allowed("0 to 2^63 - 1", lambda value: 0 <= value < 2**63)  # what torch's generators take
+SEED = Allowed("0 to 2^63 - 1", lambda value: 0 <= value < 2**63)  # the range that torch's generators accept
 THREADS = Allowed("auto, or 1 to 1024", {"auto", *map(str, range(1, 1025))}.__contains__)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How text is generated."""
+    """Settings of text generation."""
 
-    max_new_tokens: int = setting(100, "at most", at_least(1))
+    max_new_tokens: int = setting(100, "largest number of tokens to generate", at_least(1))
     temperature: float = setting(
-        0.8, "0 is greedy", Allowed("0 or more", lambda value: 0 <= value < math.inf)
+        0.8, "randomness of sampling; 0 is greedy", Allowed("0 or more", lambda value: 0 <= value < math.inf)
     )
-    top_k: int = setting(50, "only so many most likely tokens are drawn from", at_least(1))
-    seed: int = setting(0, "of the sampling", SEED)
+    top_k: int = setting(50, "number of most likely tokens to sample from", at_least(1))
+    seed: int = setting(0, "random seed for sampling", SEED)
 
     def __post_init__(self) -> None:
         check_settings(self, "sampling")
@@ -47,24 +47,24 @@ class Sampling:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """Where and how it runs."""
+    """Settings of the machine: where and how an experiment runs."""
 
-    seed: int = setting(42, "of everything random", SEED)
+    seed: int = setting(42, "random seed for the whole run", SEED)
     device: str = setting(
         "auto",
-        "where it computes",
+        "device that computes",
         {"auto": "cuda, else mps, else cpu", "cpu": "", "cuda": "an NVIDIA GPU", "mps": "an Apple GPU"},
     )
     precision: str = setting(
         "auto",
-        "of Phase 2's matrix products",
+        "dtype of the matrix products in Phase 2",
         {"auto": "bf16 where the processor or GPU has units for it", "fp32": "", "bf16": ""},
     )
-    threads: str = setting("auto", "of a CPU; auto: as many as torch takes by itself", THREADS)
+    threads: str = setting("auto", "number of CPU threads; auto leaves the choice to torch", THREADS)
     embedding_cache: str = setting(
         "gather",
         "how the tokens of a stream are stored",
-        {"gather": "token ids and one table", "dense": "one row a position, as published"},
+        {"gather": "token ids and one table", "dense": "one row per position, as published"},
     )
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class ExperimentConfig:
     phase1: Phase1Config = field(default_factory=Phase1Config)
     phase2: Phase2Config = field(default_factory=Phase2Config)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    plugins: dict[str, PlugIn] = field(default_factory=dict)  # by hook
+    plugins: dict[str, PlugIn] = field(default_factory=dict)  # keys are hooks
 
     @property
     def reads(self) -> str:
@@ -92,7 +92,7 @@ class ExperimentConfig:
 
     @property
     def has_own_parts(self) -> bool:
-        """Return whether a part of the model is the user's, not one of recipe `tuned`."""
+        """Return whether a part of the model is the user's own and not from recipe `tuned`."""
         parts = [plugin for hook, plugin in self.plugins.items() if HOOKS[hook].is_module]
         return not all(plugin.name.startswith(TUNED) for plugin in parts)
 
@@ -118,12 +118,12 @@ class ExperimentConfig:
         None. They are chosen when the data is read (`presets.with_fitting_sizes`).
 
         Args:
-            settings: `{"group.field": value}`, where text is read as JSON if the field is no text;
-                `{hook: plug-in}` with a class, a function, its `module:Name`, or None for none;
-                `{"hook.field": value}` of the plug-in's own settings.
+            settings: three kinds of entries. `{"group.field": value}` changes a setting; text is read as JSON
+                unless the field is text. `{hook: plug-in}` takes a class, a function, its `module:Name`, or
+                None for no plug-in. `{"hook.field": value}` changes one of the plug-in's own settings.
 
         Raises:
-            UserError: a key or a value that is not allowed.
+            UserError: A key or a value is not allowed.
         """
         plugins = self._with_plugins({key: value for key, value in settings.items() if key in HOOKS})
         changed: dict[str, dict[str, Any]] = {}
@@ -163,10 +163,12 @@ GROUPS = {name: hint for name, hint in typing.get_type_hints(ExperimentConfig).i
 
 @as_user_errors()
 def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
-    """Return the configuration that `ExperimentConfig.to_dict` described; its plug-ins need not be there.
+    """Return the configuration that `ExperimentConfig.to_dict` described.
+
+    The plug-ins need not be installed.
 
     Raises:
-        UserError: a key that this version does not know, or a value that is not allowed.
+        UserError: This version does not know a key, or a value is not allowed.
     """
     for name in values:
         require_known("setting", name, ("preset", "recipe", *GROUPS, *HOOKS))
@@ -182,9 +184,9 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
 
 
 def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
-    """Return each experiment's settings, as `{"data.samples": 500}`, that are not the same in all of them.
+    """Return, for each experiment, the settings that differ between them, such as `{"data.samples": 500}`.
 
-    The digest of a plug-in's code is left out, as nobody can interpret it.
+    Digests of plug-in code are left out, because nobody can interpret them.
     """
     rows = [config.flat() for config in configs]
     digests = {f"{hook}.code" for hook in HOOKS}
@@ -207,7 +209,7 @@ def require_known(kind: str, value: Any, known: Iterable[str]) -> None:
 
 
 def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
-    """Return group, field and type of a setting."""
+    """Return the group, the field and the type of a setting."""
     group, _, name = key.partition(".")
     if group in HOOKS and group not in plugins:
         raise UserError(
@@ -234,7 +236,7 @@ def setting_names(kinds: Mapping[str, Any] = GROUPS) -> list[str]:
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:
-    """Return a value that its field's type allows; text is read as JSON unless the field is text."""
+    """Return a value in its field's type. Text is read as JSON unless the field is text."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)
     if isinstance(value, str) and (str not in kinds or (value == "null" and types.NoneType in kinds)):

@@ -1,4 +1,4 @@
-"""Where and how a run computes: device, precision, threads, and what it leaves as it was."""
+"""Choose the device, precision and threads of a run, and restore torch's settings afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,15 +12,15 @@ from ..errors import UserError
 from ..progress import log
 from .folder import RunFolder
 
-NEW_SETTINGS = hasattr(torch.backends.cudnn, "conv")  # of precision, from torch 2.9 on beside the old ones
-BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and of Arm, in /proc/cpuinfo
+NEW_SETTINGS = hasattr(torch.backends.cudnn, "conv")  # precision settings from torch 2.9 on
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # names in /proc/cpuinfo on x86 and Arm
 
 
 def choose_device(name: str) -> torch.device:
     """Choose the device; `auto` takes cuda, then mps, then cpu.
 
     Raises:
-        UserError: the machine lacks the named device.
+        UserError: The machine lacks the named device.
     """
     devices = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     available = [kind for kind, is_available in devices.items() if is_available]
@@ -33,14 +33,14 @@ def choose_device(name: str) -> torch.device:
 
 
 def precision_of_run(folder: RunFolder, name: str, device: torch.device) -> str:
-    """Return `fp32` or `bf16` for a run: that of `choose_precision`.
+    """Return `fp32` or `bf16` for a run, as `choose_precision` does for a new run.
 
-    If the setting `name` is `auto`, a run that was begun keeps the precision in its records, and a line warns
-    if that is bf16 on a device without units for it.
+    If the setting `name` is `auto`, a run that has begun keeps the precision in its records. A message warns
+    the user if that precision is bf16 and the device has no units for it.
 
     The result is `Inputs.precision`. It decides the dtype of the cached training contexts
     (`stages._write_caches`) and of all matrix products of Phase 2's training (`phase2.batch_gradients`).
-    The stages `contexts` and `phase2` are made from it (`stages`). Everything else is fp32.
+    It is part of what the stages `contexts` and `phase2` are made from (`stages`). Everything else is fp32.
     """
     chosen = choose_precision(name, device)
     recorded = (record.made_from.get("precision") for record in folder.records.values())
@@ -49,16 +49,16 @@ def precision_of_run(folder: RunFolder, name: str, device: torch.device) -> str:
         return chosen
     if (begun_in, chosen) == ("bf16", "fp32") and "phase2" not in folder.records:
         log(
-            "This run goes on in bf16, in which it was begun, but this device has no units for bf16, so "
+            "This run continues in bf16 because it began in bf16, but this device has no bf16 units, so "
             "training is slow. A new run in another folder would train in fp32."
         )
     return begun_in
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Return `fp32` or `bf16`; `auto` takes bf16 if the processor or GPU reports units for it.
+    """Return `fp32` or `bf16`; `auto` chooses bf16 if the processor or GPU reports units for it.
 
-    `precision_of_run` asks for a run, and `report.times` for its estimate.
+    `precision_of_run` calls this for a run, and `report.times` for its estimate.
     """
     if name != "auto":
         return name
@@ -76,9 +76,9 @@ def _cpu_flags() -> set[str]:
 
 @contextmanager
 def torch_state(threads: str = "auto") -> Iterator[None]:
-    """Compute without TF32 in the block, as the original does, and with `threads` threads.
+    """Turn TF32 off in the block, as in the original, and use `threads` threads.
 
-    After the block, these settings and torch's random generators, also those of GPUs, are as before.
+    After the block, these settings and the states of all random generators, on CPU and GPUs, are restored.
     """
     cudnn: Any = torch.backends.cudnn
     mkldnn: Any = torch.backends.mkldnn
@@ -103,10 +103,10 @@ def torch_state(threads: str = "auto") -> Iterator[None]:
 
 
 def _set_threads(threads: str) -> None:
-    """Let torch compute with so many threads, but with one in a forked process.
+    """Set the number of torch's threads; in a forked process it is always 1.
 
-    Launchers of notebooks fork. A fork has no copies of OpenMP's threads, for which OpenMP would wait
-    forever.
+    Launchers in notebooks fork. A forked process has no copies of OpenMP's threads, and OpenMP would wait for
+    them forever.
     """
     if isinstance(current_process(), getattr(context, "ForkProcess", ())):  # Windows has no forks
         torch.set_num_threads(1)

@@ -1,11 +1,11 @@
-"""Copies of run folders in Google Drive, for machines such as Colab's that are gone after a session.
+"""Keep copies of run folders in Google Drive, for machines such as Colab's that disappear after a session.
 
-Each finished stage has an archive of its own, which is written once, when the stage is recorded. The state of
-a Phase 2 under way has a small one, which is written every two minutes.
+Each finished stage has its own archive, which is written once, when the stage is recorded. While Phase 2 is
+training, a small archive with its state is written every two minutes.
 
-The archive of a saved model leaves out its weights if the token table is GPT-2's: the next `run` writes them
-again from the Hub's table and the checkpoint. A table that was made from text stays in the archive, since
-another processor would make a different one.
+The archive of a saved model leaves out its weights if the token table is GPT-2's: the next `run` rewrites
+the weights from the Hub's table and the checkpoint. A table that was made from text stays in the archive,
+since another processor would make a different table.
 """
 
 import os
@@ -22,10 +22,10 @@ from ..method.loop import Metric
 from ..progress import Listener
 from .folder import MODEL, RECORDS, RunFolder
 
-SAVE_SECONDS = 120  # between two archives of the state of a training run
-STATE = (f"{RECORDS}/phase2.pt", "metrics.jsonl")  # the files of that state
+SAVE_SECONDS = 120  # seconds between two archives of the state of a training run
+STATE = (f"{RECORDS}/phase2.pt", "metrics.jsonl")  # the files with the state of a training run
 SAME_EVERYWHERE = ("gpt2",)  # token tables whose bits do not depend on the machine
-# Refuses paths that lead outside; Python 3.11.4 is the first version that can.
+# Refuse paths that lead outside the folder. This filter needs Python 3.11.4 or newer.
 SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 
@@ -37,18 +37,18 @@ def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> 
             run(config, folder, listener)
 
     Yields:
-        `listener`, which now also writes archives: of each finished stage, and of a training run every two
-        minutes. Only `listener` itself unless `$CTXKV_DRIVE` names a folder.
+        a listener that calls `listener` and also writes archives: one for each finished stage, and one with
+        the state of a training run every two minutes. If `$CTXKV_DRIVE` is not set, it is `listener` itself.
 
     Raises:
-        UserError: an archive cannot be restored. If an archive cannot be written, a line of text says so.
+        UserError: An archive cannot be restored. If an archive cannot be written, a message is printed.
     """
     drive = os.environ.get("CTXKV_DRIVE")
     if not drive:
         yield listener
         return
     copies = {}
-    for folder in map(expanded, folders):  # folders of one name in different places have different copies
+    for folder in map(expanded, folders):  # folders can share a name, not a copy
         copies[folder] = expanded(drive) / f"{folder.name}-{digest(str(folder.absolute()))[:6]}"
     for folder, copy in copies.items():
         if copy.is_dir() and not folder.exists():
@@ -69,7 +69,7 @@ def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> 
 
 
 def _restore(folder: Path, copy: Path) -> None:
-    """Extract all archives of a run; those of finished stages come last and win."""
+    """Extract all archives of a run. Archives of finished stages are extracted last, so their files win."""
     archives = sorted(copy.glob("[!.]*.tar"), key=lambda archive: not archive.name.startswith("state"))
     with replacing(folder) as restored:
         for archive in archives:
@@ -82,7 +82,7 @@ def _restore(folder: Path, copy: Path) -> None:
 
 
 def keep_all(copies: dict[Path, Path]) -> None:
-    """Write the archives that are missing of each run folder, and delete those that are out of date."""
+    """Write the missing archives of each run folder, and delete the archives that are out of date."""
     for folder, copy in copies.items():
         archives = _archives(RunFolder.read(folder))
         for name, files in archives.items():
@@ -94,7 +94,7 @@ def keep_all(copies: dict[Path, Path]) -> None:
 
 
 def _archives(folder: RunFolder) -> dict[str, list[str]]:
-    """Name the archives that a run should have, each with its files, by their paths in the folder."""
+    """Return the names of the archives that a run should have, each with the paths of its files."""
     archives = {}
     for stage, record in folder.records.items():
         file = folder.record_file(stage)
@@ -110,7 +110,7 @@ def _archives(folder: RunFolder) -> dict[str, list[str]]:
 
 
 def _write(archive: Path, folder: Path, files: list[str]) -> None:
-    """Write an archive atomically; print a line if Drive does not take it."""
+    """Write an archive atomically; print a message if Drive does not accept it."""
     try:
         with replacing(archive) as temporary_path, tarfile.open(temporary_path, "w", dereference=True) as tar:
             for name in files:

@@ -1,4 +1,4 @@
-"""Equal weights and caches are stored once: a file that several runs have is one file with several names."""
+"""Store equal weights and caches of several runs only once, as hard links to the same file."""
 
 import os
 from collections.abc import Mapping
@@ -10,10 +10,11 @@ from .records import Record
 
 
 def link_equal_files(folder: RunFolder, stage: str, files: Mapping[str, str]) -> None:
-    """Replace tensor files of a stage by hard links to equal files of this run or of the runs beside it.
+    """Replace tensor files of a stage with hard links to equal files in this run or its sibling runs.
 
-    A link is checked before it takes the place of a file. Files stay as they are where the file system has no
-    hard links. Only tensor files are linked, since every program writes those beside and renames them.
+    A link is checked before it replaces a file. If the file system has no hard links, files stay as they are.
+    Only tensor files are linked, because they are never changed in place: every program writes a temporary
+    file and renames it.
 
     Args:
         files: the files that the stage has written, as in a record.
