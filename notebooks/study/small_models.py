@@ -18,7 +18,7 @@ CHUNK = 2048  # tokens of the vocabulary at a time
 class GPT(nn.Module):
     """Pre-norm transformer with learned positions, between projections from and to the width of the table."""
 
-    training_length = evaluation_length = 256  # tokens that are read together
+    training_length = evaluation_length = 128  # tokens that are read together
 
     def __init__(self, size: int, layers: int, dropout: float) -> None:
         super().__init__()
