@@ -186,9 +186,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         """Set the mode; a frozen ContextBlock stays in evaluation mode, as when it computed the caches."""
         super().train(mode)
         block = self.model.context_block
-        block.train(
-            mode and any(weight.requires_grad for weight in block.parameters())
-        )  # an adapter's weights, say
+        block.train(mode and any(weight.requires_grad for weight in block.parameters()))  # an adapter's
         return self
 
     @classmethod
@@ -209,9 +207,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
             str(weight.device) for weight in model.parameters()
         }  # "meta" if weights are offloaded to disk
         require(len(devices) == 1 and "meta" not in devices, "device_map", devices, "all on one device")
-        if not getattr(
-            model, "_hf_peft_config_loaded", False
-        ):  # with an adapter, all other weights are already frozen
+        if not getattr(model, "_hf_peft_config_loaded", False):  # an adapter has frozen the rest
             for part in (model.model.wte, model.model.embedding_norm, model.model.context_block):
                 part.requires_grad_(False)
         return (model, info) if output_loading_info else model
@@ -335,9 +331,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     def _read(self, embeddings: Tensor, input_ids: Tensor, is_read: Tensor, cache: ContextCache) -> Past:
         """Compute the context after each column, from the one before, and append them to the cache."""
         contexts, context, block = [], cache.contexts[:, -1], self.model.context_block
-        with torch.autocast(
-            embeddings.device.type, enabled=False
-        ):  # low precision would accumulate errors in contexts
+        with torch.autocast(embeddings.device.type, enabled=False):  # rounding errors would add up
             inputs = block.project_inputs(embeddings.to(context.dtype))
             for column, is_token in zip(inputs.unbind(1), is_read.unbind(1), strict=True):
                 context = torch.where(is_token[:, None], block(context, column), context)
