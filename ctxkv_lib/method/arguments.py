@@ -39,7 +39,7 @@ def columns_read(
     is_first = cache is None or not cache.get_seq_length()
     if position_ids is not None and is_first:  # later, the check would make a GPU wait at every token
         moved = bool(((position_ids != is_read.cumsum(dim=1) - 1) & is_read).any())
-        allowed = "one more each token; packed texts must be separate rows"
+        allowed = "positions that grow by 1 per token; packed texts must be separate rows"
         require(not moved, "position_ids", "restarted", allowed)
     return is_read
 

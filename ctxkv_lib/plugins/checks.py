@@ -248,6 +248,6 @@ def refuse_unsaved(model: ContextKV, loaded: ContextKV, cache: Cache) -> None:
     for trained_output, loaded_output in zip(outputs(model), outputs(loaded), strict=True):
         if not torch.allclose(trained_output, loaded_output, rtol=1e-2, atol=1e-2):
             raise UserError(
-                "The model computes something else than what is saved of it; keep all that a plug-in "
+                "The model computes something different from its saved copy; keep all that a plug-in "
                 "computes with in parameters or registered buffers."
             )

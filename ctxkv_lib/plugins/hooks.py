@@ -142,8 +142,8 @@ class PlugIn:
                 f"The code of {self.name}, or what it uses, is not what the run was made with; restore it or "
                 "make a new run."
             )
-        other = "code of this package" if version == version_before else "Python"
-        log(f"The run was made with other {other}: {self.name} may compute something else here.")
+        other = "different code of this package" if version == version_before else "a different Python"
+        log(f"The run was made with {other}: {self.name} may compute something different here.")
 
     def build(self) -> Any:
         """Return the class or function, with its settings bound if it has any."""
