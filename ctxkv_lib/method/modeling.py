@@ -186,7 +186,8 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         """Set the mode; a frozen ContextBlock stays in evaluation mode, as when it computed the caches."""
         super().train(mode)
         block = self.model.context_block
-        block.train(mode and any(weight.requires_grad for weight in block.parameters()))  # an adapter's
+        # A block trains only if an adapter has added weights to it.
+        block.train(mode and any(weight.requires_grad for weight in block.parameters()))
         return self
 
     @classmethod
