@@ -126,7 +126,7 @@ def runs_by_name(runs: Sequence[Run]) -> dict[str, Run]:
 
 
 def with_original(runs: Mapping[str, Run]) -> dict[str, Summary]:
-    """Return summaries with their `config`, and after each the run of the original that it repeats, if any."""
+    """Return summaries with their `config`, followed by the runs of the original that they repeat."""
     summaries: dict[str, Summary] = {}
     for name, run in runs.items():
         summaries[name] = ours = {**run.summary, "config": run.config.to_dict()}
