@@ -3,7 +3,8 @@
 Outputs are kept if a page without a kernel can show them: PNGs with at most 128
 colours, and the pictures and texts of widgets instead of the widgets. A digest of the
 code cells in the metadata shows whether outputs are outdated. After notebook 3,
-the script also writes the data of the site's attention explorer, `docs/_static/window-data.js`.
+the script also writes the data of the site's attention explorer,
+`docs/_static/window-data.js`.
 """
 
 import base64
