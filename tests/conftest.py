@@ -129,7 +129,7 @@ def stop_at(stage: str, number: int | None = None):
 
 
 def in_python(program: str, *arguments: object, **options) -> str:
-    """Return what a program prints in its own process, which must not fail; options go to `subprocess.run`."""
+    """Return what a program prints in a new process, which must succeed; options as in `subprocess.run`."""
     command = [sys.executable, "-c", program, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, **options)
     assert done.returncode == 0, done.stderr
@@ -151,7 +151,7 @@ def lines_of(folder: Path) -> list[dict]:
 
 
 def outcome(folder: Path) -> dict[str, object]:
-    """Return the names of a run folder's files, and its numbers except those that differ between runs."""
+    """Return a run folder's file names, and its numbers except those that differ between runs."""
 
     def lasting(value):
         if isinstance(value, dict):

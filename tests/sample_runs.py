@@ -13,7 +13,7 @@ from ctxkv_lib.runs.records import Record
 from ctxkv_lib.runs.stages import settings_stage
 from ctxkv_lib.runs.summary import TRAININGS, Run, summarize
 
-# (train PPL, val PPL, val accuracy) by epoch, close to the published numbers but never equal
+# (train PPL, val PPL, val accuracy) by epoch, near the published numbers, but never equal
 EPOCHS = {
     100: [
         (2905.2, 580.3, 0.113),
@@ -48,7 +48,7 @@ def sample_run(
 
     Args:
         settings: settings of the configuration on top of the preset's and recipe's.
-        epochs: (train PPL, val PPL, val accuracy) by epoch; by default six epochs, of which the third is best.
+        epochs: (train PPL, val PPL, val accuracy) by epoch; by default six, the third the best.
     """
     config = build_config(preset, recipe, samples, settings)
     rows = epochs or EPOCHS.get(samples, EPOCHS[500])
