@@ -1,4 +1,4 @@
-"""A run leaves what the contract names, goes on where it was stopped, and is never shown as another."""
+"""A run leaves the promised files, resumes where it was stopped, and is never mistaken for another."""
 
 import re
 import shutil

@@ -1,7 +1,7 @@
 """Stages are reused if they were made from the same, and recomputed, linked or refused if not.
 
 The stages here are toys that write small text files, so that runs can be killed at each of their file
-operations. Whatever is different gives different numbers.
+operations. Different inputs always give different numbers.
 """
 
 import itertools
