@@ -66,7 +66,7 @@ def test_info_counts_the_tokens_of_your_own_conversations(printed_by, tmp_path):
         ("run --preset ci --data missing.jsonl", "missing.jsonl"),
         ("report two\nlines", r"two\nlines holds no run"),
         ("generate nowhere --prompt a", "nowhere holds no run; `ctxkv list` shows where runs are"),
-        ("list", "runs is not a folder; name the one that holds your run folders."),
+        ("list", "runs is not a folder; name the folder that holds your run folders."),
         ("info --preset ofline", "Did you mean offline?"),
         ("info --set phse2.patience=3", "Did you mean phase2.patience?"),
         ("info --set learning_rate=3", "Did you mean phase2.learning_rate or phase1.learning_rate?"),
