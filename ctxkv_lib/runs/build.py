@@ -22,7 +22,7 @@ from ..method.model import ContextKV
 from ..plugins.hooks import HOOKS
 from .config import ExperimentConfig
 
-WEIGHTS = "checkpoint/weights.safetensors"  # in a run folder
+WEIGHTS = "checkpoint/weights.safetensors"  # path in a run folder
 HEADROOM_BYTES = GIB  # GPU memory that the caches leave free for training itself
 
 

@@ -304,7 +304,7 @@ def test_a_folder_in_which_nothing_was_computed_goes(tmp_path):
     assert not (tmp_path / "new").exists()
     with claimed(tmp_path / "begun") as folder:
         folder.write("contexts", Record({}))
-    with pytest.raises(UserError, match="has not finished; go on with `ctxkv run --out"):
+    with pytest.raises(UserError, match="has not finished; continue with `ctxkv run --out"):
         finished_run(RunFolder.read(tmp_path / "begun"))
 
 
