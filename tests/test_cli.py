@@ -66,7 +66,7 @@ def test_info_counts_the_tokens_of_your_own_conversations(printed_by, tmp_path):
         ("run --preset ci --data missing.jsonl", "missing.jsonl"),
         ("report two\nlines", r"two\nlines holds no run"),
         ("generate nowhere --prompt a", "nowhere holds no run; `ctxkv list` shows where runs are"),
-        ("list", "runs is not a folder; name the one that holds your run folders."),
+        ("list", "runs is not a folder; name the folder that holds your run folders."),
         ("info --preset ofline", "Did you mean offline?"),
         ("info --set phse2.patience=3", "Did you mean phase2.patience?"),
         ("info --set learning_rate=3", "Did you mean phase2.learning_rate or phase1.learning_rate?"),
@@ -124,7 +124,7 @@ def test_info_measures_how_long_training_takes(printed_by):
     line = printed_by("info", "--preset", "ci", "--time").splitlines()[-1]
     duration = r"[\d.]+ (s|min|h)"
     phase1 = rf"Phase 1 at most {duration} \(59 iterations of {duration}\)"
-    assert re.fullmatch(rf"6,324 tokens: {phase1}; an epoch about {duration}, 3 of them", line)
+    assert re.fullmatch(rf"6,324 tokens: {phase1}; about {duration} per epoch, 3 epochs", line)
 
 
 def test_a_run_says_early_how_long_an_epoch_takes(tmp_path, tiny_settings, monkeypatch, capsys):
@@ -132,7 +132,7 @@ def test_a_run_says_early_how_long_an_epoch_takes(tmp_path, tiny_settings, monke
     settings = tiny_settings | {"phase2.batch_size": 32, "phase2.max_epochs": 5, "phase2.learning_rate": 1e-9}
     assert main(tiny_run(tmp_path / "run", settings)) == 0
     out, err = capsys.readouterr()
-    assert re.fullmatch(r"\d+ tokens: an epoch about [\d.]+ s, 4 to 5 of them\.\n", err)
+    assert re.fullmatch(r"\d+ tokens: about [\d.]+ s per epoch, 4 to 5 epochs\.\n", err)
     ends = [line.partition("; ends in ")[2] for line in out.splitlines() if "epoch 1 of" in line]
     assert re.fullmatch(r"[\d.]+ s at the latest", *ends)
 

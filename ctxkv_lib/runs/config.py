@@ -1,7 +1,7 @@
-"""The settings of one experiment: five groups and the plug-ins.
+"""The settings of an experiment: five groups, and the plug-ins.
 
-Each setting is documented where it is defined: here, in `data.config`, in `method.config`, or in the
-`Settings` of a plug-in.
+Settings are documented where they are defined: here, in `data.config` and `method.config`, and in the
+`Settings` of plug-ins.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.fields import Allowed, at_least, check_settings, require, setting
 from ..plugins.hooks import HOOKS, OF_PHASE_1, READS, TUNED, PlugIn, settings_of
 
-# Largest whole number in each group. Products of such numbers stay below 2^63.
+# Largest whole number allowed in each group. Products of such numbers stay below 2^63.
 LARGEST = {"model": 2**20, "runtime": 2**63 - 1}
 LARGEST_COUNT = 2**31 - 1
 
@@ -32,11 +32,13 @@ THREADS = Allowed("auto, or 1 to 1024", {"auto", *map(str, range(1, 1025))}.__co
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of text generation."""
+    """Settings for generating text."""
 
-    max_new_tokens: int = setting(100, "largest number of tokens to generate", at_least(1))
+    max_new_tokens: int = setting(100, "maximum number of generated tokens", at_least(1))
     temperature: float = setting(
-        0.8, "randomness of sampling; 0 is greedy", Allowed("0 or more", lambda value: 0 <= value < math.inf)
+        0.8,
+        "sampling temperature; 0 always takes the most likely token",
+        Allowed("0 or more", lambda value: 0 <= value < math.inf),
     )
     top_k: int = setting(50, "number of most likely tokens to sample from", at_least(1))
     seed: int = setting(0, "random seed for sampling", SEED)
@@ -47,24 +49,29 @@ class Sampling:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """Settings of the machine: where and how an experiment runs."""
+    """Settings that say where and how an experiment is computed."""
 
     seed: int = setting(42, "random seed for the whole run", SEED)
     device: str = setting(
         "auto",
         "device that computes",
-        {"auto": "cuda, else mps, else cpu", "cpu": "", "cuda": "an NVIDIA GPU", "mps": "an Apple GPU"},
+        {
+            "auto": "cuda if available, else mps, else cpu",
+            "cpu": "",
+            "cuda": "an NVIDIA GPU",
+            "mps": "an Apple GPU",
+        },
     )
     precision: str = setting(
         "auto",
         "dtype of the matrix products in Phase 2",
-        {"auto": "bf16 where the processor or GPU has units for it", "fp32": "", "bf16": ""},
+        {"auto": "bf16 if the processor or GPU has units for it, else fp32", "fp32": "", "bf16": ""},
     )
-    threads: str = setting("auto", "number of CPU threads; auto leaves the choice to torch", THREADS)
+    threads: str = setting("auto", "number of CPU threads; auto uses torch's default", THREADS)
     embedding_cache: str = setting(
         "gather",
         "how the tokens of a stream are stored",
-        {"gather": "token ids and one table", "dense": "one row per position, as published"},
+        {"gather": "token ids and one table", "dense": "one embedding row per position, as published"},
     )
 
     def __post_init__(self) -> None:
@@ -73,7 +80,7 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """One experiment: all groups of settings, the plug-ins, and the preset and recipe they came from."""
+    """An experiment: all groups of settings, the plug-ins, and the preset and recipe they came from."""
 
     preset: str = "colab"
     recipe: str = "published"
@@ -92,18 +99,18 @@ class ExperimentConfig:
 
     @property
     def has_own_parts(self) -> bool:
-        """Return whether a part of the model is the user's own and not from recipe `tuned`."""
+        """Return whether a part of the model is the user's own. Parts of recipe `tuned` do not count."""
         parts = [plugin for hook, plugin in self.plugins.items() if HOOKS[hook].is_module]
         return not all(plugin.name.startswith(TUNED) for plugin in parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all settings as JSON values; the inverse is `config_from_dict`."""
+        """Return all settings as JSON values. The inverse is `config_from_dict`."""
         groups = {name: dataclasses.asdict(getattr(self, name)) for name in GROUPS}
         plugins = {hook: plugin.to_dict() for hook, plugin in self.plugins.items()}
         return {"preset": self.preset, "recipe": self.recipe, **groups, **plugins}
 
     def flat(self) -> dict[str, Any]:
-        """Return preset and recipe, and all settings as `{"group.field": value}`."""
+        """Return the preset, the recipe and all settings as `{"group.field": value}`."""
         settings: dict[str, Any] = {"preset": self.preset, "recipe": self.recipe}
         for group, values in self.to_dict().items():
             if group not in settings:
@@ -114,13 +121,14 @@ class ExperimentConfig:
     def replace(self, settings: Mapping[str, Any]) -> "ExperimentConfig":
         """Return a copy with settings applied.
 
-        If `data.path` is given for the first time, the sizes of the splits that are not given with it become
+        If `data.path` is given for the first time, the sizes of splits that are not given with it become
         None. They are chosen when the data is read (`presets.with_fitting_sizes`).
 
         Args:
-            settings: three kinds of entries. `{"group.field": value}` changes a setting; text is read as JSON
-                unless the field is text. `{hook: plug-in}` takes a class, a function, its `module:Name`, or
-                None for no plug-in. `{"hook.field": value}` changes one of the plug-in's own settings.
+            settings: three kinds of entries. `{"group.field": value}` changes a setting; a text value is read
+                as JSON unless the field is text. `{hook: plug-in}` takes a class, a function, its
+                `module:Name`, or None to remove the plug-in. `{"hook.field": value}` changes one of the
+                plug-in's own settings.
 
         Raises:
             UserError: A key or a value is not allowed.
@@ -152,8 +160,8 @@ class ExperimentConfig:
         for hook in OF_PHASE_1:
             if named.get(hook):
                 raise UserError(
-                    f"{layer.name} reads tokens, so there is no Phase 1 and {hook} has no effect; give one "
-                    "of them."
+                    f"{layer.name} reads tokens, so there is no Phase 1 and {hook} has no effect; give only "
+                    "one of them."
                 )
         return {hook: plugin for hook, plugin in plugins.items() if hook not in OF_PHASE_1}
 
@@ -163,12 +171,10 @@ GROUPS = {name: hint for name, hint in typing.get_type_hints(ExperimentConfig).i
 
 @as_user_errors()
 def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
-    """Return the configuration that `ExperimentConfig.to_dict` described.
-
-    The plug-ins need not be installed.
+    """Return the configuration that `ExperimentConfig.to_dict` described. Its plug-ins are not imported.
 
     Raises:
-        UserError: This version does not know a key, or a value is not allowed.
+        UserError: This version does not know a key, or does not allow a value.
     """
     for name in values:
         require_known("setting", name, ("preset", "recipe", *GROUPS, *HOOKS))
@@ -184,9 +190,9 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
 
 
 def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
-    """Return, for each experiment, the settings that differ between them, such as `{"data.samples": 500}`.
+    """Return, for each experiment, the settings that are not the same in all, as `{"data.samples": 500}`.
 
-    Digests of plug-in code are left out, because nobody can interpret them.
+    The digest of a plug-in's code is left out, since it tells a reader nothing.
     """
     rows = [config.flat() for config in configs]
     digests = {f"{hook}.code" for hook in HOOKS}
@@ -199,7 +205,7 @@ def require_config(config: Any) -> None:
     if not isinstance(config, ExperimentConfig):
         preset = repr(config) if isinstance(config, str) else '"offline"'
         kind = type(config).__name__
-        raise UserError(f"{kind} is no configuration; make one with ctxkv.build_config({preset}).")
+        raise UserError(f"{kind} is not a configuration; make one with ctxkv.build_config({preset}).")
 
 
 def require_known(kind: str, value: Any, known: Iterable[str]) -> None:
@@ -213,7 +219,7 @@ def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
     group, _, name = key.partition(".")
     if group in HOOKS and group not in plugins:
         raise UserError(
-            f"{key} is a setting of a plug-in, and there is none; give one with {group}=module:Name."
+            f"{key} is a setting of a plug-in, but no plug-in is given; add one with {group}=module:Name."
         )
     kinds = GROUPS | {hook: getattr(plugin.load(), "Settings", None) for hook, plugin in plugins.items()}
     names = setting_names(kinds)
@@ -236,7 +242,11 @@ def setting_names(kinds: Mapping[str, Any] = GROUPS) -> list[str]:
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:
-    """Return a value in its field's type. Text is read as JSON unless the field is text."""
+    """Convert a value to its field's type. Text is read as JSON unless the field is text.
+
+    Raises:
+        ValueError: The value does not have an allowed type, or is too large.
+    """
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)
     if isinstance(value, str) and (str not in kinds or (value == "null" and types.NoneType in kinds)):

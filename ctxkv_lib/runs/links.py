@@ -1,4 +1,4 @@
-"""Store equal weights and caches of several runs only once, as hard links to the same file."""
+"""Store equal weights and caches of several runs only once, as one file with several names (hard links)."""
 
 import os
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from .records import Record
 
 
 def link_equal_files(folder: RunFolder, stage: str, files: Mapping[str, str]) -> None:
-    """Replace tensor files of a stage with hard links to equal files in this run or its sibling runs.
+    """Replace a stage's tensor files by hard links to equal files of this run or a neighbouring run.
 
-    A link is checked before it replaces a file. If the file system has no hard links, files stay as they are.
-    Only tensor files are linked, because they are never changed in place: every program writes a temporary
-    file and renames it.
+    A neighbouring run is in the same parent folder. A link is checked before it replaces a file. If the file
+    system has no hard links, the files stay as they are. Only tensor files are linked, since they are never
+    changed in place: new versions are written under a temporary name and renamed.
 
     Args:
-        files: the files that the stage has written, as in a record.
+        files: sizes and checksums of the files that the stage has written, as in a record.
     """
     beside = sorted(folder.path.parent.glob(f"[!.]*/{RECORDS}/{stage}.json"))
     runs = [(file.parents[1], Record.read(file)) for file in beside]

@@ -132,7 +132,7 @@ def test_a_run_that_is_stopped_behind_its_best_epoch_keeps_that(tiny_settings, t
 def test_a_run_that_was_begun_in_bf16_says_so_where_a_device_has_no_units_for_it(
     tiny_config, tmp_path, monkeypatch, capsys
 ):
-    slow = "continues in bf16 because it began in bf16, but this device has no bf16 units"
+    slow = "was begun in bf16 and continues in it, but this device has no units for bf16"
     monkeypatch.setattr(device, "_cpu_flags", lambda: {"amx_bf16"})
     prepare(tiny_config, tmp_path / "run")
     assert slow not in capsys.readouterr().err
