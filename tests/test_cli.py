@@ -57,7 +57,7 @@ def test_info_counts_the_tokens_of_your_own_conversations(printed_by, tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("run --data a.jsonl --set data.path=b.jsonl", "data.path is given by --set and by an option of its"),
+        ("run --data a.jsonl --set data.path=b.jsonl", "data.path is given by --set and by its own option"),
         ("run --preset offline --samples 999999 --out new/run", "999999"),
         ("compare --preset ci --samples 5", "at least two different sample counts"),
         ("run --set phase2.batch_size", "has no '='"),
