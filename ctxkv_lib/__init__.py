@@ -1,4 +1,4 @@
-"""Context-KV attention: a language model that attends 32 compressed contexts instead of every past token.
+"""Context-KV attention: a language model that attends to 32 compressed contexts, not to every past token.
 
 ::
 
@@ -8,16 +8,16 @@
     run = ctxkv.run(config, listener=ctxkv.LiveCurves())
     ctxkv.explore_runs([run.path])
 
-The names in `__init__.pyi` are the public API: what a notebook or a script needs. Where to look:
+The names in `__init__.pyi` are the public API; notebooks and scripts need no others. Where to look:
 
-- `ctxkv_lib.method`: the model, Origin-Anchored Centroid Dispersion (OACD), both phases; in `modeling` the
-  model for transformers.
+- `ctxkv_lib.method`: the model, Origin-Anchored Centroid Dispersion (OACD) and both phases; its module
+  `modeling` has the model for transformers.
 - `ctxkv_lib.data`: where conversations, tokens and token tables come from.
-- `ctxkv_lib.plugins`: parts of a user's own.
-- `ctxkv_lib.runs` and `ctxkv_lib.experiments`: settings, stages and run folders of an experiment.
+- `ctxkv_lib.plugins`: parts of the model that users replace with their own.
+- `ctxkv_lib.runs` and `ctxkv_lib.experiments`: the settings, stages and run folder of an experiment.
 - `ctxkv_lib.report`: the written report.
 - `ctxkv_lib.views`: figures, explorers and live curves, made from run folders.
-- `ctxkv_lib.measure`: measurements of a finished run: n-gram baselines, other text.
+- `ctxkv_lib.measure`: measurements of a finished run, such as n-gram baselines or scores on other text.
 """
 
 import os
@@ -27,13 +27,14 @@ from pathlib import Path
 
 __version__ = "0.4.0"
 
-# Public names, from the stub that type checkers read. Each is imported when it is first used, so that
-# `ctxkv --help` answers at once.
+# The public names come from the stub that type checkers read. Each name is imported when it is first used,
+# so that `ctxkv --help` answers at once.
 _STUB = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
 _MODULE_OF = {name: module for module, name in re.findall(r"(?m)^from (\S+) import (\w+) as", _STUB)}
 __all__ = [*_MODULE_OF]
 
-# Before torch loads libgomp, whose waiting threads otherwise spin 300,000 times and starve other work.
+# This must be set before torch loads libgomp. By default, libgomp's waiting threads spin 300,000 times and
+# starve other work.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
@@ -42,7 +43,7 @@ def __getattr__(name: str) -> object:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_MODULE_OF[name], __name__), name)
-    globals()[name] = value  # from now on without this function
+    globals()[name] = value  # later look-ups find the name without this function
     return value
 
 

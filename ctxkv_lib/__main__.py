@@ -4,8 +4,8 @@ import sys
 
 
 def main() -> int:
-    """Run one command as `cli.main` does; Ctrl-C while that loads is one line, too."""
-    sys.path.append("")  # plug-ins in the current folder, as `python -m` finds them
+    """Run one command with `cli.main`. Ctrl-C prints one line, even while that module loads."""
+    sys.path.append("")  # finds plug-ins in the current folder, as `python -m` does
     try:
         from .cli import main
 

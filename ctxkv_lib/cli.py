@@ -1,4 +1,4 @@
-"""The `ctxkv` command. Heavy imports stand inside the commands, so that `ctxkv --help` answers at once."""
+"""The `ctxkv` command. Each command does its own heavy imports, so that `ctxkv --help` answers at once."""
 
 import argparse
 import json
@@ -34,22 +34,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0 if all is done, 2 for an error that the user can fix, 130 for Ctrl-C, and 141, as for
-        any command of a pipeline, if the output is closed. An error in the user's own code is raised.
+        The exit code: 0 after success, 2 after an error that the user can fix, 130 after Ctrl-C, and 141 if
+        the output was closed, as in a pipeline. An error in the user's own code is raised.
     """
     options = parser().parse_args(arguments)
     if ranks.rank():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for good: only rank 0 prints)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (stays open: only rank 0 prints)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         if ranks.world_size() > 1 and options.command not in (run, compare):
             raise UserError("Only run and compare work in several processes; start this command by itself.")
         options.command(options)
-        sys.stdout.flush()  # here, since nothing can answer an error at the interpreter's exit
+        sys.stdout.flush()  # here, since an error at the interpreter's exit could not be handled
         return 0
     except KeyboardInterrupt:
-        return _fail("Stopped. Finished stages and saved epochs are kept; the same command goes on.", 130)
+        return _fail("Stopped. Finished stages and saved epochs are kept; the same command continues.", 130)
     except ranks.PeerFailed as error:
         return 2 if ranks.rank() else _fail(str(error))
     except UserError as error:
@@ -62,14 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int = 2) -> int:
-    with suppress(OSError):  # of a closed or full stderr
+    with suppress(OSError):  # stderr may be closed, or its disk full
         print(f"ctxkv: {one_line(message)}", file=sys.stderr)
     _drop_unwritten(sys.stderr)
     return code
 
 
 def _drop_unwritten(output: Any) -> None:
-    """Discard what cannot be written, which the interpreter would else try again at its exit."""
+    """Discard text that cannot be written; otherwise the interpreter would try again at its exit."""
     try:
         output.flush()
     except OSError:
@@ -80,7 +80,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors end with the closest name, as in "Did you mean --samples?"."""
 
     def parse_known_args(self, *arguments: Any) -> Any:  # type: ignore[override]
-        """Refuse unknown options here: argparse hands those of a command to its parent, which knows none."""
+        """Refuse a command's unknown options here; argparse would leave them to the parent parser."""
         options, unknown = super().parse_known_args(*arguments)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -98,16 +98,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def _path(text: str) -> Path:
-    """Return the path of an argument; the shell does not expand `~` in `--out=~/runs`."""
+    """Convert an argument to a path. This expands `~`, which the shell leaves in `--out=~/runs`."""
     if not text or "\0" in text or not is_utf8(text):
         raise argparse.ArgumentTypeError("a path must be UTF-8, not empty, and without a NUL character")
     return Path(os.path.expanduser(text))
 
 
 def parser() -> argparse.ArgumentParser:
-    """Make the parser; `command` of its result is the function to call."""
+    """Make the parser. The attribute `command` of the parsed options is the function to call."""
     presets = "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
-    recipes = f"{', '.join(RECIPES)} (default: the preset's own)"
+    recipes = f"{', '.join(RECIPES)} (default: the preset's recipe)"
     result = Parser(prog="ctxkv", description="Train and explore Context-KV attention.")
     result.add_argument("-v", "--version", action="version", version=f"ctxkv {__version__}")
     commands = result.add_subparsers(required=True, metavar="COMMAND")
@@ -122,27 +122,27 @@ def parser() -> argparse.ArgumentParser:
     def experiment(add: Callable[..., Any], many: bool = False) -> None:
         add("--preset", metavar="P", help=f"{presets} (default: colab)")
         add("--recipe", metavar="R", help=recipes)
-        add("--data", metavar="X", help=f"{DATA}; sizes that are not given fit it")
-        add("--split", metavar="NAME", help="of a data set on the Hub that has several (default: train)")
-        add("--set", action="append", metavar="K=V", help="a setting, phase2.batch_size=256; repeatable")
+        add("--data", metavar="X", help=f"{DATA}; sizes that you do not give are chosen to fit it")
+        add("--split", metavar="NAME", help="split of a data set on the Hub (default: train)")
+        add("--set", action="append", metavar="K=V", help="a setting, as phase2.batch_size=256; repeatable")
         for name, hook in HOOKS.items():
             add(f"--{name}", metavar="MODULE:NAME", help=hook.help)
         several = {"nargs": "+"} if many else {}
         add("--samples", type=int, metavar="N", help="training conversations", **several)
 
     def results(add: Callable[..., Any]) -> None:
-        add("--out", type=_path, metavar="DIR", help="folder of the results (default: named by experiment)")
+        add("--out", type=_path, metavar="DIR", help="results folder (default: named after the experiment)")
         add("--measure", action="store_true", help="also compute n-gram baselines for finished runs")
-        add("--again", action="store_true", help="replace a finished result of other code or data")
+        add("--again", action="store_true", help="replace a finished result with different code or data")
         add("--no-model", action="store_true", help="leave out model/, the folder for transformers")
 
     def as_json(add: Callable[..., Any]) -> None:
         add("--json", action="store_true", help="print JSON")
 
     experiment(add := command(info))
-    add("--train-tokens", type=int, metavar="N", help="of the training stream (counted with --data)")
-    add("--val-tokens", type=int, metavar="N", help="of the validation stream")
-    add("--time", action="store_true", help="measure how long training takes here, which takes some seconds")
+    add("--train-tokens", type=int, metavar="N", help="training tokens (with --data, they are counted)")
+    add("--val-tokens", type=int, metavar="N", help="validation tokens")
+    add("--time", action="store_true", help="estimate how long training takes here (needs a few seconds)")
     as_json(add)
     for function in (run, compare):
         experiment(add := command(function), many=function is compare)
@@ -151,15 +151,15 @@ def parser() -> argparse.ArgumentParser:
     add("run", type=_path, nargs="+", metavar="RUN", help="run folder")
     add("--lang", "--language", default="en", choices=("en", "ja"), help="language (default: en)")
     add = command(difference)
-    add("run", type=_path, nargs="+", metavar="RUN", help="run folders of any variants and seeds")
+    add("run", type=_path, nargs="+", metavar="RUN", help="run folders, of any variants and seeds")
     add("--base", type=_path, nargs="+", required=True, metavar="RUN", help="run folders to compare with")
     add = command(list_folders)
-    add("root", type=_path, nargs="?", metavar="ROOT", help="(default: runs, or $CTXKV_RUNS)")
+    add("root", type=_path, nargs="?", metavar="ROOT", help="root folder (default: $CTXKV_RUNS, or runs)")
     as_json(add)
     add("--csv", action="store_true", help="print CSV")
     add = command(generate)
     add("run", type=_path, metavar="RUN", help="run folder")
-    add("--prompt", required=True, metavar="TEXT", help="how the text begins")
+    add("--prompt", required=True, metavar="TEXT", help="beginning of the text")
     for known in fields(Sampling):
         text = f"{known.metadata['reason']} (default: {known.default})"
         kind: Any = type(known.default)
@@ -167,19 +167,19 @@ def parser() -> argparse.ArgumentParser:
     add = command(evaluate)
     add("run", type=_path, metavar="RUN", help="run folder")
     add("--data", required=True, metavar="X", help=DATA)
-    add("--split", metavar="NAME", help="of a data set on the Hub that has several (default: train)")
+    add("--split", metavar="NAME", help="split of a data set on the Hub (default: train)")
     as_json(add)
     add = command(settings)
     add("--preset", metavar="P", help=presets)
     add("--recipe", metavar="R", help=recipes)
     for name, hook in HOOKS.items():
-        add(f"--{name}", metavar="MODULE:NAME", help=f"{hook.help}, whose settings are listed, too")
+        add(f"--{name}", metavar="MODULE:NAME", help=f"{hook.help}; its settings are listed, too")
     as_json(add)
     return result
 
 
 def _config(options: argparse.Namespace, samples: int | None) -> ExperimentConfig:
-    """Build the configuration; without any option of an experiment, take that of an existing run in --out."""
+    """Build the configuration. If no option sets it and --out holds a run, use that run's."""
     out = getattr(options, "out", None)
     if out and (out / "config.json").is_file() and not any(vars(options)[key] for key in EXPERIMENT):
         try:
@@ -191,7 +191,7 @@ def _config(options: argparse.Namespace, samples: int | None) -> ExperimentConfi
     given = {key: value for key, value in given.items() if value is not None}
     asked = parse_settings(options.set or [])
     if twice := given.keys() & asked.keys():
-        raise UserError(f"{min(twice)} is given by --set and by an option of its own; give one of them.")
+        raise UserError(f"{min(twice)} is given by --set and by its own option; give only one of them.")
     return build_config(options.preset or "colab", options.recipe, samples, {**asked, **given})
 
 
@@ -204,11 +204,11 @@ def _loading() -> Any:
 
 
 def _say_where(out: Path) -> None:
-    print_on_terminal(f"Working in {out}. Ctrl-C stops; the same command goes on.")
+    print_on_terminal(f"Working in {out}. Ctrl-C stops; run the same command to continue.")
 
 
 def info(options: argparse.Namespace) -> None:
-    """Print sizes and parameter counts, without downloading anything; with --time, also how long it takes."""
+    """Print sizes and parameter counts without downloading anything; --time also estimates training time."""
     with _loading():
         from .report.info import describe, format_info
 
@@ -226,7 +226,7 @@ def settings(options: argparse.Namespace) -> None:
 
 
 def list_folders(options: argparse.Namespace) -> None:
-    """List all run folders: state, what differs, results, size."""
+    """List all run folders with their state, differing settings, results and size."""
     from .report.tables import format_results
     from .runs.listing import results
 
@@ -239,7 +239,7 @@ def list_folders(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run one experiment; run again to continue or reuse it."""
+    """Run one experiment; the same command again continues or reuses it."""
     config = with_fitting_sizes(_config(options, options.samples))
     with _loading():
         from .experiments import run
@@ -264,7 +264,7 @@ def _measured(runs: list[Any]) -> list[Any]:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Run the same experiment on fewer and on more conversations."""
+    """Run the same experiment with different numbers of conversations, and compare the results."""
     largest = with_fitting_sizes(_config(options, max(options.samples) if options.samples else None))
     counts = {*options.samples} if options.samples else compared_samples(largest)
     configs = [largest.replace({"data.samples": count}) for count in counts]
@@ -293,7 +293,7 @@ def report(options: argparse.Namespace) -> None:
 
 
 def difference(options: argparse.Namespace) -> None:
-    """Compare the test perplexity of runs with that of a base, with intervals and a verdict."""
+    """Compare the test perplexity of runs with base runs, with intervals and a verdict."""
     from .report.difference import difference, format_difference
 
     print(format_difference(difference(options.run, options.base)))

@@ -1,4 +1,4 @@
-"""Errors that the user reads as one sentence: what was wrong, what is allowed, and what to do."""
+"""Errors that the user sees as one sentence: what was wrong, what is allowed, and what to do."""
 
 import errno
 import re
@@ -32,7 +32,7 @@ class DamagedFile(UserError):
     """A file does not have the content that was written."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} cannot be used: {reason}; run the command that made it again.")
+        super().__init__(f"{path} cannot be used: {reason}; run the command that made it once more.")
         self.path, self.reason = path, reason
 
 
@@ -40,16 +40,17 @@ class Interrupted(OneLine, KeyboardInterrupt):
     """The user pressed Ctrl-C or a notebook's stop button. For a script it is a KeyboardInterrupt."""
 
     def __init__(self) -> None:
-        super().__init__("Stopped. Finished stages and saved epochs are kept; run it again to go on.")
+        super().__init__("Stopped. Finished stages and saved epochs are kept; run it again to continue.")
 
 
 @contextmanager
 def friendly_errors() -> Iterator[None]:
-    """Turn an interrupt, full memory or a diverged training run into a sentence.
+    """Turn an interrupt, full memory or a diverged training run into an error of one sentence.
 
     The frames of these errors are cleared, because a notebook keeps its last error and all tensors in the
     error's frames. All other errors keep their frames, so that `%debug` shows what happened in the user's own
-    code. An OSError from the user's own code gets a note that says so, since it looks like the system's.
+    code. An OSError from the user's own code gets a note that says so; otherwise it would look like an error
+    of this package.
     """
     from .method.loop import Diverged
 
@@ -82,7 +83,7 @@ def user_file(error: BaseException) -> str | None:
 
 
 def is_of_user(file: Path) -> bool:
-    """Return whether code in a file is the user's: not of this package, Python or an installed package."""
+    """Return whether a file is the user's code, and not part of this package, Python or another package."""
     is_installed = not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
     is_library = is_installed or any(file.is_relative_to(folder) for folder in LIBRARIES)
     return not is_library and not file.name.startswith("<")  # such as <frozen importlib._bootstrap>
@@ -100,7 +101,7 @@ def as_user_errors() -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether the memory of the host or of a GPU is full. This does not import torch."""
+    """Return whether an error says that the memory of the host or a GPU is full. Does not import torch."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     is_of_torch = isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
@@ -108,12 +109,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Return whether a disk is full. The errors of some libraries say so only in their text."""
+    """Return whether an error says that a disk is full. Some libraries say so only in the error's text."""
     return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
 
 
 def in_a_sentence(error: OSError) -> str:
-    """Describe an error of the operating system in one sentence."""
+    """Describe an error from the operating system in one sentence."""
     if is_disk_full(error):
         return f"The disk is full ({error}); free some space and run again: finished stages are kept."
     return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
@@ -122,8 +123,8 @@ def in_a_sentence(error: OSError) -> str:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a question that proposes the known names closest to `word`, or an empty string.
 
-    The last part of a name such as phase2.learning_rate is also matched alone, also by its
-    initials: `learning_rate`, `lr`.
+    `word` may also be only the last part of a name, or its initials: both `learning_rate` and `lr` match
+    phase2.learning_rate.
     """
     names = [*known]
     group, dot, last = word.lstrip("-").replace("-", "_").rpartition(".")
@@ -144,5 +145,5 @@ def one_line(message: str) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Return whether text can be written as UTF-8. Other bytes on a command line become surrogates."""
+    """Return whether text can be encoded as UTF-8. Invalid bytes on a command line become surrogates."""
     return text == text.encode(errors="ignore").decode()

@@ -1,4 +1,4 @@
-"""Run one experiment from conversations to report, or compare several."""
+"""Run one experiment, from its conversations to its report, or compare several."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -38,7 +38,7 @@ CARD = f"{MODEL}/README.md"
 
 
 class Claimed(NamedTuple):
-    """An experiment whose folder belongs to this process."""
+    """An experiment whose folder is locked by this process."""
 
     folder: RunFolder
     inputs: Inputs
@@ -57,16 +57,16 @@ def run(
     """Run the unfinished stages of one experiment, and write its summary, report and figures.
 
     Args:
-        out: run folder; None takes `run_folder_of(config)`.
-        listener: gets every metric in order; the metrics of reused stages with `"replayed": True`. If it is
-            None, a line per epoch is printed, except in a notebook.
+        out: run folder. The default is `run_folder_of(config)`.
+        listener: called with every metric in order. The metrics of reused stages have `"replayed": True`.
+            With None, a line per epoch is printed, except in a notebook.
         again: replace a finished result with different code or data, and check all files of a finished run.
         save_model: write `model/`, the folder for transformers. A later call can add it.
-        plugins: `block`, `loss` or `layer`: a class or function that replaces the method's, or its name
-            `module:Name`. docs/own-idea.md says what each is given and returns.
+        plugins: `block`, `loss` or `layer`, each a class or function that replaces the method's part, or its
+            name `module:Name`. docs/own-idea.md says what each part receives and returns.
 
     Raises:
-        UserError: bad input, an unreachable source, or a folder of another experiment.
+        UserError: The input is wrong, a source cannot be reached, or the folder holds another experiment.
     """
     with claimed_experiment(config, out, again, plugins, save_model) as (folder, inputs, stages):
         listener = listener or epoch_printer(config.phase2)
@@ -87,7 +87,7 @@ def prepare(
     again: bool = False,
     **plugins: Any,
 ) -> OpenRun:
-    """Run Phase 1 and compute the caches; `run` continues from there. Arguments as of `run`."""
+    """Run Phase 1 and compute the caches. `run` has the same arguments, and continues from there."""
     with claimed_experiment(config, out, again, plugins) as (folder, inputs, stages):
         contexts = [stage.name for stage in stages].index("contexts")
         run_stages(folder, stages[: contexts + 1], inputs.device, listener, again)
@@ -102,7 +102,7 @@ def claimed_experiment(
     plugins: dict[str, Any],
     save_model: bool = True,
 ) -> Iterator[Claimed]:
-    """Keep an experiment's folder for this process while the block runs."""
+    """Lock an experiment's folder for this process while the block runs."""
     require_config(config)
     config = config.replace(plugins)
     for plugin in config.plugins.values():
@@ -129,7 +129,7 @@ def claimed_experiment(
 
 
 def results_stage() -> Stage:
-    """Return the stage of a run's summary, report and figures, from the numbers of the other stages."""
+    """Return the stage that writes summary, report and figures from the numbers of the other stages."""
     return Stage(
         RESULTS,
         write_results,
@@ -142,7 +142,7 @@ def results_stage() -> Stage:
 
 
 def write_results(work: Work) -> dict[str, Any]:
-    """Write summary and metrics; and report, figures and model card where they are not there yet."""
+    """Write summary and metrics, and also the report, figures and model card if they do not exist yet."""
     folder, path = work.folder, work.folder.path
     finished = Run(path, folder.config, summarize(folder), folder.metrics(TRAININGS))
     write_json(path / "summary.json", finished.summary)
@@ -154,7 +154,7 @@ def write_results(work: Work) -> dict[str, Any]:
 
 
 def model_stage(inputs: Inputs, save_model: bool) -> Stage:
-    """Return the last stage of a run: its model for transformers, with a model card."""
+    """Return the last stage of a run, which saves its model for transformers, with a model card."""
 
     def compute(work: Work) -> dict[str, Any]:
         write_model(inputs, work.folder.path)
@@ -174,7 +174,7 @@ def model_stage(inputs: Inputs, save_model: bool) -> Stage:
 
 
 def _write_card(finished: Run) -> None:
-    """Write the card of a saved model if there is a model without one."""
+    """Write the model card if a model is saved and has no card."""
     card = finished.path / CARD
     if card.parent.is_dir() and not card.is_file():
         write_text(card, model_card(finished))
@@ -192,15 +192,16 @@ def compare(
     """Run the unfinished stages of several experiments, and write their comparison.
 
     Args:
-        configs: experiments that differ in `data.samples`, at least two.
-        root: folder of the run folders; None takes `$CTXKV_RUNS`, or `runs`.
-        out: folder of the comparison; None takes `comparison_folder(configs, root)`.
-        listener: gets every metric of every run, with the run's `samples`; None prints as `run` does.
-        again, save_model: as of `run`.
+        configs: at least two experiments that differ in `data.samples`.
+        root: folder that holds the run folders. The default is `$CTXKV_RUNS`, or `runs`.
+        out: folder of the comparison. The default is `comparison_folder(configs, root)`.
+        listener: called with every metric of every run, with the run's `samples`. With None, lines are
+            printed as in `run`.
+        again, save_model: as in `run`.
 
     Raises:
-        UserError: as `run`; also if the largest sample count is not there, or `out` holds something else,
-            before anything is computed.
+        UserError: as in `run`. This error is also raised, before anything is computed, if the source has
+            fewer conversations than the largest sample count, or if `out` holds something else.
     """
     for config in configs:
         require_config(config)
@@ -208,7 +209,7 @@ def compare(
     if len({config.data.samples for config in configs}) < 2:
         raise UserError(
             "compare needs at least two different sample counts, such as --samples 100 500; `ctxkv report` "
-            "shows runs of one count side by side."
+            "shows runs with the same count side by side."
         )
     out = expanded(out or comparison_folder(configs, root))
     _refuse_taken(out, [run_folder_of(config).name for config in configs])
@@ -227,7 +228,7 @@ def _labelled(listener: Listener, samples: int) -> Listener:
 
 
 def _refuse_taken(out: Path, folders: list[str]) -> None:
-    """Refuse a folder whose files a comparison of the runs in `folders` must not overwrite."""
+    """Raise UserError if a comparison of the runs in `folders` must not overwrite the files in `out`."""
     reason = "is a file" if out.is_file() else ""
     if (out / COMPARISON).is_file():
         try:
@@ -243,7 +244,7 @@ def _refuse_taken(out: Path, folders: list[str]) -> None:
 def write_comparison(runs: Sequence[Run], out: Path) -> None:
     """Write comparison.json, report and figures of several runs.
 
-    If the runs are those that were compared before, report and figures that are there stay as they are.
+    If the same runs were compared before, existing reports and figures stay as they are.
     """
     values = {
         "folders": [finished.path.name for finished in runs],
@@ -252,7 +253,7 @@ def write_comparison(runs: Sequence[Run], out: Path) -> None:
     }
     is_same = (out / COMPARISON).is_file() and read_json(out / COMPARISON) == as_json(values)
     with locked(out), status_line("Writing report and figures"):
-        for leftover in [*out.glob(".*.part"), *out.glob("figures/.*.part")]:  # of a killed process
+        for leftover in [*out.glob(".*.part"), *out.glob("figures/.*.part")]:  # left by a killed process
             remove(leftover)
         write_json(out / COMPARISON, values)
         _publish(runs, out, only_missing=is_same)
@@ -262,9 +263,9 @@ def _publish(runs: Sequence[Run], folder: Path, only_missing: bool = False) -> N
     """Write the report in every language, and its figures.
 
     Args:
-        only_missing: leave the files that are there, which users may have edited.
+        only_missing: leave existing files as they are, since users may have edited them.
     """
-    from .views import figures  # imports matplotlib, which a run that is only reused does not need
+    from .views import figures  # imports matplotlib, which a reused run does not need
 
     by_name = runs_by_name(runs)
     summaries = {name: run.summary for name, run in by_name.items()}

@@ -29,35 +29,35 @@ PACKAGE = Path(__file__).parent
 CHECKSUM = "checksum"
 MIB = 2**20
 DTYPE_NAMES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.int32": "I32"}  # safetensors names
-# A tensor to write: its dtype, its shape, and its rows, which may be computed part by part.
+# A tensor to write: its dtype, its shape, and its rows, which may be computed in parts.
 TensorParts = tuple["torch.dtype", Sequence[int], Iterable["Tensor"]]
 
 
 def expanded(path: Path | str) -> Path:
-    """Return a path in which `~` is replaced by the user's home. Raises UserError for anything but a path."""
+    """Return a path with `~` replaced by the user's home. Raises UserError if `path` is not a path."""
     if not isinstance(path, str | os.PathLike):
         kind = type(path).__name__
         raise UserError(
-            f"{kind} is no path; name a folder or a file as text (the folder of a Run is `run.path`)."
+            f"{kind} is not a path; name a folder or a file as text (the folder of a Run is `run.path`)."
         )
     return Path(os.path.expanduser(path))
 
 
 def mib(num_bytes: float) -> float:
-    """Convert bytes to MiB, to two decimals."""
+    """Convert bytes to MiB, rounded to two decimals."""
     return round(num_bytes / MIB, 2)
 
 
 def cache_dir() -> Path:
-    """Return the folder of the tokens and tables that runs share: `$CTXKV_CACHE`, or `~/.cache/ctxkv`."""
+    """Return the folder for tokens and tables that runs share: `$CTXKV_CACHE`, or `~/.cache/ctxkv`."""
     return expanded(os.environ.get("CTXKV_CACHE") or "~/.cache/ctxkv")
 
 
 def runs_root() -> Path:
     """Return the folder of all runs.
 
-    That is `$CTXKV_RUNS` or, without that variable, `runs` in the current folder. If the current folder is in
-    the top folder of a clone, as its notebooks are, it is `runs` in that top folder.
+    The folder is `$CTXKV_RUNS` or, without that variable, `runs` in the current folder. For a subfolder of a
+    clone, such as its `notebooks`, it is `runs` in the clone's top folder.
     """
     top = Path.cwd().parent
     is_in_clone = (top / "ctxkv_lib" / "__init__.py").is_file()
@@ -69,7 +69,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`, and rename it to `path` if the block succeeds.
 
     The block writes a file or a folder there. The name is random, since processes in other containers or on
-    other hosts may write the same file of a shared folder.
+    other hosts may write the same file in a shared folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary_path = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
@@ -121,14 +121,14 @@ def read_json(path: Path) -> Any:
 
 
 def digest(value: Any) -> str:
-    """Return 16 hexadecimal digits that change when the JSON form of `value` does."""
+    """Return a digest of the JSON form of `value`, 16 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 @cache
 def source_digest(*modules: str) -> str:
-    """Digest the code of modules of this package, such as `method.model`, without docstrings and layout."""
+    """Return a digest of the code in modules such as `method.model`, without docstrings and layout."""
     sources = []
     for module in modules:
         tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_bytes())
@@ -140,15 +140,16 @@ def source_digest(*modules: str) -> str:
 
 
 def checksum(path: Path) -> str:
-    """Return the XXH3 checksum of a file in 32 hexadecimal digits. It detects damage, not forgery."""
+    """Return the XXH3 checksum of a file, 32 hexadecimal digits. It detects damage but not forgery."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, xxh3_128).hexdigest()
 
 
 def checksums(folder: Path, parts: Iterable[str]) -> dict[str, str]:
-    """Return the size and checksum of each file that is, or is below, one of `parts` of a folder.
+    """Return the size and checksum of each file in `parts` of a folder.
 
-    `parts` and the names in the result are paths in the folder.
+    A part is a file, or a folder with all files below it. Parts and the names in the result are paths
+    relative to `folder`.
     """
     paths = [path for part in parts for path in (folder / part, *(folder / part).rglob("*"))]
     files = sorted(path for path in paths if path.is_file())
@@ -187,9 +188,9 @@ def write_tensors(
 
 
 def write_parts(path: Path, tensors: Mapping[str, TensorParts]) -> None:
-    """Write the tensors of one safetensors file part by part, so that they need not fit into memory.
+    """Write the tensors of one safetensors file in parts, so that they need not fit into memory.
 
-    The file has 8 bytes with the little-endian length of the header, the header as JSON, and the tensors.
+    The file holds the length of the header (8 bytes, little-endian), the header as JSON, and the tensors.
     """
     header, end = {}, 0
     for name, (dtype, shape, _) in tensors.items():
@@ -206,7 +207,7 @@ def write_parts(path: Path, tensors: Mapping[str, TensorParts]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, "Tensor"]:
-    """Map the tensors of a safetensors file on the CPU. Raises DamagedFile if the file was changed."""
+    """Map the tensors of a safetensors file on the CPU. Raises DamagedFile if the file has changed."""
     return read_with_metadata(path)[0]
 
 

@@ -1,4 +1,4 @@
-"""Show the progress of long work: bars on a terminal or in a notebook, and one line per epoch elsewhere."""
+"""Show the progress of long tasks: bars on a terminal or in a notebook, and one line per epoch elsewhere."""
 
 import sys
 import time
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from .method.loop import Metric
 
 LOGGED_ITERATIONS = 10  # iterations of Phase 1 per printed line
-ESTIMATE_SECONDS = 5  # seconds of a loop after which its duration is estimated
+ESTIMATE_SECONDS = 5  # a loop's duration is estimated after this many seconds
 T = TypeVar("T")
-Listener = Callable[["Metric"], None]  # called with each line of metrics.jsonl as it is made
+Listener = Callable[["Metric"], None]  # called with each new metric, i.e. each line of metrics.jsonl
 
 
 def progress_bar(items: Iterable[Any] | None, description: str, **options: Any) -> "tqdm":
@@ -30,9 +30,9 @@ def progress_bar(items: Iterable[Any] | None, description: str, **options: Any) 
 
 
 def estimated(items: Iterable[T], total: int, tell: Callable[[float], None]) -> Iterator[T]:
-    """Yield `total` items, and call `tell` once, after some seconds, with the expected seconds for all items.
+    """Yield `total` items. After a few seconds, call `tell` once with the expected seconds for all items.
 
-    The first item is not timed, since it warms up.
+    The first item is not timed, since it includes warm-up.
     """
     began = None
     for number, item in enumerate(items):
@@ -46,13 +46,13 @@ def estimated(items: Iterable[T], total: int, tell: Callable[[float], None]) -> 
 
 @contextmanager
 def status_line(description: str) -> Iterator[None]:
-    """Show a line while the block runs, for work that has no steps to count."""
+    """Show a line while the block runs, for tasks that have no steps to count."""
     with progress_bar(None, description, bar_format="{desc} ..."):
         yield
 
 
 def print_on_terminal(line: str) -> None:
-    """Print a line above the bars if there is a terminal."""
+    """Print a line above the bars if stderr is a terminal."""
     if sys.stderr.isatty():
         log(line)
 
@@ -66,15 +66,16 @@ def log(line: str) -> None:
 
 
 def in_notebook() -> bool:
-    """Return whether a kernel runs this code, so that widgets can be shown."""
+    """Return whether this code runs in a notebook's kernel, which can show widgets."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
 
 
 def epoch_printer(config: "Phase2Config") -> Listener:
-    """Return a listener that prints a line per epoch and, without a terminal, for some iterations of Phase 1.
+    """Return a listener that prints a line per epoch.
 
-    Metrics that are replayed are not printed, and nothing is printed in a notebook, which shows bars.
+    Without a terminal, it also prints a line for every tenth iteration of Phase 1. It does not print replayed
+    metrics, and it prints nothing in a notebook, which shows bars.
     """
     most = config.max_epochs
 
@@ -99,7 +100,7 @@ def run_name(metric: "Metric") -> str:
 
 
 def in_words(metric: "Metric", most: int | None = None) -> str:
-    """Describe one metric in a line of text; `most` is the largest possible number of epochs."""
+    """Describe one metric in a line of text. `most` is the maximum number of epochs."""
     run = f"{name}, " if (name := run_name(metric)) else ""
     if metric["stage"] == "phase1":
         return (
@@ -118,7 +119,8 @@ def in_words(metric: "Metric", most: int | None = None) -> str:
 
 def epochs_ahead(seconds: float, least: int, most: int, usual: Sequence[int] | None = None) -> str:
     """Describe how many seconds an epoch takes, how many epochs there can be, and how many are usual."""
-    words = f"an epoch about {duration(seconds)}, {f'{least} to ' if least < most else ''}{most} of them"
+    epochs = (f"{least} to " if least < most else "") + format_count(most, " epochs")
+    words = f"about {duration(seconds)} per epoch, {epochs}"
     return f"{words}; this recipe usually stops after {usual[0]} to {usual[1]}" if usual else words
 
 
@@ -129,5 +131,5 @@ def duration(seconds: float) -> str:
 
 
 def format_count(count: int, unit: str = " samples") -> str:
-    """Format a count with its unit, without the plural s if the count is 1."""
+    """Format a count with its unit. If the count is 1, the unit loses its plural s."""
     return f"{count:,}{unit.removesuffix('s') if count == 1 else unit}"

@@ -1,13 +1,17 @@
-"""Several processes share one run through `torch.distributed`; torchrun or `accelerate launch` starts them.
+"""Run one experiment in several processes that use `torch.distributed`.
 
-Every process reads the texts and the run's folder, so all of them must see both. `experiments` joins the
-processes, and claims the folder on rank 0. `runs.driver` lets rank 0 alone decide, record and compute a stage
-(`on_rank_0`); the other processes wait and learn the record. Only a stage with `Stage.by_all`, which is Phase
-2, is computed by all: each process takes its `shard` of every batch in training (`ContextKV.batches`) and of
-all positions in validation (`scoring.token_scores`). Losses, scores and gradients are summed over the
-processes (`all_reduce`), and each process draws the dropout of the whole batch (`phase2.ShardedDropout`), so
-the numbers are those of one process up to rounding. The loops reach `shard` and `all_reduce` as hooks, which
-`runs.training.RunHooks` sets. Only rank 0 prints (`progress`, `cli`). Layers that read tokens are refused.
+torchrun or `accelerate launch` starts the processes. Every process reads the texts and the run folder, so all
+of them need access to both. `experiments` connects the processes, and rank 0 locks the folder.
+
+In most stages, `runs.driver` lets only rank 0 decide, compute and record (`on_rank_0`); the other processes
+wait and receive the record. Only Phase 2, the stage with `Stage.by_all`, is computed by all processes. Each
+process takes its `shard` of every batch in training (`ContextKV.batches`) and of all positions in validation
+(`scoring.token_scores`). Losses, scores and gradients are summed over the processes (`all_reduce`), and each
+process draws the dropout of the whole batch (`phase2.ShardedDropout`). The results therefore equal those of a
+single process up to rounding. The training loops call `shard` and `all_reduce` as hooks, which
+`runs.training.RunHooks` sets.
+
+Only rank 0 prints (`progress`, `cli`). Layers that read tokens can only be trained in one process.
 """
 
 import os
@@ -21,9 +25,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-# Variables that launchers set for each process. Clusters set some of them for every program, but not all.
+# Launchers set all of these variables for each process. Clusters set some of them, but not all, for every
+# program.
 LAUNCHER = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-# Time limit for each exchange. It is long because the other processes wait while rank 0 computes Phase 1.
+# Time limit for each collective. It is long because the other processes wait while rank 0 computes Phase 1.
 COLLECTIVE_TIMEOUT = timedelta(days=2)
 OTHER_ENDED = "Another process of this run has ended; finished stages and saved epochs are kept."
 T = TypeVar("T")
@@ -39,7 +44,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Return the number of this process. Only rank 0 prints and writes into the run folder."""
+    """Return the rank of this process. Only rank 0 prints and writes to the run folder."""
     return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
@@ -64,7 +69,7 @@ def join(device: "torch.device") -> None:
 
 
 def shard(rows: int) -> slice:
-    """Return this process's slice of `rows` consecutive rows; the first processes may get one row more."""
+    """Return this process's slice of `rows` consecutive rows. The first processes may get one extra row."""
     least, more = divmod(rows, world_size())
     start = rank() * least + min(rank(), more)
     return slice(start, start + least + (rank() < more))

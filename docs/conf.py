@@ -1,6 +1,6 @@
-"""The site's settings for Sphinx: `make docs` builds it into build/docs, and a warning is an error.
+"""The site's settings for Sphinx: `make docs` builds it into build/docs and treats warnings as errors.
 
-Nothing is executed: the notebooks are copied beside the pages, and show the outputs that they hold.
+Nothing is executed: the notebooks are copied next to the pages and show their saved outputs.
 """
 
 import re
@@ -21,7 +21,7 @@ shutil.rmtree(TOP / "docs" / "notebooks", ignore_errors=True)
 shutil.copytree(
     TOP / "notebooks", TOP / "docs" / "notebooks", ignore=lambda *_: ["study", "runs", "ruff.toml"]
 )
-# Their plotly figures load the bundle that the site serves itself (see the Makefile), not the one of the CDN.
+# Their plotly figures load the bundle that the site itself serves (see the Makefile), not the CDN's.
 for notebook in (TOP / "docs" / "notebooks").glob("*.ipynb"):
     text = notebook.read_text(encoding="utf-8")
     bundle = "../_static/plotly-basic.min.js"
@@ -38,13 +38,13 @@ exclude_patterns = ["**.ipynb_checkpoints"]
 
 nb_execution_mode = "off"
 nb_merge_streams = True
-suppress_warnings = ["mystnb.unknown_mime_type"]  # plotly's own, which stands beside HTML
+suppress_warnings = ["mystnb.unknown_mime_type"]  # plotly's MIME type; the output also has HTML
 nb_code_prompt_show = "Show the {type}"
 nb_code_prompt_hide = "Hide the {type}"
-nb_render_markdown_format = "myst"  # CommonMark has no tables
+nb_render_markdown_format = "myst"  # because CommonMark has no tables
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
-myst_html_meta = {  # what a link to a page shows
+myst_html_meta = {  # previews of links to a page
     "property=og:title": "Context-KV attention",
     "property=og:description": "A language model whose attention reads 32 compressed context vectors.",
     "property=og:image": "https://OWNER.github.io/REPOSITORY/_static/card.png",
@@ -54,14 +54,14 @@ myst_html_meta = {  # what a link to a page shows
 default_role = "code"
 napoleon_use_ivar = True
 autodoc_preserve_defaults = True
-autodoc_inherit_docstrings = False  # those of torch's methods say nothing here
+autodoc_inherit_docstrings = False  # the docstrings of torch's methods do not help here
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_class_signature = "separated"
 maximum_signature_line_length = 60
 python_display_short_literal_types = True
 
-linkcheck_ignore = [".*OWNER.*"]  # until `make badges` has written the repository
+linkcheck_ignore = [".*OWNER.*"]  # placeholder until `make badges` fills in the repository
 
 html_theme = "furo"
 html_title = "ctxkv_lib: Context-KV attention"
@@ -86,13 +86,13 @@ html_domain_indices = False
 
 
 def setup(app: Sphinx) -> None:
-    """Register the two changes that no setting of Sphinx makes."""
+    """Register the two changes for which Sphinx has no setting."""
     app.connect("doctree-read", keep_hidden_cells_out_of_search)
     app.connect("html-page-context", add_narrow_pictures)
 
 
 def keep_hidden_cells_out_of_search(_app: Sphinx, doctree: nodes.document) -> None:
-    """Mark the folded cells of notebooks, whose text the search would list before "Get started"."""
+    """Mark the folded cells of notebooks, which the search would otherwise list before "Get started"."""
     for container in doctree.findall(nodes.container):
         if "tag_hide-input" in container["classes"]:
             container["classes"].append("no-search")
@@ -101,7 +101,7 @@ def keep_hidden_cells_out_of_search(_app: Sphinx, doctree: nodes.document) -> No
 def add_narrow_pictures(
     _app: Sphinx, page: str, _template: str, context: dict[str, Any], _doctree: nodes.document | None
 ) -> None:
-    """Show NAME-narrow.png on phones, where it stands beside NAME.png in docs/_static."""
+    """Show NAME-narrow.png instead of NAME.png on phones, if docs/_static has both."""
     to_top = "../" * page.count("/")
 
     def picture(match: re.Match[str]) -> str:

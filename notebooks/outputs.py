@@ -1,9 +1,10 @@
-"""Execute the notebooks (all, or those named) and keep their outputs: `make outputs`.
+"""Execute notebooks (all, or the named ones) and keep their outputs: `make outputs`.
 
-What is kept is what a page without a kernel can show: PNGs of at most 128 colours, and
-no widgets, whose picture and text stand beside them. A digest of the code cells in the
-metadata tells outputs that are older. With notebook 3 it also writes what the site's
-explorer of attention shows, `docs/_static/window-data.js`.
+Outputs are kept if a page without a kernel can show them: PNGs with at most 128
+colours, and the pictures and texts of widgets instead of the widgets. A digest of the
+code cells in the metadata shows whether outputs are outdated. After notebook 3,
+the script also writes the data of the site's attention explorer,
+`docs/_static/window-data.js`.
 """
 
 import base64
@@ -17,14 +18,14 @@ from typing import Any
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 FOLDER = Path(__file__).parent
-COLOURS = 128  # of a kept picture
-EXPLORED = "03_phase2_context_kv.ipynb"  # whose run the site's explorer shows
+COLOURS = 128  # largest number of colours in a picture
+EXPLORED = "03_phase2_context_kv.ipynb"  # the site's explorer shows its run
 WINDOW = FOLDER.parent / "docs" / "_static" / "window-data.js"
-CLICKED = 50  # positions of the site's explorer
+CLICKED = 50  # number of positions in the site's explorer
 
 
 def code_digest(notebook: dict[str, Any]) -> str:
-    """Return a digest of all code cells, in their order."""
+    """Return a digest of all code cells in order."""
     cells = [
         "".join(cell["source"])
         for cell in notebook["cells"]
@@ -34,7 +35,7 @@ def code_digest(notebook: dict[str, Any]) -> str:
 
 
 def execute(path: Path) -> None:
-    """Execute a notebook where it lies, and write it with its outputs."""
+    """Execute a notebook in its folder and write it back with its outputs."""
     import nbformat
     from nbclient import NotebookClient
 
@@ -54,7 +55,7 @@ def execute(path: Path) -> None:
 
 
 def slimmed(output: Any) -> Any:
-    """Return an output without widgets and with smaller pictures, or None."""
+    """Return an output without widgets and with smaller pictures; None drops it."""
     data = output.get("data", {})
     is_widget = data.pop(WIDGET, None) is not None
     if output.get("name") == "stderr" or (is_widget and "image/png" not in data):
@@ -68,7 +69,7 @@ def slimmed(output: Any) -> Any:
 
 
 def fewer_colours(png: str) -> str:
-    """Return a PNG, as base64, with a palette."""
+    """Convert a PNG, in base64, to one with a palette of `COLOURS` colours."""
     from PIL import Image
 
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
@@ -83,13 +84,13 @@ def window_data(opened: Any, first: int, count: int = CLICKED) -> dict[str, Any]
     """Collect attention and guesses at `count` positions, with their text.
 
     Args:
-        opened: `open_run` of a finished run.
+        opened: a finished run, opened with `open_run`.
         first: the first position.
 
     Returns:
-        `start`, the position of the first of `tokens`; `first`; `offsets` of slots; and
-        for each of `positions` what `answers` returns: `own` with its own contexts,
-        `other` with contexts from half the stream away.
+        `tokens`, and `start`, the position of the first one; `first`; `offsets` of the
+        slots; and `positions`, each with two results of `answers`: `own`, with its own
+        contexts, and `other`, with contexts from half the stream away.
     """
     import torch
 
@@ -119,11 +120,12 @@ def window_data(opened: Any, first: int, count: int = CLICKED) -> dict[str, Any]
 
 
 def answers(opened: Any, batch: Any) -> list[dict[str, Any]]:
-    """Compute what the model attends to and expects at each position of a batch.
+    """Compute attention and predictions of the model at each position of a batch.
 
     Returns:
-        `weights` `[heads, slots]` in tenths of a per cent, `guesses` (token, per cent),
-        and `next`: per cent and rank of the true token.
+        `weights` `[heads, slots]` in tenths of a per cent; `guesses`, pairs of a token
+        and its probability in per cent; and `next`, the same and the rank
+        for the true token.
     """
     import torch
 
@@ -154,7 +156,7 @@ def percent(share: float) -> float:
 
 
 def keep_window() -> None:
-    """Write the data of the site's explorer, from the run that notebook 3 finished."""
+    """Write the data of the site's explorer from the run that notebook 3 finished."""
     import ctxkv_lib as ctxkv
 
     opened = ctxkv.open_run(ctxkv.run_folder_of(ctxkv.notebook_config()))

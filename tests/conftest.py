@@ -1,4 +1,4 @@
-"""Shared small things: a tiny model, a tiny stream, a tiny experiment of the user's own. No network."""
+"""Shared fixtures: a tiny model, a tiny stream, a tiny experiment on the user's own file. No network."""
 
 import importlib
 import json
@@ -12,10 +12,10 @@ import pytest
 import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # by default a test worker uses one core
-if not any("gpu" in Path(word).parts for word in sys.argv):  # only `tests/gpu`, asked for by name, use one
+if not any("gpu" in Path(word).parts for word in sys.argv):  # only `tests/gpu`, if named, use a GPU
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as `ctxkv` sets it before the import, off a terminal
-os.environ.pop("CTXKV_RUNS", None)  # the tests' runs lie in their own folders
+os.environ.pop("CTXKV_RUNS", None)  # tests write runs to their own folders
 
 from tiny import *  # noqa: F403
 from tiny import TUNED, local_experiment, tiny_model
@@ -26,19 +26,19 @@ from ctxkv_lib.runs.presets import build_config
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 pytest_plugins = ["hub_standin", "on_gpu"]
-TOP = Path(__file__).parents[1]  # of the repository
-CHANGING = {"seconds", "seconds_per_epoch", "memory", "date", "caches", "git_commit"}  # from run to run
+TOP = Path(__file__).parents[1]  # root of the repository
+CHANGING = {"seconds", "seconds_per_epoch", "memory", "date", "caches", "git_commit"}  # differ between runs
 
 
 def pytest_collection_modifyitems(config, items):
-    """What takes an hour runs only when it is asked for by name."""
+    """Skip tests that take an hour unless they are asked for by name."""
     if "torture" not in config.option.markexpr:
         items[:] = [item for item in items if "torture" not in item.keywords]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_cache(tmp_path_factory):
-    """Tables and tokens go to a folder of this test session, never to the user's own cache."""
+    """Write tables and tokens to a folder of this test session, never to the user's own cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CTXKV_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -46,7 +46,7 @@ def shared_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def light_runs():
-    """Runs of this process write no pictures and do not wait for the disk: half of a tiny run's time."""
+    """Let runs skip pictures and not wait for the disk, which halves the time of a tiny run."""
     from ctxkv_lib.views import figures
 
     with pytest.MonkeyPatch.context() as patch:
@@ -68,7 +68,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def flip(path, draw=None, _=None):
-    """Change one bit, in the middle or drawn."""
+    """Change one bit, in the middle or at a random place."""
     content = bytearray(path.read_bytes())
     if content:
         bit = draw.randrange(8 * len(content)) if draw else 4 * len(content)
@@ -77,20 +77,20 @@ def flip(path, draw=None, _=None):
 
 
 def cut(path, draw=None, _=None):
-    """Remove the last bytes, five or a drawn number."""
+    """Remove the last five bytes, or a random number of bytes."""
     size = path.stat().st_size
     os.truncate(path, draw.randrange(size + 1) if draw else size - 5)
 
 
 @pytest.fixture(params=[flip, cut])
 def damage(request):
-    """A function that damages the file at a path."""
+    """Return a function that damages the file at a path."""
     return request.param
 
 
 @pytest.fixture
 def own_module(tmp_path, monkeypatch):
-    """A function that writes a module of the user's, which is then imported anew, and returns its name."""
+    """Return a function that writes a user's module, to be imported anew, and returns its name."""
 
     def write(name, source):
         (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
@@ -99,13 +99,13 @@ def own_module(tmp_path, monkeypatch):
         return name
 
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # else bytecode of the same second and size is run
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # stale bytecode of equal size would run
     return write
 
 
 @pytest.fixture
 def printed_by(capsys):
-    """A function that runs a command line: what it prints, JSON read; or its refusal, which is one line."""
+    """Return a function that runs a command line and returns its output or one-line error."""
 
     def run_command(*words, code=0):
         assert main([*map(str, words)]) == code
@@ -119,7 +119,7 @@ def printed_by(capsys):
 
 
 def stop_at(stage: str, number: int | None = None):
-    """A listener that interrupts at the first metric of a stage, or at that of an iteration or epoch."""
+    """Return a listener that interrupts at the first metric of a stage, iteration or epoch."""
 
     def listener(metric):
         if metric["stage"] == stage and number in (None, metric.get("iteration") or metric.get("epoch")):
@@ -129,7 +129,7 @@ def stop_at(stage: str, number: int | None = None):
 
 
 def in_python(program: str, *arguments: object, **options) -> str:
-    """What a program prints in a process of its own, which must not fail; options as of `subprocess.run`."""
+    """Return what a program prints in a new process, which must succeed; options as in `subprocess.run`."""
     command = [sys.executable, "-c", program, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, **options)
     assert done.returncode == 0, done.stderr
@@ -141,17 +141,17 @@ def settings_of(values) -> list[str]:
 
 
 def tiny_run(folder, settings) -> list[str]:
-    """Arguments of a run of a second or two, into `folder`."""
+    """Return the arguments of a run into `folder` that takes a second or two."""
     return ["run", "--preset", "ci", "--samples", "8", "--out", str(folder), *settings_of(settings)]
 
 
 def lines_of(folder: Path) -> list[dict]:
-    """The metrics in a run folder."""
+    """Return the metrics in a run folder."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def outcome(folder: Path) -> dict[str, object]:
-    """Names of a run folder's files, and its numbers without those that differ from run to run."""
+    """Return a run folder's file names, and its numbers except those that differ between runs."""
 
     def lasting(value):
         if isinstance(value, dict):
@@ -166,7 +166,7 @@ def outcome(folder: Path) -> dict[str, object]:
 
 
 def sources(notebook: Path, kind: str = "code") -> dict[str, str]:
-    """The text of each cell of a kind, by the cell's id."""
+    """Return the text of each cell of a kind, by cell id."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return {cell["id"]: "".join(cell["source"]) for cell in cells if cell["cell_type"] == kind}
 
@@ -188,7 +188,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def saved_model(tmp_path_factory, tokenizer):
-    """The folder of a saved model of recipe `tuned`, with the real tokenizer."""
+    """Return the folder of a saved model of recipe `tuned`, with the real tokenizer."""
     from ctxkv_lib.runs.export import stop_after_text
 
     path, tokenizer = tmp_path_factory.mktemp("model"), deepcopy(tokenizer)
@@ -202,7 +202,7 @@ def saved_model(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
-    """A run of a second, for tests that leave it as it is."""
+    """Return a run that takes a second, for tests that do not change it."""
     from ctxkv_lib.experiments import run
 
     folder = tmp_path_factory.mktemp("finished")

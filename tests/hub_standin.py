@@ -25,11 +25,11 @@ MAIN = "0" * 40  # the commit that a branch points to
 
 @dataclass
 class Hub:
-    """What the server serves, and what it has served."""
+    """The files that the server serves, and a record of what it has served."""
 
-    files: dict[tuple[str, str, str], bytes] = field(default_factory=dict)  # of repository, commit, path
-    status: int | None = None  # answer everything with this status instead
-    served: list[str] = field(default_factory=list)  # paths of files, once a download
+    files: dict[tuple[str, str, str], bytes] = field(default_factory=dict)  # by repository, commit and path
+    status: int | None = None  # if set, answer everything with this status
+    served: list[str] = field(default_factory=list)  # paths of files, one entry per download
     endpoint: str = ""
 
 
@@ -113,7 +113,7 @@ def direct_to(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """huggingface_hub talks to the stand-in, and keeps its cache in `tmp_path`."""
+    """Let huggingface_hub talk to the stand-in and keep its cache in `tmp_path`."""
     handler = type("Handler", (_Handler,), {"hub": Hub()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     handler.hub.endpoint = f"http://127.0.0.1:{server.server_port}"

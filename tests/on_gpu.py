@@ -1,4 +1,4 @@
-"""What the tests in `tests/gpu` share. Without a GPU they are skipped."""
+"""Shared fixtures of the tests in `tests/gpu`, which are skipped without a GPU."""
 
 import sys
 
@@ -19,7 +19,7 @@ def gpu():
 
 @pytest.fixture
 def waits():
-    """A function that counts how often the CPU has waited for the GPU; only a simulated GPU knows."""
+    """Return a function that counts how often the CPU waited for the GPU; only a simulated GPU knows."""
     simulated = sys.modules.get("simulated_gpu")
     if simulated is None:
         pytest.skip("a real GPU has no such counter")
@@ -28,7 +28,7 @@ def waits():
 
 @pytest.fixture
 def train_on(tiny_settings, tmp_path):
-    """A function that runs an experiment of 6 conversations on a device, some batches in either phase."""
+    """Return a function that runs an experiment with 6 conversations on a device, in a few batches."""
     from ctxkv_lib import experiments
 
     sizes = {"phase1.batch_size": 100, "phase1.max_iterations": 3, "phase2.batch_size": 64}

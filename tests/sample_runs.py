@@ -13,7 +13,7 @@ from ctxkv_lib.runs.records import Record
 from ctxkv_lib.runs.stages import settings_stage
 from ctxkv_lib.runs.summary import TRAININGS, Run, summarize
 
-# (train PPL, val PPL, val accuracy) by epoch; near the published runs, equal to none of their numbers
+# (train PPL, val PPL, val accuracy) by epoch, near the published numbers, but never equal
 EPOCHS = {
     100: [
         (2905.2, 580.3, 0.113),
@@ -44,7 +44,7 @@ def sample_run(
     recipe: str = "published",
     path: Path = Path("runs/sample"),
 ) -> Run:
-    """A finished run without a folder.
+    """Make a finished run without a folder.
 
     Args:
         settings: settings of the configuration on top of the preset's and recipe's.
@@ -71,7 +71,7 @@ def write_run(path: Path, samples: int = 500, settings: dict[str, Any] | None = 
 
 
 def phase1_lines(iterations: int = 17) -> list[dict[str, Any]]:
-    """Phase 1 from iteration 2 on: the loss falls, the convergence rate rises to 93%."""
+    """Return Phase 1 from iteration 2 on, with a falling loss and a convergence rate that rises to 93%."""
     return [
         {
             "stage": "phase1",
@@ -96,7 +96,7 @@ def epoch_lines(rows: list[tuple[float, float, float]]) -> list[dict[str, Any]]:
 
 
 def _records(config: ExperimentConfig, epochs: list[dict[str, Any]], gpu: bool) -> dict[str, Record]:
-    """The records of a run's stages, of which the package makes the summary."""
+    """Return the records of a run's stages, from which the package makes the summary."""
 
     def memory(stage: str, cpu: float, on_gpu: float) -> dict[str, Any]:
         values = {"cpu_gib": cpu, "cpu_peak_gib": cpu + 0.3}

@@ -1,4 +1,4 @@
-"""The public names of the package: what they are, when they are imported, and who uses them."""
+"""The public names of the package: which there are, when they are imported, and who uses them."""
 
 import ast
 import re
@@ -20,7 +20,7 @@ SHOWN |= {
 
 
 def imported(code):
-    """(module, name) of every `from module import name`."""
+    """Return (module, name) for every `from module import name`."""
     nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
     return [(node.module, alias.name) for node in nodes for alias in node.names]
 

@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it refuses in one sentence, and that it stays calm."""
+"""The command line: what it prints, what it refuses in one sentence, and that there is no traceback."""
 
 import json
 import re
@@ -51,13 +51,13 @@ def test_info_counts_the_tokens_of_your_own_conversations(printed_by, tmp_path):
     split = ("--set", "data.validation_samples=2", "--set", "data.test_samples=1")
     found = printed_by("info", "--preset", "offline", "--data", file, *split, "--json")
     assert (found["samples"], found["train_tokens"]) == (37, 3_700)
-    assert found["val_tokens"] == 2 * 100 + 2  # and the newlines between both
+    assert found["val_tokens"] == 2 * 100 + 2  # plus the newlines between both
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("run --data a.jsonl --set data.path=b.jsonl", "data.path is given by --set and by an option of its"),
+        ("run --data a.jsonl --set data.path=b.jsonl", "data.path is given by --set and by its own option"),
         ("run --preset offline --samples 999999 --out new/run", "999999"),
         ("compare --preset ci --samples 5", "at least two different sample counts"),
         ("run --set phase2.batch_size", "has no '='"),
@@ -66,14 +66,14 @@ def test_info_counts_the_tokens_of_your_own_conversations(printed_by, tmp_path):
         ("run --preset ci --data missing.jsonl", "missing.jsonl"),
         ("report two\nlines", r"two\nlines holds no run"),
         ("generate nowhere --prompt a", "nowhere holds no run; `ctxkv list` shows where runs are"),
-        ("list", "runs is not a folder; name the one that holds your run folders."),
+        ("list", "runs is not a folder; name the folder that holds your run folders."),
         ("info --preset ofline", "Did you mean offline?"),
         ("info --set phse2.patience=3", "Did you mean phase2.patience?"),
         ("info --set learning_rate=3", "Did you mean phase2.learning_rate or phase1.learning_rate?"),
         ("info --set phase2.lr=3", "Did you mean phase2.learning_rate?"),
         ("info --set phase2.seed=3", "Did you mean runtime.seed?"),
         ("info --recipe tuned --set layer_dropout=0", "Did you mean layer.layer_dropout?"),
-        ("info --set qqqqqq.x=3", "or one of block, loss, layer.\n"),  # nothing like it was meant
+        ("info --set qqqqqq.x=3", "or one of block, loss, layer.\n"),  # there is no similar name
     ],
 )
 def test_bad_input_is_refused_in_one_sentence_before_anything_is_computed(
@@ -124,7 +124,7 @@ def test_info_measures_how_long_training_takes(printed_by):
     line = printed_by("info", "--preset", "ci", "--time").splitlines()[-1]
     duration = r"[\d.]+ (s|min|h)"
     phase1 = rf"Phase 1 at most {duration} \(59 iterations of {duration}\)"
-    assert re.fullmatch(rf"6,324 tokens: {phase1}; an epoch about {duration}, 3 of them", line)
+    assert re.fullmatch(rf"6,324 tokens: {phase1}; about {duration} per epoch, 3 epochs", line)
 
 
 def test_a_run_says_early_how_long_an_epoch_takes(tmp_path, tiny_settings, monkeypatch, capsys):
@@ -132,7 +132,7 @@ def test_a_run_says_early_how_long_an_epoch_takes(tmp_path, tiny_settings, monke
     settings = tiny_settings | {"phase2.batch_size": 32, "phase2.max_epochs": 5, "phase2.learning_rate": 1e-9}
     assert main(tiny_run(tmp_path / "run", settings)) == 0
     out, err = capsys.readouterr()
-    assert re.fullmatch(r"\d+ tokens: an epoch about [\d.]+ s, 4 to 5 of them\.\n", err)
+    assert re.fullmatch(r"\d+ tokens: about [\d.]+ s per epoch, 4 to 5 epochs\.\n", err)
     ends = [line.partition("; ends in ")[2] for line in out.splitlines() if "epoch 1 of" in line]
     assert re.fullmatch(r"[\d.]+ s at the latest", *ends)
 
@@ -198,7 +198,7 @@ def test_options_count_for_a_folder_that_holds_a_run(printed_by, finished_run, t
     monkeypatch.setattr(experiments, "run", started := Mock(side_effect=UserError("asked")))
     for option in ("--preset=colab", "--recipe=exact", "--samples=8", "--block=plugins:GatedBlock"):
         assert "asked" in printed_by("run", "--out", finished_run.path, option, code=2)
-        assert started.call_args.args[0].preset == "colab", option  # not that of the folder
+        assert started.call_args.args[0].preset == "colab", option  # not the folder's preset
 
 
 @pytest.mark.slow
@@ -268,7 +268,7 @@ def test_compare_prints_the_table(printed_by, tmp_path, tiny_settings, monkeypat
 def test_ctrl_c_stops_with_a_sentence(tmp_path, tiny_settings):
     """A real interrupt of a real process."""
     settings = {**tiny_settings, "phase2.max_epochs": 600, "phase2.patience": 600}
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # ignored by jobs in the background
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # background jobs ignore it
     command = [*COMMAND, *tiny_run(tmp_path / "run", settings)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
@@ -301,4 +301,4 @@ def test_bars_show_on_a_terminal_and_nothing_elsewhere(capsys, monkeypatch):
         list(progress.progress_bar(range(3), "Steps"))
     shown = capsys.readouterr().err
     assert "Making the token table" in shown
-    assert re.search(r"Steps: .*0/3 \[\d\d:\d\d<", shown)  # passed, and what is left
+    assert re.search(r"Steps: .*0/3 \[\d\d:\d\d<", shown)  # time passed and time left

@@ -25,7 +25,7 @@ def test_a_plug_in_has_its_own_settings_and_a_layer_of_tokens_drops_phase_1():
     assert {*mixed.plugins} == {"layer"}
     assert config_from_dict(mixed.to_dict()) == mixed
     with pytest.raises(
-        UserError, match="reads tokens, so there is no Phase 1 and loss has no effect; give one"
+        UserError, match="reads tokens, so there is no Phase 1 and loss has no effect; give only"
     ):
         mixed.replace({"loss": "torch:sum"})
 
@@ -36,7 +36,7 @@ def test_a_plug_in_has_its_own_settings_and_a_layer_of_tokens_drops_phase_1():
         ("preset", "moon", "preset is 'moon'; allowed: colab, offline, ci."),
         ("data.samples", "many", "data.samples is 'many'; allowed: a value of type int or null."),
         ("model.num_heads", "7", "allowed: a divisor of model.hidden_size (768)."),
-        ("loss.power", "2", "there is none; give one with loss=module:Name."),
+        ("loss.power", "2", "no plug-in is given; add one with loss=module:Name."),
         ("block", "", "'' names no plug-in; write package.module:Name."),
         ("layer.copy_weight", "1", "layer.copy_weight is 1.0; allowed: 0 or more, less than 1."),
         ("phase2.learning_rate", "NaN", "allowed: finite numbers."),

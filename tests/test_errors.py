@@ -13,7 +13,7 @@ def test_a_notebook_shows_one_line_and_no_frames(monkeypatch, error):
     monkeypatch.setattr(shell, "_showtraceback", lambda kind, value, lines: shown.append(lines))
     shell.user_ns["error"] = error
     result = shell.run_cell("raise error")
-    assert result.error_in_exec is error  # so that no later cell runs
+    assert result.error_in_exec is error  # Jupyter then runs no later cell
     assert shown == [[str(error)]]
 
 
@@ -39,4 +39,4 @@ def test_frames_of_full_memory_are_cleared_and_those_of_the_users_own_error_are_
     frame = error.__traceback__
     while frame.tb_next:
         frame = frame.tb_next
-    assert ("inputs" in frame.tb_frame.f_locals) == is_kept  # which `%debug` shows
+    assert ("inputs" in frame.tb_frame.f_locals) == is_kept  # `%debug` shows them

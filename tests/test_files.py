@@ -30,7 +30,7 @@ def test_runs_lie_here_or_beside_notebooks_of_a_clone_or_where_the_environment_s
 def test_a_file_or_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     write_text(tmp_path / "new" / "a.txt", "old")
     with pytest.raises(UnicodeEncodeError), replacing(tmp_path / "new" / "a.txt") as beside:
-        beside.write_text("\udcff", encoding="utf-8")  # fails in an open file
+        beside.write_text("\udcff", encoding="utf-8")  # fails while the file is open
     assert [path.read_text() for path in (tmp_path / "new").iterdir()] == ["old"]
     with replacing(tmp_path / "new") as beside:
         beside.mkdir()
@@ -59,7 +59,7 @@ def test_tensors_and_strings_come_back_and_damage_is_found(tmp_path, damage):
     assert found.keys() == tensors.keys()
     for name, expected in tensors.items():
         assert torch.equal(found[name], expected)
-    del found  # mapped
+    del found  # it maps the file
     damage(tmp_path / "t.safetensors")
     with pytest.raises(DamagedFile, match=r"t\.safetensors cannot be used: .*run the command"):
         read_tensors(tmp_path / "t.safetensors")

@@ -1,6 +1,6 @@
-"""Whatever is typed, and whatever a file holds: it works, or one sentence says why not. Never a traceback.
+"""Any command line and any file works, or one sentence says why not; there is never a traceback.
 
-The suite tries a share; `pytest -m torture` the numbers that the project promises.
+The suite tries a share of the examples; `pytest -m torture` tries as many as the project promises.
 """
 
 import gzip
@@ -28,7 +28,7 @@ SPLITS = ("train", "validation", "corpus")
 
 
 def share_of(examples):
-    """A tenth of `examples` in the suite, all of them in the long form."""
+    """Try a tenth of `examples` in the suite, and all of them in the long form."""
     long_form = pytest.param(examples, marks=pytest.mark.torture)
     return pytest.mark.parametrize("examples", [examples // 10, long_form])
 
@@ -68,7 +68,7 @@ command_lines = st.tuples(
 
 @pytest.fixture
 def nothing_is_computed(monkeypatch, tmp_path):
-    """Whole runs end where they would begin: a configuration has been built, and no work is done."""
+    """Stop runs where they would begin: the configuration has been built, but no work is done."""
 
     def begin(config, *_, **__):
         assert isinstance(config[0] if isinstance(config, list) else config, ExperimentConfig)
@@ -128,7 +128,7 @@ def test_every_command_line_works_or_is_refused_in_a_sentence(nothing_is_compute
 texts = st.one_of(
     st.lists(st.sampled_from(WORDS), min_size=1, max_size=30).map(" ".join),
     st.text(max_size=40),
-    st.text(st.characters(codec=None), max_size=10),  # halves of surrogate pairs as well
+    st.text(st.characters(codec=None), max_size=10),  # includes halves of surrogate pairs
     st.sampled_from(["", "\0", "<script>alert(1)</script>", "<|endoftext|>", "\u202e", "\r\n", "| a | b |"]),
 )
 json_values = st.recursive(
@@ -148,7 +148,7 @@ torn_lines = st.one_of(
         [b"", b"  ", b"\xef\xbb\xbf", b"[" * 5000, b"{" * 3000, b"NaN", b'{"messages": ' + b"9" * 5000]
     ),
 )
-# Most files have no fault, or only one: else nearly all would be refused at their first line.
+# Most files have at most one fault; otherwise nearly all would be refused at their first line.
 contents = st.one_of(
     st.lists(rows.map(lambda value: json.dumps(value, ensure_ascii=True).encode()), min_size=1, max_size=6),
     st.lists(st.one_of(whole_lines, torn_lines), max_size=4),

@@ -1,4 +1,4 @@
-"""The numbers of small runs stay what they were, whatever moves: read from the command line and its files."""
+"""The numbers of small runs, read from the command line and its files, do not change with the code."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def ctxkv(*words: object) -> str:
 
 
 def numbers(recipe: str, folder: Path) -> dict[str, list[float]]:
-    """Validation perplexity by epoch, test loss by conversation, and perplexity of other text."""
+    """Return validation perplexity by epoch, test loss by conversation, and perplexity on other text."""
     out, text = folder / recipe, folder / "text.jsonl"
     text.write_text("".join(json.dumps({"text": each}) + "\n" for each in TEXTS), encoding="utf-8")
     ctxkv("run", "--preset", "ci", "--recipe", recipe, "--set", "runtime.precision=fp32", "--out", out)

@@ -16,16 +16,16 @@ ONLY_LINUX = pytest.mark.skipif(not (memory.PROCESS / "status").exists(), reason
 
 
 def use_a_block():
-    """Take and give back memory that a peak must show."""
+    """Allocate and free memory that a peak must show."""
     return torch.ones(int(BLOCK_GIB * 2**30 / 4)).sum()
 
 
 @pytest.mark.parametrize("is_counted", [True, False])
 def test_a_stage_shows_its_own_peak_alone(is_counted, monkeypatch, tmp_path):
-    if not is_counted:  # as on a system that cannot count anew
+    if not is_counted:  # as on a system that cannot reset the peak
         monkeypatch.setattr(memory, "PROCESS", tmp_path)  # no status, and clear_refs is a folder
         (tmp_path / "clear_refs").mkdir()
-    use_a_block()  # of another run
+    use_a_block()  # in another run
     memory.begin_peaks(CPU)
     before = memory.snapshot("before", CPU)
     use_a_block()

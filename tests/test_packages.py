@@ -1,4 +1,4 @@
-"""What the method may import: a saved model carries its files, and a student reads them alone."""
+"""What the method may import: a saved model contains its files, and a student can read them alone."""
 
 import ast
 import sys

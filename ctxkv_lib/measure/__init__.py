@@ -1,1 +1,1 @@
-"""What is measured of a finished run when asked for."""
+"""Measurements of a finished run that are made on request."""

@@ -1,4 +1,4 @@
-"""Measurements of a finished run on request: n-grams. They are a stage of the run folder, after the test."""
+"""Measure the n-gram baselines of a finished run on request, as a stage of its folder after the test."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ CODE = ("data.kneser_ney", "measure.ngrams")
 
 @friendly_errors()
 def measure(run: Run) -> Run:
-    """Compute the n-gram baselines of a finished run if they are missing, and write its results again.
+    """Compute the n-gram baselines of a finished run if they are missing, and rewrite its results.
 
     Raises:
         UserError: files are missing or damaged, or the user's own conversations have changed.
@@ -36,6 +36,6 @@ def measure(run: Run) -> Run:
     with claimed(run.path) as folder:
         finished_run(folder)
         if not is_finished(folder, stages[:1]):
-            folder.drop(NGRAMS)  # else the driver would drop the results first, and no unfinished run opens
+            folder.drop(NGRAMS)  # otherwise the driver drops the results first, and the run cannot be opened
         run_stages(folder, stages, torch.device("cpu"), lambda _: None)
         return finished_run(folder)

@@ -1,8 +1,8 @@
 """n-gram baselines on the same token ids: interpolated modified Kneser-Ney, alone and with a unigram cache.
 
 Chen and Goodman, "An empirical study of smoothing techniques for language modeling" (TR-10-98, 1998): three
-discounts an order, continuation counts below the highest order. A stream is one sequence without boundaries,
-as the model reads it.
+discounts per order, and continuation counts below the highest order. A stream is one sequence without
+boundaries, as the model reads it.
 """
 
 from collections.abc import Mapping
@@ -22,17 +22,18 @@ from ..runs.opened import OpenRun
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-MOST_COUNTED = 5_000_000  # training tokens; their n-grams take about 250 bytes each
+MOST_COUNTED = 5_000_000  # training tokens at most; n-grams take about 250 bytes per token
 ORDERS = (2, 3, 4, 5)
-CACHE_STEPS = 50  # of expectation maximisation, which finds the weight of the cache
+CACHE_STEPS = 50  # steps of expectation maximisation, which fits the weight of the cache
 
 
 def of_run(opened: OpenRun) -> dict[str, Any]:
-    """Compute `ngrams` of the summary: counted on the training tokens, and on the token table's text, too.
+    """Compute the entry `ngrams` of the summary.
 
     Returns:
-        `kneser_ney` and `kneser_ney_cache` as of `ngram_baselines`; `kneser_ney_table_cache` counts the text
-        that a co-occurrence table is made from as well. None of them where that is too much to count.
+        `kneser_ney` and `kneser_ney_cache`, as returned by `ngram_baselines` for the training tokens, and
+        `kneser_ney_table_cache`, which also counts the text from which a co-occurrence table is made. A
+        baseline is missing if there are too many tokens to count.
     """
     data, starts = opened.run.config.data, {}
     streams = {split: cache.ids for split, cache in opened.caches.items()}
@@ -47,16 +48,16 @@ def of_run(opened: OpenRun) -> dict[str, Any]:
         corpus = load_conversations(data, "corpus")
         priors["table text"] = smoothed_unigram(corpus_counts(data, corpus).numpy())
         if data.table == "cooccurrence":
-            apart = train if data.corpus == "own" else train[:0]  # else the text has that in it
+            apart = train if data.corpus == "own" else train[:0]  # other corpora contain it
             texts["_table"] = np.concatenate([corpus_ids(data, corpus).numpy(), apart])
     results: dict[str, Any] = {}
     for name, counted in texts.items():
         if len(counted) > MOST_COUNTED:
-            print_on_terminal(f"No n-grams of {len(counted):,} tokens, which are more than {MOST_COUNTED:,}.")
+            print_on_terminal(f"No n-grams of {len(counted):,} tokens: the limit is {MOST_COUNTED:,}.")
             continue
         rows = ngram_baselines(counted, ids, priors, opened.run.config.model.context_window, starts)
         results |= {kind.replace("_ney", f"_ney{name}"): row for kind, row in rows.items()}
-    results.pop("kneser_ney_table", None)  # only the strongest
+    results.pop("kneser_ney_table", None)  # keep only the stronger one, with a cache
     return results
 
 
@@ -70,16 +71,17 @@ def ngram_baselines(
     """Compute perplexities of the best n-gram model, alone and with a unigram cache.
 
     Args:
-        train: int64 `[n]`, the counted tokens.
-        streams: `{"val": ids, ...}`, predicted from the second token on. "val" chooses order, prior and the
-            cache's weight, as it does the model's best epoch: the baseline is strong.
-        priors: `{name: float64 [vocab_size]}`, distributions to interpolate the unigrams with.
-        window: tokens of history that the cache counts.
-        starts: of some streams, int64: the conversations' first tokens.
+        train: int64 `[n]`, the tokens to count.
+        streams: `{"val": ids, ...}`, predicted from the second token on. The order, the prior and the
+            cache's weight are chosen on "val", like the model's best epoch, so the baseline is strong.
+        priors: `{name: float64 [vocab_size]}`, distributions with which the unigrams are interpolated.
+        window: number of preceding tokens that the cache counts.
+        starts: positions of the conversations' first tokens, int64, for some of the streams.
 
     Returns:
-        `kneser_ney` and `kneser_ney_cache`: `order`, `prior`, `cache_weight` and each stream's `{name}_ppl`;
-        `{name}_conversations` with the mean loss in nats of each, where `starts` has them.
+        `kneser_ney` and `kneser_ney_cache`, each with `order`, `prior`, `cache_weight` and `{name}_ppl` for
+        each stream. Streams in `starts` also have `{name}_conversations`, the mean loss of each conversation
+        in nats.
     """
     models = {name: kneser_ney(train, ids, priors) for name, ids in streams.items()}
     recent = {name: recent_shares(ids, window) for name, ids in streams.items()}
@@ -99,7 +101,7 @@ def ngram_baselines(
 
 
 def recent_shares(ids: Ids, window: int) -> Floats:
-    """Compute the share of each token but the first among the up to `window` tokens before it: `[n - 1]`."""
+    """Compute the frequency of each token (except the first) in the `window` tokens before it: `[n - 1]`."""
     place = np.arange(len(ids))
     since, codes = np.maximum(place - window, 0), ids * len(ids)
     ranks = np.sort(codes + place)  # by token, then by place
@@ -108,7 +110,7 @@ def recent_shares(ids: Ids, window: int) -> Floats:
 
 
 def cache_weight(model: Floats, cache: Floats) -> float:
-    """Fit the weight of `cache` in the likeliest mixture of two models' probabilities `[n]`."""
+    """Fit the weight of `cache` in a mixture of two models' probabilities `[n]` by maximum likelihood."""
     weight = 0.5
     for _ in range(CACHE_STEPS):
         share = weight * cache
@@ -117,29 +119,29 @@ def cache_weight(model: Floats, cache: Floats) -> float:
 
 
 def kneser_ney(train: Ids, ids: Ids, priors: Mapping[str, Floats]) -> dict[tuple[str, int], Floats]:
-    """Predict each token of a stream but the first with models that count `train`.
+    """Compute the probability of each token of a stream (except the first) from n-gram counts of `train`.
 
-    The n-grams of both are numbered together, order by order: the number of a token is its rank among those
-    that occur, and that of a longer n-gram the rank of the pair `(number of its history, last token)`. With
-    the tokens `a b a`, a is 0 and b is 1. So `a b` is the pair (0, b), and `b a` is (1, a). If 5 is the
-    number of `a b`, then `a b a` is (5, a).
+    The n-grams of `train` and `ids` are numbered together, order by order. The number of a token is its rank
+    among the tokens that occur. The number of a longer n-gram is the rank of its pair `(number of its
+    history, last token)`. For example, in the tokens `a b a`, a is 0 and b is 1, so `a b` is the pair (0, b),
+    and `b a` is (1, a). If `a b` has the number 5, then `a b a` is (5, a).
 
     Returns:
-        float64 `[n - 1]` by prior and order.
+        probabilities, float64 `[n - 1]`, by prior and order.
     """
     tokens, count, place = np.concatenate([train, ids]), len(train), np.arange(len(ids))
-    lower = {name: prior[ids] for name, prior in priors.items()}  # probabilities of the order below
+    lower = {name: prior[ids] for name, prior in priors.items()}  # probabilities at the order below
     numbers, probabilities = np.zeros_like(tokens), {}
     for order in range(1, max(ORDERS) + 1):
-        histories = np.roll(numbers, 1)  # those of the first tokens of a stream are not used
+        histories = np.roll(numbers, 1)  # wrong for the first tokens of a stream, which do not use them
         codes = histories * len(next(iter(priors.values()))) + tokens
         numbers = np.unique(codes, return_inverse=True)[1]
         history_of = np.zeros(numbers.max() + 1, np.int64)
         history_of[numbers] = histories
         size = len(history_of)
         counts = np.bincount(numbers[order - 1 : count], minlength=size)
-        # Below the highest order, an n-gram counts once for each different token before it: pairs of that
-        # token and the n-gram, without repeats. (With counts numpy sorts; its hashes of such pairs collide.)
+        # Below the highest order, an n-gram counts once for each different token before it, so pairs of
+        # that token and the n-gram are made unique. (`return_counts` makes numpy sort: its hashes collide.)
         before = tokens[: max(0, count - order)]
         pairs, _ = np.unique(before * size + numbers[order:count], return_counts=True)
         continuations = np.bincount(pairs % size, minlength=size)
@@ -154,14 +156,14 @@ def kneser_ney(train: Ids, ids: Ids, priors: Mapping[str, Floats]) -> dict[tuple
 
 
 def _interpolated(counts: Ids, history_of: Ids, grams: Ids, histories: Ids, below: Floats) -> Floats:
-    """Interpolate discounted counts with the probabilities `below`, of the order below.
+    """Interpolate discounted counts with `below`, the probabilities at the order below.
 
-    `counts` and `history_of`, int64 `[n-grams]`, say how often each occurs, and the number of its history;
-    `grams` and `histories`, int64 `[n]`, what is predicted, by number.
+    `counts` and `history_of`, int64 `[n-grams]`, hold the count of each n-gram and the number of its history.
+    `grams` and `histories`, int64 `[n]`, hold the numbers of the n-grams to predict and of their histories.
     """
     taken = discounts(counts)[np.minimum(counts, 3)]
     size = history_of.max() + 1
     total = np.bincount(history_of, counts, size)
-    safe = np.maximum(total, 1)  # a history without a continuation leaves all to the order below
+    safe = np.maximum(total, 1)  # a history without a continuation gives all its weight to the order below
     left = np.where(total > 0, np.bincount(history_of, taken, size) / safe, 1)
     return (counts - taken)[grams] / safe[histories] + left[histories] * below

@@ -1,4 +1,4 @@
-"""Evaluate a trained model on other text, with exact contexts, as generation reads it."""
+"""Evaluate a trained model on other text, with exact contexts, as in generation."""
 
 import math
 import re
@@ -20,18 +20,18 @@ from ..runs.opened import EXACT, open_run
 from ..runs.stages import read_stream
 from ..runs.summary import Run
 
-POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # tokens of the conversation already read
-LONGEST_WORD = 20  # characters on average; where spaces are rarer, they do not separate words
+POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # tokens read before in the conversation
+LONGEST_WORD = 20  # mean characters per space; if spaces are rarer, they do not separate words
 
 
 def score_texts(model: ContextKV, tokenizer: Any, texts: Sequence[str]) -> dict[str, Any]:
-    """Measure how well the model predicts each text, read separately after one end-of-text token.
+    """Measure how well the model predicts each text; each is read separately after one end-of-text token.
 
     Returns:
-        `conversations`, `tokens`; `ppl` per token, `word_ppl` per word (words as lm-evaluation-harness counts
-        them; None if it is infinite or the text has no spaces), `bits_per_byte`, `accuracy`; and, in the form
-        of `binned`, `by_position` (tokens read before) and `by_history` (contexts in the window), the latter
-        only if the model has contexts.
+        `conversations` and `tokens`, their numbers; `ppl`, the perplexity per token; `word_ppl`, the
+        perplexity per word, with words counted as by lm-evaluation-harness (None if it is infinite or the
+        text has no spaces); `bits_per_byte`; `accuracy`; and, as returned by `binned`, `by_position` (tokens
+        read before) and, if the model has contexts, `by_history` (contexts in the window).
     """
     encoded = [ids for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"] if ids]
     scored = [_scores(model, torch.tensor([tokenizer.eos_token_id, *ids])) for ids in encoded]
@@ -64,7 +64,7 @@ def _scores(model: ContextKV, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def word_count(texts: Sequence[str]) -> int:
-    """Count words as lm-evaluation-harness does; 0 if spaces separate none, as in Chinese and Japanese."""
+    """Count words as lm-evaluation-harness does; return 0 if spaces do not separate words, as in Japanese."""
     spaces = sum(len(re.findall(r"[^\S\n]+", text)) for text in texts)  # line breaks also separate messages
     if LONGEST_WORD * spaces < sum(map(len, texts)):
         return 0
@@ -72,9 +72,9 @@ def word_count(texts: Sequence[str]) -> int:
 
 
 def binned(values: Tensor, edges: Sequence[float], losses: Tensor, correct: Tensor) -> list[dict[str, Any]]:
-    """Score the tokens from each edge of `values` up to the next: `{from, to, tokens, ppl, accuracy}` each.
+    """Score the tokens by bins of `values`; each bin is `{from, to, tokens, ppl, accuracy}`.
 
-    Empty bins are left out; `to` is None after an edge of infinity.
+    Empty bins are left out; `to` is None if the bin has no upper limit.
     """
     bins = ((start, stop, (values >= start) & (values < stop)) for start, stop in pairwise(edges))
     return [
@@ -100,13 +100,13 @@ def evaluate_texts(
         run: a finished run, or its folder.
         data: a list of texts, one per conversation; or a file, a folder of files, or the name of a data set
             on the Hub.
-        split: which split of a data set on the Hub is read.
+        split: the split to read, if `data` is a data set on the Hub.
 
     Returns:
-        the result of `score_texts`, with the `fingerprint` of the texts and their `file`'s name, or None.
+        the result of `score_texts`, with the `fingerprint` of the texts and the name of their `file` or None.
 
     Raises:
-        UserError: the conversations cannot be read, a text is empty, or there is no finished run.
+        UserError: the conversations cannot be read, a text is empty, or the run is not finished.
     """
     file = Path(data).name if isinstance(data, Path | str) else None
     texts = read_texts(data, split) if isinstance(data, Path | str) else [*data]

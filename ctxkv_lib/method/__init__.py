@@ -1,5 +1,6 @@
-"""The published method, exact contexts, and what recipe `tuned` has instead: tensors in, tensors out.
+"""The published method, exact contexts, and the parts of recipe `tuned`: tensors in, tensors out.
 
-Read `reference` first, which has every step in plain lines; then `model`, `windows`, `oacd`, `contexts`,
-`caches`, `phase2`, `scoring`; `tuned`, `copying`, `optimizer`; `modeling`. The rest are details.
+Read `reference` first: it writes out every step in plain code. Continue with `model`, `windows`, `oacd`,
+`contexts`, `caches`, `phase2` and `scoring`; then `tuned`, `copying` and `optimizer`; and `modeling` last.
+The other modules are details.
 """

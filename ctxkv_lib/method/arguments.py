@@ -1,4 +1,4 @@
-"""Checks and meaning of the arguments of `modeling.ContextKVForCausalLM.forward`; saved with every model."""
+"""Check the arguments of `modeling.ContextKVForCausalLM.forward`; saved with every model."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .fields import require
 
-# What `forward` takes beside its named arguments.
+# The options that `forward` accepts besides its named arguments.
 OPTIONS = {"token_type_ids", "cache_position", "num_items_in_batch", "ignore_index", "shift_labels"}
 
 
@@ -19,7 +19,10 @@ def columns_read(
     position_ids: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """Return which columns are no padding, bool `[batch, length]`; raises ValueError where `forward` does."""
+    """Return which columns are not padding, bool `[batch, length]`.
+
+    Raises ValueError for arguments that `forward` does not accept.
+    """
     given = {name for name, value in options.items() if value is not None and value is not False}
     unknown = sorted(given - OPTIONS)
     require(not unknown, "an argument of forward", unknown, "those that help(model.forward) lists")
@@ -28,15 +31,15 @@ def columns_read(
     assert input_ids is not None
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     fits = mask.ndim == 2 and len(mask) == shape[0] and mask.shape[1] >= shape[1]
-    if not fits or mask.is_floating_point():  # told only here: `torch.compile` cannot read a dtype's name
+    if not fits or mask.is_floating_point():  # formatted here: `torch.compile` cannot read a dtype's name
         told = f"{mask.dtype} {tuple(mask.shape)}".removeprefix("torch.")
         allowed = "[batch, length or more], 1 where a column is read, 0 where it is padding"
         require(False, "attention_mask", told, allowed)
     is_read = mask[:, -shape[1] :].bool()
     is_first = cache is None or not cache.get_seq_length()
-    if position_ids is not None and is_first:  # later ones would make a GPU wait at each token
+    if position_ids is not None and is_first:  # later, the check would make a GPU wait at every token
         moved = bool(((position_ids != is_read.cumsum(dim=1) - 1) & is_read).any())
-        allowed = "one more each token; packed texts must be separate rows"
+        allowed = "positions that grow by 1 per token; packed texts must be separate rows"
         require(not moved, "position_ids", "restarted", allowed)
     return is_read
 
@@ -44,7 +47,7 @@ def columns_read(
 def next_tokens(
     input_ids: Tensor, labels: Tensor | None, shift_labels: Tensor | None, ignored: int
 ) -> Tensor | None:
-    """Return what is to be predicted at each column, int64 `[batch, length]`; None without labels."""
+    """Return the token to predict at each column, int64 `[batch, length]`; None without labels."""
     targets = shift_labels
     if targets is None and labels is not None:
         targets = F.pad(labels, (0, 1), value=ignored)[:, 1:]

@@ -1,4 +1,4 @@
-"""The recurrence that Phase 1 trains: what a block may say, and the published ContextBlock."""
+"""The recurrence that Phase 1 trains: the interface of a block, and the published ContextBlock."""
 
 from typing import Any
 
@@ -13,13 +13,14 @@ CONTEXT_BIAS_STD = 0.01
 
 
 class Block(nn.Module):
-    """The recurrence, made from `(context_dim, hidden_size)`, with the defaults of all that it may say.
+    """The base class of recurrences, which defines a default for every optional attribute and method.
 
-    `forward(contexts, inputs)` computes the next contexts `[n, context_dim]` from the previous ones and from
-    what `project_inputs` makes of the token embeddings; each row depends on the same row of both.
+    A block is constructed from `(context_dim, hidden_size)`. `forward(contexts, inputs)` computes the next
+    contexts `[n, context_dim]` from the previous contexts and from the output of `project_inputs`. Each row
+    of the result depends only on the same row of both arguments.
 
     Attributes:
-        Settings: a dataclass of settings, which the constructor then takes as `settings`; None: no settings.
+        Settings: a dataclass of settings, which is passed to the constructor as `settings`, or None.
         context_dim: the size of a context; the model sets it.
     """
 
@@ -27,14 +28,14 @@ class Block(nn.Module):
     context_dim: int
 
     def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
-        """Initialise the weights before Phase 1. The default keeps those that the constructor drew.
+        """Initialise the weights before Phase 1. The default keeps the weights from the constructor.
 
         `embeddings`, `[num_distinct, hidden_size]`, are the normed embeddings of the distinct training
         tokens; `tokens`, int64 `[n]`, is the training stream as rows of `embeddings`.
         """
 
     def project_inputs(self, embeddings: Tensor) -> Tensor:
-        """Compute what `forward` takes for each token, once per distinct token; the default is `embeddings`.
+        """Compute the `inputs` of `forward`, once per distinct token. The default returns `embeddings`.
 
         `embeddings` are normed token embeddings, `[..., hidden_size]`.
         """
@@ -54,21 +55,21 @@ class ContextBlock(Block):
 
     @torch.no_grad()
     def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
-        """Scale the weights that were drawn to `weight_std`."""
+        """Scale the random weights of the constructor to the standard deviation `weight_std`."""
         self.linear.weight.mul_(config.weight_std / CONTEXT_WEIGHT_STD)
 
     def project_inputs(self, embeddings: Tensor) -> Tensor:
         """Compute the part of the Linear that depends on the token alone, `[..., context_dim]`.
 
-        If an adapter has taken the place of the Linear, the embeddings are returned as they are: the adapter
-        needs context and embedding together.
+        If an adapter has replaced the Linear, return the embeddings unchanged, because the adapter needs
+        context and embedding together.
         """
         if type(self.linear) is not nn.Linear:
             return embeddings
         return F.linear(embeddings, self.linear.weight[:, self.context_dim :], self.linear.bias)
 
     def forward(self, contexts: Tensor, inputs: Tensor) -> Tensor:
-        """Compute the next contexts from the previous ones and `project_inputs`, all `[n, context_dim]`."""
+        """Compute the next contexts from previous contexts and projected inputs, all `[n, context_dim]`."""
         if type(self.linear) is nn.Linear:
             mixed = torch.addmm(inputs, contexts, self.linear.weight[:, : self.context_dim].T)
         else:

@@ -1,4 +1,4 @@
-"""The caches of Phase 2, which are data only, and the batches that windows gather from them."""
+"""The caches that Phase 2 trains on, and the batches that windows gather from them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -7,13 +7,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-# Dtype of cached contexts and of the matrix products of training, by precision.
+# Dtype of cached contexts and of matrix products in training, by precision.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class _Tensors:
-    """A dataclass of tensors and of tuples of tensors; other values stay as they are."""
+    """A dataclass that holds tensors and tuples of tensors; its methods leave other values unchanged."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Return a copy with `change` applied to each tensor."""
@@ -26,7 +26,7 @@ class _Tensors:
         return replace(self, **{field.name: changed(getattr(self, field.name)) for field in fields(self)})
 
     def to(self, device: torch.device) -> Self:
-        """Return a copy on a device; a GPU copies from pinned memory, and nothing waits for the copy."""
+        """Return a copy on a device. Copies to a GPU use pinned memory and do not block."""
 
         def move(tensor: Tensor) -> Tensor:
             pins = device.type == "cuda" and tensor.device.type == "cpu"
@@ -43,8 +43,8 @@ class Cache(_Tensors):
         ids: the tokens, int32 `[n + 1]`.
         contexts: padded (see `windows`), float32 or bfloat16 `[n + 1, context_dim]`; None if the layer reads
             tokens.
-        embeddings: normed token embeddings, the published layout, float32 `[n, hidden_size]`; None: the rows
-            of the model's own table, which are the same.
+        embeddings: normed token embeddings, float32 `[n, hidden_size]`, which the published layout stores;
+            with None, the model looks up the same values in its own table.
     """
 
     ids: Tensor
@@ -61,18 +61,19 @@ class Cache(_Tensors):
 
 @dataclass(frozen=True)
 class Batch(_Tensors):
-    """What a layer is given to predict the next token at n positions of a stream.
+    """The inputs of a layer for predicting the next token at n positions of a stream.
 
     Attributes:
         tokens: the current tokens, int32 `[n]`.
         targets: the next tokens, int64 `[n]`.
-        inputs: what the layer's `forward` takes after the embeddings: window and presence, or `start`.
-        embeddings: the normed embeddings of `tokens`, float32 `[n, hidden_size]`; None: look them up.
-        rows: rows of consecutive tokens, int32 `[rows, length]`, whose embeddings a layer that reads tokens
-            is given; None: it is given the embeddings of `tokens`.
-        places: where the n positions are among the hidden states that the layer returns, flattened, int64
-            `[n]`; None: the hidden states are those of the n positions.
-        copied: tokens and shares, both `[n, reach]`, for `copying.mix`; None: nothing is copied.
+        inputs: the other arguments of the layer's `forward`: `window` and `present`, or `start`.
+        embeddings: the normed embeddings of `tokens`, float32 `[n, hidden_size]`; with None, the model looks
+            them up.
+        rows: rows of consecutive tokens, int32 `[rows, length]`, for a layer that reads tokens: it gets the
+            embeddings of the rows. With None, the layer gets the embeddings of `tokens`.
+        places: int64 `[n]`, the index of each of the n positions in the layer's flattened hidden states. With
+            None, the layer returns exactly the hidden states of the n positions.
+        copied: tokens and shares, both `[n, reach]`, for `copying.mix`; None if nothing is copied.
     """
 
     tokens: Tensor

@@ -1,4 +1,4 @@
-"""The settings of the published method: shapes of the model and both phases, with units and reasons."""
+"""The settings of the published method: the model's shapes and both phases, with units and reasons."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class ModelConfig:
         768, "width of the token table; the default is GPT-2's", at_least(1), "numbers"
     )
     context_dim: int = setting(
-        256, "size of a context, which is all the model keeps of the text", at_least(2), "numbers"
+        256, "size of a context vector, the model's only memory of the text", at_least(2), "numbers"
     )
     interval: int = setting(20, "distance between two contexts that attention reads", at_least(1), "tokens")
     max_contexts: int = setting(32, "contexts that attention reads at one position", at_least(1), "contexts")

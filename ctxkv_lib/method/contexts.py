@@ -1,15 +1,15 @@
-"""Contexts of a stream: by the original's parallel passes, or by the exact recurrence.
+"""Compute the contexts of a stream by the original's parallel passes or by the exact recurrence.
 
-Tokens are indices `tokens` `[n]` into the distinct ones (`distinct_rows`), whose input projections are
-`projected_inputs` `[num_distinct, context_dim]`. Contexts are padded, `[n + 1, context_dim]`: row 0 is the
-context before the first token, row i + 1 the context after token i.
+`tokens`, int64 `[n]`, are row numbers in the list of distinct tokens (see `distinct_rows`).
+`projected_inputs`, `[num_distinct, context_dim]`, has one row per distinct token. Contexts are padded, `[n +
+1, context_dim]`: row 0 is the context before the first token, and row i + 1 is the context after token i.
 
-These functions compute the caches, the test split and other text: `runs.stages._stream_contexts` calls one of
-the two methods. Only four other places call a block. `oacd.train_iteration` computes contexts in training
-(also for `report.times`), `modeling` in a saved model, `runs.generation` after each new token, and
-`plugins.checks` one step of a user's block. `reference` computes all contexts in plain lines, unpadded.
-Notebooks 0 and 2 and the study's `plugins.py` have loops of their own; notebook 0 and the study's `probe.py`
-call `exact_contexts`.
+`runs.stages._stream_contexts` calls one of the two methods to compute the contexts of the training text, the
+validation text, the test split and any other text. Only four other places call a block:
+`oacd.train_iteration` computes contexts in training (also for `report.times`), `modeling` does so in a saved
+model, `runs.generation` after each new token, and `plugins.checks` for one step of a user's block.
+`reference` computes all contexts in plain code, unpadded. Notebooks 0 and 2 and the study's `plugins.py` have
+their own loops; notebook 0 and the study's `probe.py` call `exact_contexts`.
 """
 
 from typing import Any
@@ -21,19 +21,23 @@ from torch import Tensor
 from .block import Block
 from .config import Phase1Config
 
-PASS_ROWS = 2**14  # contexts of a parallel pass at a time
-SEGMENTS = 256  # of a stream at most, computed in lock-step
-SEGMENT = 128  # tokens of one at least: most trained blocks forget within one, and its end is right at once
-ROUNDS = 8  # of lock-step; what a block has not forgotten by then is cheaper to read token by token
-AGREEMENT = 1 / 4  # of the tolerance: differences at several boundaries may add up
+PASS_ROWS = 2**14  # contexts computed at a time in a parallel pass
+SEGMENTS = 256  # maximum number of segments of a stream, which are computed in lock-step
+# Minimum segment length in tokens. Most trained blocks forget their start within one segment, so one round is
+# usually enough to get the end of a segment right.
+SEGMENT = 128
+ROUNDS = 8  # maximum number of lock-step rounds; after that, finishing token by token is cheaper
+# Share of the tolerance within which two contexts agree at a segment boundary. It is below 1 because
+# differences at several boundaries may add up.
+AGREEMENT = 1 / 4
 
 
 @torch.no_grad()
 def distinct_rows(model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Embed the distinct ones of `ids`, integers `[n]` of any dtype, on any device.
+    """Embed the distinct tokens in `ids`, integers `[n]` of any dtype, on any device.
 
-    Returns normed embeddings `[num_distinct, hidden_size]`, and `ids` as rows of them, int64 `[n]`, both on
-    the model's device.
+    Returns normed embeddings `[num_distinct, hidden_size]`, and the row of each id among them, int64 `[n]`.
+    Both are on the model's device.
     """
     distinct, tokens = ids.to(model.device, torch.int32).unique(return_inverse=True)
     return model.embed(distinct), tokens
@@ -49,8 +53,8 @@ def contexts_by_passes(
 ) -> Tensor:
     """Compute the padded contexts of a stream as the original does.
 
-    `trained_on`, which is overwritten, has those of Phase 1's last iteration, if it was trained on this
-    stream; else `generator` draws the first ones.
+    If Phase 1 was trained on this stream, `trained_on` holds the contexts of its last iteration and is
+    overwritten. Otherwise `generator` draws the initial contexts.
     """
     if trained_on is not None:
         return parallel_pass(block, projected_inputs, tokens, trained_on)
@@ -61,7 +65,7 @@ def contexts_by_passes(
 
 
 def draw_contexts(count: int, width: int, std: float, generator: torch.Generator) -> Tensor:
-    """Draw padded contexts of `count` tokens from N(0, std), `[count + 1, width]`; row 0 is zeros."""
+    """Draw padded contexts `[count + 1, width]` from N(0, std) for `count` tokens; row 0 is zeros."""
     contexts = torch.zeros(count + 1, width, device=generator.device)
     contexts[1:].normal_(std=std, generator=generator)
     return contexts
@@ -69,8 +73,11 @@ def draw_contexts(count: int, width: int, std: float, generator: torch.Generator
 
 @torch.no_grad()
 def parallel_pass(block: Block, projected_inputs: Tensor, tokens: Tensor, contexts: Tensor) -> Tensor:
-    """Overwrite every context by one step from the context that was before it, all at once; return them."""
-    before = contexts[:1].clone()  # of the part that is next, as it was
+    """Advance all contexts at once, in place: each is computed from the old context of the token before it.
+
+    Return `contexts`.
+    """
+    before = contexts[:1].clone()  # the old context just before the next part
     for part, rows in zip(contexts[1:].split(PASS_ROWS), tokens.split(PASS_ROWS), strict=True):
         previous = torch.cat([before, part[:-1]])
         before = part[-1:].clone()
@@ -82,20 +89,21 @@ def parallel_pass(block: Block, projected_inputs: Tensor, tokens: Tensor, contex
 def exact_contexts(
     block: Block, projected_inputs: Tensor, tokens: Tensor, tolerance: float, before: Tensor | None = None
 ) -> Tensor:
-    """Compute the padded contexts of the recurrence, as reading token by token gives them.
+    """Compute the same padded contexts as reading the stream token by token.
 
-    The stream is cut into segments, which are computed in lock-step: in the first round each from zeros, in
-    the others each whose predecessor has ended elsewhere than it began, from there. The invariant: after
-    round k the first k segments are final, since the first begins right, and each other one after its
-    predecessor is. So the rounds end; a block that forgets within a segment takes two. After `ROUNDS` rounds
-    only the first segment that is not final is computed, which reads the rest token by token. The result has
-    the dtype and device of `projected_inputs`.
+    The stream is cut into segments, which are computed in lock-step. In the first round every segment starts
+    from zeros. In later rounds a segment is computed again if its predecessor did not end where the segment
+    started; it then starts from its predecessor's end. Invariant: after round k, the first k segments are
+    final, because the first segment starts correctly and each later segment is final one round after its
+    predecessor at the latest. So the rounds end; a block that forgets within a segment takes two rounds.
+    After `ROUNDS` rounds only the first unfinished segment is computed in each round, which reads the rest
+    token by token. The result has the dtype and device of `projected_inputs`.
 
     Args:
-        tolerance: target error of a component, not a bound: where a segment begins, a quarter of it may be
-            left, and a block may amplify that before it forgets it.
-        before: context before the first token, `[context_dim]`; None: zeros. A long stream can be read part
-            by part, each from the last context of the one before.
+        tolerance: target error per component. It is not a bound: at the start of a segment an error of a
+            quarter of the tolerance may remain, and a block may amplify the error before forgetting it.
+        before: context before the first token, `[context_dim]`; None means zeros. To read a long stream in
+            parts, pass the last context of the previous part.
     """
     first = projected_inputs.new_zeros(block.context_dim) if before is None else before
     length = max(1, min(len(tokens), SEGMENT), -(-len(tokens) // SEGMENTS))

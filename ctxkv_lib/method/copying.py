@@ -1,7 +1,7 @@
-"""Copying: a token that followed a similar context before becomes more likely (Grave et al., 2017).
+"""Copying: a token becomes more likely if it followed a similar context before (Grave et al., 2017).
 
-A layer turns it on by its attribute `copying`. Nothing is trained for it, and training does not copy: copying
-takes part in validation, tests, generation and evaluation.
+A layer turns copying on with its attribute `copying`. Copying has no trained weights and is off during
+training; it is used in validation, tests, generation and evaluation.
 """
 
 from typing import NamedTuple
@@ -10,25 +10,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NOTHING = 1e-38  # the least probability of what is copied, or left: the log of 0 has no gradient
+NOTHING = 1e-38  # lower limit of probabilities before the log, since the log of 0 has no gradient
 
 
 class Copying(NamedTuple):
-    """How much is copied, and how similar contexts have to be."""
+    """The strength of copying, and how strongly it prefers similar contexts."""
 
-    weight: float  # the share of the probability that is copied, less than 1
-    sharpness: float  # the factor of the cosine of two contexts; with 0 all tokens in reach count the same
+    weight: float  # total probability of copied tokens, less than 1
+    sharpness: float  # factor of the cosine of two contexts; at 0 all tokens in reach weigh the same
 
     def shares(self, contexts: Tensor, rows: Tensor, first: Tensor, reach: int) -> Tensor:
-        """Compute the probability that each of the `reach` contexts before a row adds to the token after it.
+        """Compute the probability that each of the `reach` previous contexts adds to its next token.
 
         Args:
-            contexts: in the order of the text, `[batch, m, context_dim]`.
-            rows: those at which something is predicted, int64 `[batch, n]`.
+            contexts: the contexts in text order, `[batch, m, context_dim]`.
+            rows: the rows at which the next token is predicted, int64 `[batch, n]`.
             first: the first row of each text, int64 `[batch]`.
 
         Returns:
-            float32 `[batch, n, reach]`, nearest first, with the sum `weight`, or 0 where nothing is before.
+            Shares, float32 `[batch, n, reach]`, nearest context first. They add up to `weight`, or to 0 if no
+            context comes before the row.
         """
         before = rows[..., None] - torch.arange(1, reach + 1, device=rows.device)
         with torch.autocast(contexts.device.type, enabled=False):
@@ -40,12 +41,12 @@ class Copying(NamedTuple):
 
 
 def mix(logits: Tensor, tokens: Tensor, shares: Tensor) -> Tensor:
-    """Return log-probabilities of the model and of the copied tokens.
+    """Return the log-probabilities of the mixture of predicted and copied tokens.
 
     Args:
         logits: `[..., vocab_size]`.
-        tokens: integers `[..., reach]`, those that followed the contexts of `shares`.
-        shares: float32 `[..., reach]`, see `Copying.shares`.
+        tokens: integers `[..., reach]`, the tokens that followed the contexts of `shares`.
+        shares: float32 `[..., reach]`; see `Copying.shares`.
     """
     tokens, left = tokens.long(), 1 - shares.sum(dim=-1, keepdim=True)
     predicted = logits.float().log_softmax(dim=-1) + left.clamp(min=NOTHING).log()

@@ -1,6 +1,6 @@
-"""Dataclass fields for settings, each with its unit, its reason and its allowed values.
+"""Dataclass fields for settings. Each field has a unit, a reason and the allowed values.
 
-Settings are checked and listed from these descriptions.
+Checks and lists of settings are built from this metadata.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ def setting(default: Any, reason: str, allowed: Allowed | Mapping[str, str] = AN
     Args:
         default: its default value.
         reason: what the setting is for, or why its default is what it is.
-        allowed: which values it may have; or a mapping from each allowed name to its meaning.
+        allowed: the allowed values, or a mapping from each allowed name to its meaning.
         unit: the unit of its value.
     """
     meanings = allowed if isinstance(allowed, Mapping) else {}
@@ -49,7 +49,10 @@ def setting(default: Any, reason: str, allowed: Allowed | Mapping[str, str] = AN
 
 
 def check_settings(config: Any, concern: str) -> None:
-    """Raise ValueError if a setting of a dataclass is not allowed; None is, where the field's type has it."""
+    """Raise ValueError if a setting has a value that is not allowed.
+
+    None is allowed where the field's type includes it.
+    """
     for known in dataclasses.fields(config):
         value, allowed = getattr(config, known.name), known.metadata["allowed"]
         may_be_none = types.NoneType in typing.get_args(known.type)

@@ -1,4 +1,4 @@
-"""What Phase 2 trains: what a layer may say, and the published layer of attention and feed-forward."""
+"""What Phase 2 trains: the interface of a layer, and the published layer (attention and feed-forward)."""
 
 from typing import Any, Literal
 
@@ -11,38 +11,40 @@ from .copying import Copying
 
 
 class Layer(nn.Module):
-    """All that Phase 2 trains, made from a `ModelConfig`, with the defaults of all that it may say.
+    """The base class of layers, which defines a default for every optional attribute and method.
 
-    A layer computes the hidden state from which the output head predicts the next token. What `forward` is
-    given depends on `reads`:
+    A layer is everything that Phase 2 trains, and is constructed from a `ModelConfig`. It computes the hidden
+    state from which the output head predicts the next token. The arguments of `forward` depend on `reads`:
 
     - "contexts": `forward(embeddings [n, hidden_size], window [n, slots, context_dim], present bool [n,
-      slots])` returns hidden states `[n, hidden_size]`, or a pair of these and attention weights `[n, heads,
-      slots]`. Slots that are not present hold zeros.
-    - "tokens": `forward(embeddings [rows, length, hidden_size], start)` is given rows of consecutive tokens,
-      and returns the hidden states from column `start` on, `[rows, length - start, hidden_size]`. The hidden
+      slots])` returns hidden states `[n, hidden_size]`, or a pair of hidden states and attention weights
+      `[n, heads, slots]`. Slots that are not present hold zeros.
+    - "tokens": `forward(embeddings [rows, length, hidden_size], start)` reads rows of consecutive tokens, and
+      returns the hidden states from column `start` on, `[rows, length - start, hidden_size]`. The hidden
       state of a column may not depend on later columns.
 
-    A model whose layer reads tokens has no block, no Phase 1 and no contexts. The places that differ ask
+    A model whose layer reads tokens has no block, no Phase 1 and no contexts. The following code checks
     `reads` of the layer or of the configuration (`ExperimentConfig.reads`):
 
     - `model` gathers batches by `windows.TokenWindow`, and `runs.build` makes and loads no block;
-    - `runs.stages` trains no block, writes caches of token ids alone, and names `reads` in what the contexts
-      are made from; `runs.inputs` accepts streams that are shorter than a window; and `plugins.checks` tries
+    - `runs.stages` trains no block, writes caches of token ids alone, and includes `reads` in the key of the
+      contexts; `runs.inputs` accepts streams that are shorter than a window; and `plugins.checks` tries
       such a layer on rows of tokens;
     - `runs.generation` and `runs.opened` handle streams whose `Cache.contexts` is None;
-    - `runs.config` refuses a block or a loss beside it, `experiments` refuses several processes, and
+    - `runs.config` refuses a block or a loss together with such a layer, `experiments` refuses several
+      processes, and
       `runs.export` saves no model for transformers;
     - `report.info` shows no window and no caches, and `report.times` times no Phase 1.
 
     Attributes:
-        Settings: a dataclass of settings, which the constructor then takes as `settings`; None: no settings.
-        reads: what the layer reads, an attribute of the class.
-        chunk: how many consecutive positions an epoch visits together; None: 1, or 64 if it reads tokens.
-        history: how many tokens before a position a layer that reads tokens is given in training.
-        evaluation_history: the same in evaluation; None: as in training.
+        Settings: a dataclass of settings, which is passed to the constructor as `settings`, or None.
+        reads: what the layer reads; a class attribute.
+        chunk: how many consecutive positions an epoch visits together; None means 1, or 64 if the layer reads
+            tokens.
+        history: how many tokens before a position the layer gets in training, if it reads tokens.
+        evaluation_history: how many it gets in evaluation; None means as many as in training.
         current_token_bias: a number that is added to the logit of the current token.
-        copying: how the model copies outside of training; None: it does not copy.
+        copying: how the model copies outside of training; None turns copying off.
     """
 
     Settings: Any = None
@@ -62,9 +64,9 @@ class Layer(nn.Module):
 
 
 def weight_of(layer: nn.Module, dtype: torch.dtype) -> Tensor:
-    """Return the weight `[out, in]` that a Linear applies, including what an adapter adds, not quantised.
+    """Return the full weight `[out, in]` of a Linear, dequantised and including any adapter.
 
-    A module that has taken the place of a Linear is asked for its outputs of unit vectors, in `dtype`.
+    If another module has replaced the Linear, its weight is found by applying it to unit vectors in `dtype`.
     """
     if type(layer) is nn.Linear:
         return layer.weight
@@ -77,7 +79,7 @@ class ContextKVAttention(nn.Module):
     """Attention of one token over its window of contexts: `LayerNorm(x + attention(x, window))`.
 
     Keys and values are never formed. With `k_s = W_k c_s + b_k` and a head's query q, the score is
-    `q . k_s = (W_k^T q) . c_s + q . b_k`, whose last term is the same for all slots: softmax drops it.
+    `q . k_s = (W_k^T q) . c_s + q . b_k`. Softmax drops the last term, which is the same for all slots.
     The output is `sum_s w_s (W_v c_s + b_v) = W_v (sum_s w_s c_s) + b_v sum_s w_s`, where the last sum is not
     1 under dropout. So scores and mixes are computed on the raw contexts. `k.bias` is multiplied by 0 so that
     its gradient is zero instead of None; DDP waits for missing gradients.
@@ -100,7 +102,7 @@ class ContextKVAttention(nn.Module):
         Args:
             embeddings: x, the normed token embeddings, `[n, hidden_size]`.
             window: contexts seen by each position, `[n, slots, context_dim]`.
-            mask: bool `[n, slots]`, which slots may be attended; None attends to all.
+            mask: bool `[n, slots]`, True for slots that attention may use; None means all slots.
         """
         attended, weights = self.attend(embeddings, window, mask)
         return self.norm(embeddings + attended), weights
@@ -121,7 +123,7 @@ class ContextKVAttention(nn.Module):
         return self.out(values.flatten(1)), weights
 
     def attention_weights(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        """Turn scores `[n, num_heads, slots]` into weights of the same shape, which are at least float32."""
+        """Turn scores `[n, num_heads, slots]` into weights of the same shape, in float32 or wider."""
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None], -torch.inf)
         return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
@@ -144,8 +146,8 @@ class FeedForward(nn.Module):
 class AttentionLayer(Layer):
     """The published layer: attention to the window of contexts, and feed-forward.
 
-    With `kv_method="fixed"`, slots that hold no context are attended as zeros; with "variable" they are
-    masked.
+    With `kv_method="fixed"`, attention treats slots without a context as zeros; with "variable" it masks
+    them.
     """
 
     def __init__(self, config: ModelConfig) -> None:

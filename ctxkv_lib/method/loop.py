@@ -14,19 +14,19 @@ T = TypeVar("T")
 
 
 def epochs_of(metrics: Iterable[Metric]) -> list[Metric]:
-    """Return the metrics of whole epochs among those of a training."""
+    """Select the metrics of whole epochs from the metrics of a training run."""
     return [metric for metric in metrics if "val_ppl" in metric]
 
 
 class Diverged(ArithmeticError):
-    """A training whose loss or weights are no longer finite: the same settings would end there again."""
+    """Raised if loss or weights are no longer finite; the same settings would diverge again."""
 
 
 class Loop:
     """The hooks of `train_context_block`, `train_layer` and `token_scores`."""
 
     def restore(self, state: Any) -> None:
-        """Continue from a saved `phase2.Phase2State`, if there is one: overwrite what `state` holds."""
+        """Overwrite the contents of `state` with a saved `phase2.Phase2State`, if there is one."""
 
     def track(self, items: Iterable[T], description: str, total: int, done: int = 0) -> Iterable[T]:
         """Return the items, and show progress as the loop goes through them, from `done` to `total`."""
@@ -35,7 +35,7 @@ class Loop:
     def after_round(self, state: Any, metric: Metric) -> None:
         """Handle the metrics of a finished iteration (Phase 1) or epoch (Phase 2).
 
-        `state` is the `Phase2State` after the epoch; None in Phase 1, which begins again if it is stopped.
+        `state` is the `Phase2State` after the epoch. It is None in Phase 1, which cannot be resumed.
         """
 
     def after_steps(self, metric: Metric) -> None:

@@ -6,25 +6,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-VOCABULARY_CHUNK = 2048  # rows of the table at a time on a CPU, whose cache then holds a batch's logits
-LEAST_LOG_SHARE = -80.0  # exp(-87) is the least float32 that is not denormal
-LARGEST_EXPONENT = 60  # of a sum of exponentials; float32 and bfloat16 go to 88
-# Positions at a time where all their logits are computed: on a CPU 100 MiB of them, on any other device few
-# launches, and 1 GiB.
+VOCABULARY_CHUNK = 2048  # table rows per chunk on a CPU; the logits of a batch then fit in its cache
+LEAST_LOG_SHARE = -80.0  # lower limit before exp; below exp(-87) float32 is denormal
+LARGEST_EXPONENT = 60  # limit for |log| of a sum of exponentials; exp overflows float32 and bfloat16 at 88
+# Positions per chunk when the logits of the whole vocabulary are computed. The logits take 100 MiB on a CPU,
+# and 1 GiB on other devices, where larger chunks need fewer kernel launches.
 CPU_ROWS, GPU_ROWS = 512, 2048
 
-# Losses `[n]`; correctness `[n]`, or `[0]` with an average; and, if asked for, the table's average row under
-# softmax `[n, hidden_size]`.
+# Losses `[n]`; correctness `[n]`, or `[0]` with an average; and, on request, the average of the table's rows
+# weighted by softmax, `[n, hidden_size]`.
 Outcome = tuple[Tensor, Tensor, Tensor | None]
-# `table`, `bias`, `read` and `token_bias` of `frozen_head_cross_entropy`.
+# The arguments `table`, `bias`, `read` and `token_bias` of `frozen_head_cross_entropy`.
 Head = tuple[Tensor, Tensor | None, Tensor | None, float]
 
 
 class _FrozenHeadCrossEntropy(torch.autograd.Function):
     """Compute the loss and, on the way, the gradient of the hidden state.
 
-    With the table frozen, d loss / d hidden = softmax(hidden @ table.T) @ table - table[target]. Biases of
-    logits change the softmax and no formula.
+    With the table frozen, d loss / d hidden = softmax(hidden @ table.T) @ table - table[target]. Biases
+    of the logits change the softmax but not this formula.
     """
 
     @staticmethod
@@ -38,7 +38,7 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # with create_graph, to which what is saved is a constant
+        if torch.is_grad_enabled():  # create_graph=True would treat the saved tensor as a constant
             raise NotImplementedError("This loss has no second derivative; take cross_entropy of the logits.")
         (hidden_gradient,) = ctx.saved_tensors
         return gradients[0][:, None] * hidden_gradient, None, None
@@ -53,9 +53,9 @@ def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) 
         loss = log(total) - (l[target] - c)
         average row = (sum over v of exp(l[v] - c) * table[v]) / total
 
-    Both sums are those of the chunks, added up. c keeps exponentials in range: it is the mean of the targets'
-    logits, and a bias of the product subtracts it at no cost (a whole number, so that biases stay as exact as
-    they are). A batch of such different logits that this does not suffice is computed by rows.
+    Both sums are accumulated chunk by chunk. The number c keeps exponentials in range: it is the mean of the
+    target logits, and is subtracted at no cost through the bias of the matrix product. It is rounded to a
+    whole number so that biases stay exact. If logits differ too much for this, the batch is computed by rows.
     """
     table, bias, read, token_bias = head
     queries, places = hidden.to(table.dtype), torch.arange(len(hidden))
@@ -63,16 +63,16 @@ def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) 
         bias = table.new_zeros(len(table))
     target_logit = (queries.to(hidden.dtype) * table[targets]).sum(dim=1)
     shifted = bias - (target_logit + bias[targets]).mean().round()
-    target_logit += shifted[targets]  # less c, as all logits from here on
+    target_logit += shifted[targets]  # c is subtracted, as in all logits from here on
     if read is not None:
         target_logit += token_bias * (read == targets)
     total = torch.zeros_like(target_logit)
-    own = peak = total[:0] if averages else total  # exponentials of the target's and of the largest logit
+    own = peak = total[:0] if averages else total  # exponentials of the target logit and of the largest
     average = torch.zeros_like(hidden) if averages else None
     for start in range(0, len(table), VOCABULARY_CHUNK):
         chunk = slice(start, start + VOCABULARY_CHUNK)
         rows = table[chunk]
-        exponentials = F.linear(queries, rows, shifted[chunk])  # (n, chunk), so far logits
+        exponentials = F.linear(queries, rows, shifted[chunk])  # (n, chunk); still logits here
         if read is not None:
             column, inside = _column(read - start, len(rows))
             exponentials[places, column] += token_bias * inside  # `scatter_add_` of bfloat16 is slow
@@ -85,7 +85,7 @@ def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) 
             own = torch.where(inside, exponentials[places, column].to(hidden.dtype), own)
             peak = torch.maximum(peak, exponentials.amax(dim=1).to(hidden.dtype))
     log_total = total.log()
-    if not (log_total.abs() < LARGEST_EXPONENT).all():  # nor if it is NaN
+    if not (log_total.abs() < LARGEST_EXPONENT).all():  # also true for NaN
         return _by_rows(hidden, targets, head, averages)
     if average is not None:
         average /= total[:, None]
@@ -93,7 +93,7 @@ def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) 
 
 
 def _column(columns: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Return columns `[n]` as indices of a chunk, int64 `[n]`, and which lie within: bool `[n]`."""
+    """Clamp columns `[n]` to a chunk, int64 `[n]`, and return which lie in it, bool `[n]`."""
     return columns.long().clamp(0, width - 1), (columns >= 0) & (columns < width)
 
 
@@ -113,7 +113,7 @@ def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Out
             correct = logits.gather(1, column)[:, 0] == logits.amax(dim=1)
         log_shares = logits.log_softmax(dim=1, dtype=hidden.dtype)
         losses = -log_shares.gather(1, column)[:, 0]
-        if on_cpu:  # whose products are ten times slower with denormal numbers
+        if on_cpu:  # denormal numbers make matrix products ten times slower
             log_shares.clamp_(min=LEAST_LOG_SHARE)
         average = (log_shares.exp_().to(table.dtype) @ table).to(hidden.dtype) if averages else None
         parts.append((losses, correct, average))
@@ -139,17 +139,17 @@ def frozen_head_cross_entropy(
 
     Args:
         hidden: float `[n, hidden_size]`.
-        table: float `[vocab_size, hidden_size]`; gets no gradient. Its dtype is that of the matrix products.
+        table: float `[vocab_size, hidden_size]`; gets no gradient. Matrix products use its dtype.
             With bfloat16 and a float32 `hidden`, sums over the vocabulary are float32. On a CPU, the
             exponentials of logits are rounded to bfloat16: at most 0.004 nats at one token, and less than
             0.0001 on average.
         targets: int64 `[n]`.
-        bias: float `[vocab_size]`, also frozen; taken in the table's dtype.
+        bias: float `[vocab_size]`, also frozen; converted to the table's dtype.
         read: integers `[n]`, the current tokens, whose logits get `token_bias` added; None adds nothing.
 
     Returns:
-        losses float `[n]` in nats, and correct bool `[n]` (no logit is larger than the target's), or `[0]`
-        where `hidden` needs a gradient: training does not ask, and it takes one more pass over the logits.
+        losses float `[n]` in nats, and correct bool `[n]` (no logit is larger than the target's). If `hidden`
+        needs a gradient, correct is empty, `[0]`: training does not use it, and it costs a pass over logits.
     """
     bias = None if bias is None else bias.to(table.dtype)
     head = table, bias, read if token_bias else None, token_bias

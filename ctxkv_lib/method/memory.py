@@ -1,4 +1,4 @@
-"""CPU and GPU memory of each stage, now and at most."""
+"""Measure the CPU and GPU memory of each stage: current and peak."""
 
 import re
 from contextlib import suppress
@@ -16,10 +16,10 @@ def snapshot(stage: str, device: torch.device) -> dict[str, Any]:
     """Measure memory at the end of a stage, in GiB, and reset the peaks for the next one.
 
     Returns:
-        `stage`; `cpu_gib`, the process's resident set, and `cpu_peak_gib`, the largest during the stage
-        (where the system cannot reset its count, as only Linux can, the size now); `gpu_gib` and
-        `gpu_peak_gib`, what torch's allocator holds in tensors, None without a GPU (and, for the peak, on
-        mps, which does not count it).
+        `stage`; `cpu_gib`, the process's resident set; `cpu_peak_gib`, the largest resident set during the
+        stage (only Linux can reset the peak, so other systems report the current size); `gpu_gib` and
+        `gpu_peak_gib`, the size of all tensors that torch allocated. Both are None without a GPU, and the
+        peak is None on mps, which does not measure it.
     """
     gpu = gpu_peak = None
     if device.type == "cuda":
@@ -34,7 +34,7 @@ def snapshot(stage: str, device: torch.device) -> dict[str, Any]:
 
 
 def begin_peaks(device: torch.device) -> None:
-    """Reset the peaks: from here on they are those of the stage that begins."""
+    """Reset the peaks at the beginning of a stage."""
     with suppress(OSError):
         (PROCESS / "clear_refs").write_text("5")  # resets VmHWM
     if device.type == "cuda":

@@ -18,7 +18,7 @@ from .layer import AttentionLayer, Layer
 from .losses import add_to_logit, frozen_head_cross_entropy
 from .windows import ContextWindow, TokenWindow
 
-MIXED_ROWS = 256  # positions whose logits, with copies, are held at a time
+MIXED_ROWS = 256  # positions per chunk when logits with copies are computed
 TOKEN_CHUNK = 64  # consecutive positions that an epoch visits together if the layer reads tokens
 
 Shard = Callable[[int], slice]  # which rows of a batch a process takes; see `Loop.shard`
@@ -42,10 +42,10 @@ def _blank(kind: Any, base: Any) -> Any:
 
 
 def with_defaults(part: nn.Module, base: Any) -> Any:
-    """Give a part that does not inherit from `base` all that it does not define itself; return the part."""
+    """Let a part that does not inherit from `base` use its defaults; return the part."""
     if not isinstance(part, base):
         kind: Any = type(part)
-        part.__class__ = _derived(kind, base)  # as torch's own parametrizations do
+        part.__class__ = _derived(kind, base)  # torch's own parametrizations do the same
     return part
 
 
@@ -56,15 +56,15 @@ def class_as_written(part: nn.Module) -> type[nn.Module]:
 
 
 class ContextKV(nn.Module):
-    """Frozen token table, recurrent contexts if the layer reads them, the layer, output tied to the table.
+    """The language model: token table, block (if the layer reads contexts), layer and output head.
 
     The output head *is* the table (`hidden @ wte.weight.T`). Table and embedding norm are never trained.
 
     Attributes:
-        log_unigram: a bias of the logits, float32 `[vocab_size]`, never trained; None if there is none.
+        log_unigram: a bias of the logits, float32 `[vocab_size]`, never trained; or None.
         context_block: what Phase 1 trains; None if the layer reads tokens.
         layer: what Phase 2 trains.
-        window: what a position sees of a cache.
+        window: gathers what the layer reads from a cache at a position.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ContextKV(nn.Module):
         block: Callable[[int, int], nn.Module] | None = ContextBlock,
         layer: Callable[[ModelConfig], nn.Module] = AttentionLayer,
     ) -> None:
-        """Make all parts; their random weights depend on torch's seed and the shapes alone.
+        """Make all parts. Their random weights depend only on torch's seed and on the shapes.
 
         Args:
             block: makes the recurrence; see `Block`. None if the layer reads tokens.
@@ -101,7 +101,7 @@ class ContextKV(nn.Module):
         return ContextWindow(layer.slot_offsets(self.config), layer.chunk or 1)
 
     def part(self, hook: str) -> nn.Module:
-        """Return the part that takes the place of a hook: "block" or "layer"."""
+        """Return the model's part for a hook: "block" or "layer"."""
         return {"block": self.context_block, "layer": self.layer}[hook]
 
     def set_phase(self, phase: Literal[1, 2]) -> None:
@@ -114,7 +114,7 @@ class ContextKV(nn.Module):
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
 
     def load_table(self, table: Tensor, log_unigram: Tensor | None = None) -> None:
-        """Copy in what is frozen: the table, float32 `[vocab_size, hidden_size]`, and `log_unigram`."""
+        """Load the frozen tensors: the table, float32 `[vocab_size, hidden_size]`, and `log_unigram`."""
         self.wte.weight.data.copy_(table)
         self.log_unigram = log_unigram
 
@@ -135,7 +135,7 @@ class ContextKV(nn.Module):
 
     def apply_layer(self, embeddings: Tensor, *inputs: Any) -> tuple[Tensor, Tensor | None]:
         """Call the layer's `forward` (see `Layer`); return its hidden states and any attention weights."""
-        if not torch.is_autocast_enabled(embeddings.device.type):  # which casts inputs where they are used
+        if not torch.is_autocast_enabled(embeddings.device.type):  # autocast casts inputs where they are used
             inputs = tuple(x.to(embeddings.dtype) if _is_floating_point(x) else x for x in inputs)
         output = self.layer(embeddings, *inputs)
         return output if isinstance(output, tuple) else (output, None)
@@ -151,7 +151,7 @@ class ContextKV(nn.Module):
         return batch.to(self.device)
 
     def batches(self, cache: Cache, order: Tensor, size: int, shard: Shard | None = None) -> Iterator[Batch]:
-        """Gather the positions of `order`, int64 `[n]`, in batches of `size`, of which `shard` is taken."""
+        """Gather the positions of `order`, int64 `[n]`, in batches of `size`; only the shard of each."""
         for positions in order.to(cache.ids.device).split(size) if len(order) else ():
             yield self.batch(cache, positions if shard is None else positions[shard(len(positions))])
 
@@ -178,7 +178,7 @@ class ContextKV(nn.Module):
         return (hidden if batch.places is None else hidden.flatten(0, 1)[batch.places]), weights
 
     def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Compute logits without copies, `[..., vocab_size]`; `tokens` are the current ones, `[...]`."""
+        """Compute logits without copies, `[..., vocab_size]`; `tokens`, `[...]`, are the current tokens."""
         logits = F.linear(hidden, self.wte.weight, self.log_unigram)
         if self.layer.current_token_bias:
             add_to_logit(logits, tokens, self.layer.current_token_bias)

@@ -1,4 +1,4 @@
-"""The Context-KV language model for transformers; `save_pretrained` copies this file and those it imports."""
+"""The Context-KV model for transformers; `save_pretrained` copies this file and the files it imports."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -22,19 +22,19 @@ from .model import ContextKV, class_as_written
 from .own_code import save_part
 from .tuned import SlotLayer, StructuredBlock
 
-# What transformers 5.24 renamed.
+# The output field and argument for the cache, which transformers 5.24 renamed.
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to bound their memory
 SHAPES = [field.name for field in dataclasses.fields(ModelConfig)]
-# Classes that may replace published parts, by name; the saved file of a model with a user's part adds that.
+# Classes that may replace published parts, by name. A saved model with a user's part adds its class here.
 PARTS: dict[str, Any] = {"StructuredBlock": StructuredBlock, "SlotLayer": SlotLayer}
 
 
 class ContextKVConfig(PretrainedConfig):
-    """The fields of `ModelConfig`, checked by it (ValueError), and what else the model is built with.
+    """The fields of `ModelConfig`, and everything else that the model is built from.
 
-    `has_unigram`: whether log-frequencies are added to the logits; `parts`: which `PARTS` replace published
-    ones, `{"block": {"name": ..., "settings": {...}}, ...}`.
+    `has_unigram` says whether log-frequencies are added to the logits. `parts` says which `PARTS` replace
+    published parts: `{"block": {"name": ..., "settings": {...}}, ...}`. A wrong shape raises ValueError.
     """
 
     model_type = "context_kv"
@@ -51,14 +51,14 @@ class ContextKVConfig(PretrainedConfig):
         self.vocab_size, self.has_unigram, self.parts = vocab_size, has_unigram, dict(parts or {})
         self.__dict__.update({name: options.pop(name, getattr(ModelConfig, name)) for name in SHAPES})
         self.num_hidden_layers, self.use_cache = 1, options.pop("use_cache", True)
-        self.shapes()  # which refuses a wrong one
+        self.shapes()  # raises if a shape is wrong
         super().__init__(**options)
 
     def shapes(self) -> ModelConfig:
         return ModelConfig(**{name: getattr(self, name) for name in SHAPES})
 
     def build(self) -> ContextKV:
-        """Make the model, with random weights."""
+        """Build the model with random weights."""
         parts = {hook: PARTS[part["name"]] for hook, part in self.parts.items()}
         for hook, kind in parts.items():
             if settings := getattr(kind, "Settings", None):  # a user's class need not inherit the default
@@ -67,35 +67,36 @@ class ContextKVConfig(PretrainedConfig):
 
 
 class Past(NamedTuple):
-    """The last m contexts of each text without gaps, and where the new columns are among them."""
+    """The last m contexts of each text without gaps, and the rows of the new columns among them."""
 
-    contexts: Tensor  # zero before the text, `[batch, m, context_dim]`
+    contexts: Tensor  # `[batch, m, context_dim]`, zero before the text
     tokens: Tensor  # int64 `[batch, m]`
-    rows: Tensor  # that of each new column, int64 `[batch, length]`; of padding, any
+    rows: Tensor  # the row of each new column, int64 `[batch, length]`; arbitrary for padding
     first: Tensor  # the first row of each text, int64 `[batch]`
 
 
 class ContextCache(Cache):
     """The key-value cache of generation: the contexts that a window can reach, of constant size."""
 
-    is_croppable = False  # else generation, where it checks whether to stop a step late, would crop it
+    is_croppable = False  # generation that checks one step late whether to stop would otherwise crop it
 
     def __init__(self, model: ContextKV, batch: int) -> None:
         super().__init__(layers=[])
         shape, like = (batch, model.window.offsets[-1] + 1), model.wte.weight  # (batch, reach + 1)
-        self.contexts = like.new_zeros(*shape, model.config.context_dim)  # of a text the last one last
-        self.tokens = like.new_zeros(shape, dtype=torch.int64)  # that of each context
+        self.contexts = like.new_zeros(*shape, model.config.context_dim)  # the last context of a text is last
+        self.tokens = like.new_zeros(shape, dtype=torch.int64)  # the token of each context
         self.lengths = torch.zeros_like(self.tokens[:, 0])  # tokens read of each text, padding excluded
-        self.columns = 0  # of `input_ids` read, padding included
+        self.columns = 0  # columns of `input_ids` read, padding included
 
     def extend(self, contexts: Tensor, tokens: Tensor, is_read: Tensor) -> Past:
         """Append new columns and return all rows, each text's last context in the last row.
 
-        A slot is so many rows back, so padding may leave no gap between rows. Rows that hold nothing, of
-        padding or before the text, move to the front: a stable sort by "holds something" keeps the order of
-        the others. Before and after, text i is the last `lengths[i]` rows.
+        A slot is found by counting rows back, so padding must not leave gaps. Empty rows (padding, or rows
+        before the text) move to the front by a stable sort, which keeps the order of the other rows. Before
+        and after this, text i is the last `lengths[i]` rows.
 
-        `contexts` are those after each column, `[batch, length, context_dim]`; `is_read` is False at padding.
+        `contexts`, `[batch, length, context_dim]`, are the contexts after each column; `is_read` is False at
+        padding.
         """
         capacity, length = self.contexts.shape[1], tokens.shape[1]
         is_filled = torch.arange(capacity, device=tokens.device) >= capacity - self.lengths[:, None]
@@ -140,7 +141,7 @@ class ContextCache(Cache):
 
 @dataclasses.dataclass
 class TrainingOutput(CausalLMOutputWithPast):
-    """The output of training with labels: `logits` are computed if they are read, as few trainers do."""
+    """The output of training with labels. Few trainers read `logits`, so they are computed on access."""
 
     compute_logits: Callable[[], Tensor] | None = None
 
@@ -150,7 +151,7 @@ class TrainingOutput(CausalLMOutputWithPast):
 
     @logits.setter
     def logits(self, value: Tensor | None) -> None:
-        """Take none: `__init__` sets every field."""
+        """Ignore the value, which `__init__` sets for every field."""
 
 
 class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
@@ -170,7 +171,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def of(cls, model: ContextKV, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Self:
-        """Wrap a trained model; `settings` holds those of its parts by hook: "block" and "layer"."""
+        """Wrap a trained model; `settings` holds its parts' settings by hook, "block" or "layer"."""
         parts = {
             hook: {"name": class_as_written(model.part(hook)).__name__, "settings": dict(part_settings)}
             for hook, part_settings in (settings or {}).items()
@@ -182,15 +183,19 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         """Keep the init of each layer's constructor; transformers' default would redraw every Linear."""
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; a frozen ContextBlock stays in that of evaluation, as when it made the caches."""
+        """Set the mode; a frozen ContextBlock stays in evaluation mode, as when it computed the caches."""
         super().train(mode)
         block = self.model.context_block
-        block.train(mode and any(weight.requires_grad for weight in block.parameters()))  # as of an adapter
+        # A block trains only if an adapter has added weights to it.
+        block.train(mode and any(weight.requires_grad for weight in block.parameters()))
         return self
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **options: Any) -> Any:  # type: ignore[override]
-        """Load as transformers does, frozen as trained; ValueError: other code's weights, several devices."""
+        """Load as transformers does, with the table and the block frozen.
+
+        Raises ValueError for weights of different code, or a model on several devices.
+        """
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **options)
         model, info = loaded
         other = [name for kind in ("missing", "unexpected", "mismatched") for name in info[f"{kind}_keys"]]
@@ -199,15 +204,17 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
                 f"The weights are not those of this code: {min(map(str, other))}; load a folder of another "
                 "version with trust_remote_code=True and its own code, or train again."
             )
-        devices = {str(weight.device) for weight in model.parameters()}  # meta, if one is on the disk
+        devices = {
+            str(weight.device) for weight in model.parameters()
+        }  # "meta" if weights are offloaded to disk
         require(len(devices) == 1 and "meta" not in devices, "device_map", devices, "all on one device")
-        if not getattr(model, "_hf_peft_config_loaded", False):  # else all is frozen but the adapter
+        if not getattr(model, "_hf_peft_config_loaded", False):  # an adapter has frozen the rest
             for part in (model.model.wte, model.model.embedding_norm, model.model.context_block):
                 part.requires_grad_(False)
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # type: ignore[override]
-        """Save as transformers does, with the files of a user's own parts; raises as `save_part`."""
+        """Save as transformers does, with the files of a user's own parts; raises like `save_part`."""
         lost = dict(self.named_buffers()).keys() - self.state_dict().keys()
         require(not lost, "a buffer", min(lost, default=""), "those saved with the weights (persistent=True)")
         super().save_pretrained(save_directory, **options)
@@ -219,11 +226,11 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         return self.model.wte
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the table; new tokens get the mean log-frequency, as a new output bias in transformers."""
+        """Replace the table. New tokens get the mean log-frequency, as output biases do in transformers."""
         table: Any = value
         self.model.wte, unigram = table, self.model.log_unigram
         if unigram is not None:
-            more = table.num_embeddings - len(unigram)  # where it is negative, `pad` cuts
+            more = table.num_embeddings - len(unigram)  # if negative, `pad` cuts
             self.model.log_unigram = F.pad(unigram, (0, more), value=unigram.mean().item())
 
     @can_return_tuple
@@ -240,20 +247,22 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Read on from `cache`, or from the beginning of a text.
+        """Read new tokens and predict the next ones, continuing from `cache` if it is given.
 
         Args:
             input_ids: int64 `[batch, length]`, the new tokens only.
-            attention_mask: `[batch, >= length]`; columns of 0 among the last `length` are padding, which is
-                not read: it moves no position and changes no context.
+            attention_mask: `[batch, >= length]`; columns of 0 among the last `length` are padding. Padding
+                is not read: it shifts no positions and changes no context.
             labels: int64 `[batch, length]`, usually `input_ids`; shifted inside, -100 is ignored.
             cache: updated in place; `past_key_values` is its name before transformers 5.24.
-            use_cache: return the cache; by default as the configuration says, and not with labels.
-            logits_to_keep: without labels, only the logits of the last so many columns, or of these columns,
-                int64 `[kept]`; 0 keeps all.
-            output_hidden_states: return embeddings and what the output head reads, both with gradients, which
-                take time and memory where they reach back through the contexts; default: as configured.
-            output_attentions: return weights `[batch, heads, length, slots]`; default: as configured.
+            use_cache: whether to return the cache; the default is the configuration's, and False with labels.
+            logits_to_keep: number of last columns, or columns int64 `[kept]`, whose logits are returned; 0
+                returns all. It is ignored with labels.
+            output_hidden_states: whether to return the embeddings and the states that the output head reads.
+                Both have gradients, which cost time and memory if they reach back through the contexts. The
+                default is the configuration's.
+            output_attentions: whether to return attention weights `[batch, heads, length, slots]`; the
+                default is the configuration's.
             options: `num_items_in_batch`, `ignore_index` and `shift_labels` as transformers' losses take them
                 (the last with or without `labels`), and some that change nothing.
 
@@ -262,14 +271,14 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
             logits are computed only if they are read (`TrainingOutput`). Training does not copy.
 
         Raises:
-            ValueError: nothing to read, or an argument that does not fit.
+            ValueError: there is nothing to read, or an argument does not fit.
         """
         config = self.config
         shows_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         shows_weights = config.output_attentions if output_attentions is None else output_attentions
         cache = past_key_values if cache is None else cache
         is_read = columns_read(input_ids, attention_mask, cache, **options)
-        assert input_ids is not None  # which has been refused
+        assert input_ids is not None  # `columns_read` raises for None
         ignored = options.get("ignore_index", -100)
         targets = next_tokens(input_ids, labels, options.get("shift_labels"), ignored)
 
@@ -312,7 +321,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         return output
 
     def _cache_to_extend(self, batch: int, cache: Cache | None) -> ContextCache:
-        """Return the cache to read on from, a new one if there is none or an empty one of another kind."""
+        """Return the cache to extend: a new one if `cache` is None, or empty and of another class."""
         if isinstance(cache, ContextCache):
             require(len(cache.lengths) == batch, f"texts in {CACHE_NAME}", len(cache.lengths), f"{batch}")
             return cache
@@ -323,7 +332,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     def _read(self, embeddings: Tensor, input_ids: Tensor, is_read: Tensor, cache: ContextCache) -> Past:
         """Compute the context after each column, from the one before, and append them to the cache."""
         contexts, context, block = [], cache.contexts[:, -1], self.model.context_block
-        with torch.autocast(embeddings.device.type, enabled=False):  # else roundings of contexts add up
+        with torch.autocast(embeddings.device.type, enabled=False):  # rounding errors would add up
             inputs = block.project_inputs(embeddings.to(context.dtype))
             for column, is_token in zip(inputs.unbind(1), is_read.unbind(1), strict=True):
                 context = torch.where(is_token[:, None], block(context, column), context)
@@ -333,14 +342,14 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     def _attend(self, x: Tensor, past: Past) -> tuple[Tensor, Tensor | None]:
         """Compute hidden states `[batch, n, hidden_size]` and any weights `[batch, heads, n, slots]`.
 
-        `x` are the embeddings at the rows of `past`; some at a time bound the memory of their windows.
+        `x` are the embeddings at the rows of `past`. Windows are gathered in chunks to limit memory.
         """
         text, size = torch.arange(len(x), device=x.device)[:, None, None], max(1, ATTENDED_AT_ONCE // len(x))
         states, all_weights = [], []
         for embeddings, rows in zip(x.split(size, dim=1), past.rows.split(size, dim=1), strict=True):
             slots = self.model.window.slots(rows)
             present = slots >= past.first[:, None, None]
-            present[..., 0] = True  # also of padding: without any slot, attention would be NaN
+            present[..., 0] = True  # also for padding, since attention without any slot would be NaN
             window = past.contexts[text, slots.clamp(min=0)]
             hidden, weights = self.model.apply_layer(
                 *(part.flatten(0, 1) for part in (embeddings, window, present))
@@ -352,7 +361,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _logits(self, hidden: Tensor, tokens: Tensor, past: Past) -> Tensor:
         """Compute the logits of hidden states at the rows of `past`, `[batch, n, vocab_size]`."""
-        hidden = hidden.to(self.model.wte.weight.dtype)  # where autocast computed it, and has ended since
+        hidden = hidden.to(self.model.wte.weight.dtype)  # autocast may have computed it in another dtype
         logits, copying = self.model.logits(hidden, tokens), self.model.layer.copying
         if copying is None or self.training:
             return logits
@@ -369,7 +378,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         cache: ContextCache | None = None,
         past_key_values: ContextCache | None = None,
         next_sequence_length: int | None = None,  # the cache knows it, too
-        **kwargs: Any,  # the name with which `generate` accepts the arguments of `forward`
+        **kwargs: Any,  # `generate` accepts the arguments of `forward` only with this name
     ) -> dict[str, Any]:
         """Return the unread part of `input_ids`, and every other argument, for `forward`."""
         cache = past_key_values if cache is None else cache
@@ -383,5 +392,5 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
 ContextKVConfig.register_for_auto_class()
 ContextKVForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-# For the classes named here, the Trainer's label smoothing shifts labels.
+# The Trainer's label smoothing shifts labels only for classes that are registered here.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[ContextKVConfig.model_type] = ContextKVForCausalLM.__name__

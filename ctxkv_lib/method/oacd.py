@@ -21,7 +21,7 @@ from .contexts import draw_contexts
 from .loop import Diverged, Loop
 from .objective import asked_tensors
 
-# Tokens as rows of a table of their embeddings: float32 `[num_distinct, hidden_size]`, and int64 `[n]`.
+# Embeddings of distinct tokens, float32 `[num_distinct, hidden_size]`, and each token's row, int64 `[n]`.
 TokenRows = tuple[Tensor, Tensor]
 
 
@@ -45,13 +45,13 @@ def oacd_loss(contexts: Tensor, centroid_weight: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """What Phase 1 minimises, and the tokens whose embeddings it may ask for.
+    """The loss that Phase 1 minimises, and the tokens whose embeddings the loss may use.
 
     Attributes:
-        compute: a function, or a module, whose weights are trained with the block; `objective` says what it
-            is given.
+        compute: a function, or a module whose weights are trained with the block; see `objective` for the
+            arguments.
         tokens: the tokens that Phase 1 reads.
-        next_tokens: the token after each of them; needed only if `compute` asks for `next_embeddings`.
+        next_tokens: the token after each of `tokens`; needed only if `compute` asks for `next_embeddings`.
     """
 
     compute: Callable[..., Tensor]
@@ -74,13 +74,13 @@ class Objective:
 
 
 class StoppingRule:
-    """Stop at `stop_rate`, or when the rate, above `plateau_rate`, gains too little several times running."""
+    """Stop at `stop_rate`, or if the rate is above `plateau_rate` and hardly grows several times in a row."""
 
     def __init__(self, config: Phase1Config) -> None:
         self.config, self.last_rate, self.stalled = config, -math.inf, 0
 
     def reason(self, rate: float) -> str | None:
-        """Return why to stop after an iteration with this convergence rate; None goes on."""
+        """Return why to stop after an iteration with this convergence rate, or None to continue."""
         stalled = rate > self.config.plateau_rate and rate - self.last_rate < self.config.plateau_gain
         self.stalled, self.last_rate = self.stalled + 1 if stalled else 0, rate
         if rate >= self.config.stop_rate:
@@ -104,13 +104,13 @@ def train_context_block(
         embeddings: normed embeddings of the distinct tokens, `[num_distinct, hidden_size]`.
         tokens: int64 `[n]`, the stream as rows of `embeddings`.
         generator: on the block's device; draws the first contexts and the noise.
-        loss: the objective that takes the place of OACD: a function or a module on the block's device, whose
-            weights are trained in place, too. `objective` says what it is given.
+        loss: an objective that replaces OACD: a function, or a module on the block's device, whose weights
+            are also trained in place. See `objective` for its arguments.
         next_tokens: the token after each of `tokens`, if the objective asks for their embeddings.
 
     Returns:
-        the outcome; and the last iteration's contexts, float32 `[n + 1, context_dim]`, padded (see
-        `windows`), or None if nothing is trained.
+        The outcome, and the contexts of the last iteration, float32 `[n + 1, context_dim]`, padded (see
+        `windows`). The contexts are None if nothing is trained.
     """
     loop, weights = loop or Loop(), [*block.parameters()]
     block.init_weights(embeddings, tokens, config)
@@ -147,17 +147,17 @@ def train_iteration(
     generator: torch.Generator,
     objective: Objective,
 ) -> tuple[float, float]:
-    """Do one pass over the stream and one optimiser step; the arguments are those of `train_context_block`.
+    """Do one pass over the stream and one optimiser step; see `train_context_block` for the arguments.
 
-    `contexts`, padded, are the previous iteration's, and overwritten with this one's batch by batch. Returns
+    `contexts` are the padded contexts of the previous iteration, and are overwritten batch by batch. Returns
     the mean loss of the batches, and the share of positions that have converged.
     """
     optimizer.zero_grad()
-    projected = block.project_inputs(embeddings)  # of each distinct token, once
-    inputs = projected.detach().requires_grad_(projected.requires_grad)  # gathers the gradient of all batches
+    projected = block.project_inputs(embeddings)  # once per distinct token
+    inputs = projected.detach().requires_grad_(projected.requires_grad)  # collects all batches' gradients
     batches, read = tokens.split(config.batch_size), 0
     total_loss, converged = torch.zeros(2, device=tokens.device)
-    before = contexts[:1].clone()  # the previous iteration's, of the position before the batch
+    before = contexts[:1].clone()  # the old context just before the batch
     for batch, old in zip(batches, contexts[1:].split(config.batch_size), strict=True):  # views of contexts
         previous = torch.empty_like(old).normal_(std=config.noise_std, generator=generator)
         previous[:1].add_(before)

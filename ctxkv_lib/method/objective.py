@@ -1,17 +1,17 @@
-"""Which tensors a Phase 1 objective is given: it asks for them by the names of its parameters.
+"""The arguments of a Phase 1 objective, which asks for tensors by the names of its parameters.
 
 An objective is a function, or the `forward` of an `nn.Module` class that is made from
 `(context_dim, hidden_size)`, whose weights are trained with the block and dropped after Phase 1. It returns a
-scalar for a batch of n consecutive positions, which may ask for:
+scalar for a batch of n consecutive positions. Its parameters may be:
 
 - `contexts`, `[n, context_dim]`: the contexts after reading the tokens. Their gradient trains the block.
-- `previous`, `[n, context_dim]`: the contexts before reading the tokens, as the block got them: those that
-  the previous iteration computed one position earlier, with Phase 1's noise. They have no gradient.
+- `previous`, `[n, context_dim]`: the contexts before reading the tokens, as the block got them: the
+  previous iteration's contexts, one position earlier, with Phase 1's noise. They have no gradient.
 - `embeddings`, `[n, hidden_size]`: the normed embeddings of the tokens that were read.
-- `next_embeddings`, `[n, hidden_size]`: the normed embeddings of the tokens that follow. Each position has
-  one, since Phase 1 does not read the last token of the text.
+- `next_embeddings`, `[n, hidden_size]`: the normed embeddings of the tokens that follow. Every position has
+  a next token, since Phase 1 does not read the last token of the text.
 
-An objective without any of these names is called with the contexts alone.
+An objective without any of these parameter names is called with the contexts alone.
 """
 
 import inspect
@@ -23,7 +23,7 @@ BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ON
 
 
 def asked_tensors(objective: Callable[..., Any]) -> tuple[str, ...]:
-    """Return which of `TENSORS` a function or a module asks for; () means the contexts alone, unnamed."""
+    """Return which of `TENSORS` a function or a module asks for; () means contexts, by position."""
     try:
         parameters = inspect.signature(getattr(objective, "forward", objective)).parameters.values()
     except ValueError:  # a function that is written in C may have no signature

@@ -1,4 +1,4 @@
-"""How Phase 2 steps: AdamW as published, or with the schedule and averages of recipe `tuned`."""
+"""The optimisers of Phase 2: AdamW as published, or with the schedule and averages of recipe `tuned`."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -10,23 +10,25 @@ from torch import Tensor, nn
 
 from .config import Phase2Config
 
-WARMUP = 0.05  # share of the planned steps, over which the rate rises from 0
-DECAY_TOKENS = 50_000  # training tokens that weight_decay is meant for; with others it is the same an epoch
-EMA_DECAY = 0.99  # of the average of the weights, which is validated and kept
+WARMUP = 0.05  # share of the planned steps in which the rate rises from 0
+# Reference number of training tokens. Weight decay is scaled so that the decay per epoch stays the same.
+DECAY_TOKENS = 50_000
+EMA_DECAY = 0.99  # decay of the moving average of the weights; the average is validated and kept
 
-Weights = Mapping[str, nn.Parameter]  # what is trained, by name
+Weights = Mapping[str, nn.Parameter]  # trained parameters by name
 
 
 class Stepper:
     """AdamW at a constant rate, as published.
 
     Attributes:
-        optimizer: its gradients are set to zero before each step; a stopped run keeps its state.
-        averages: weights by name that are validated and kept in the place of the trained ones; empty: these.
+        optimizer: the optimiser, whose state is saved when a run stops.
+        averages: averaged weights by name, which are validated and kept instead of the trained weights. If it
+            is empty, the trained weights are.
     """
 
     def __init__(self, weights: Weights, config: Phase2Config, positions: int) -> None:
-        """Make the optimiser; `positions` are those of an epoch."""
+        """Make the optimiser; `positions` is the number of positions per epoch."""
         self.weights, self.averages = weights, dict[str, Tensor]()
         groups, fused = self.groups(config, positions), next(iter(weights.values())).device.type != "mps"
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
@@ -36,10 +38,10 @@ class Stepper:
         return [{"params": [*self.weights.values()], "weight_decay": config.weight_decay}]
 
     def schedule(self, number: int) -> None:
-        """Set what `step` takes from its number, from 0: here nothing, as the rate is constant."""
+        """Prepare step `number`, counted from 0. Here the rate is constant, so nothing changes."""
 
     def step(self) -> None:
-        """Take one step with the gradients that are there; no part of it may wait for a GPU."""
+        """Take one step with the current gradients, without waiting for a GPU."""
         self.optimizer.step()
 
     @contextmanager
@@ -56,21 +58,22 @@ class Stepper:
 
 
 class ScheduledAdamW(Stepper):
-    """AdamW with a warm-up and a cosine, weight decay on matrices only, and an average of the weights."""
+    """AdamW with warm-up and cosine decay, weight decay on matrices only, and an average of the weights."""
 
     def __init__(self, weights: Weights, config: Phase2Config, positions: int) -> None:
         super().__init__(weights, config, positions)
-        self.learning_rate, self.update = config.learning_rate, 0.0  # of `averages`
-        self.steps = config.max_epochs * -(-positions // config.batch_size)  # of all epochs
+        # `update` is the share of new weights in `averages`.
+        self.learning_rate, self.update = config.learning_rate, 0.0
+        self.steps = config.max_epochs * -(-positions // config.batch_size)  # steps in all epochs
         self.averages = {name: weight.detach().clone() for name, weight in weights.items()}
 
     def groups(self, config: Phase2Config, positions: int) -> list[dict[str, Any]]:
-        """Return matrices and other weights; the decay of an epoch is the same, however long the text.
+        """Group matrices and other weights; the decay per epoch is the same for a text of any length.
 
-        Reference: Wang and Aitchison (2024), who find that regularisation depends on the decay an epoch.
+        Reference: Wang and Aitchison (2024), who find that regularisation depends on the decay per epoch.
         """
         matrices, others = list[nn.Parameter](), list[nn.Parameter]()
-        for name, weight in self.weights.items():  # a bias may have two dimensions, too
+        for name, weight in self.weights.items():  # a bias may also have two dimensions
             is_matrix = weight.ndim > 1 and "weight" in name.rpartition(".")[2]
             (matrices if is_matrix else others).append(weight)
         decay = config.weight_decay * DECAY_TOKENS / positions
@@ -78,10 +81,10 @@ class ScheduledAdamW(Stepper):
 
     def schedule(self, number: int) -> None:
         risen = min(1.0, (number + 1) / max(1.0, WARMUP * self.steps))
-        share = risen * (1 + math.cos(math.pi * number / self.steps)) / 2  # of the learning rate
+        share = risen * (1 + math.cos(math.pi * number / self.steps)) / 2  # share of the learning rate
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * share
-        self.update = 1 - min(EMA_DECAY, (2 + number) / (11 + number))  # more while weights are new
+        self.update = 1 - min(EMA_DECAY, (2 + number) / (11 + number))  # larger in the first steps
 
     def step(self) -> None:
         super().step()

@@ -1,4 +1,4 @@
-"""The files of a user's own parts in a saved model; this file, too, is saved with every model."""
+"""Save the files of a user's own parts with a model; this file is itself saved with every model."""
 
 import inspect
 import re
@@ -10,7 +10,7 @@ from .fields import require
 def save_part(kind: type, modeling: Path) -> None:
     """Add the file of a user's own class to a saved model; it may import files that are saved with it.
 
-    Raises ValueError where the class is not in a module, or its file needs others that are not there.
+    Raises ValueError if the class is not in a module, or if its file imports files that are not saved.
     """
     name, allowed = kind.__name__, "a class of a module, not of a notebook, script or function"
     is_found = getattr(inspect.getmodule(kind), name, None) is kind and kind.__module__ != "__main__"

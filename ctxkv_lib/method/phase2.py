@@ -20,21 +20,21 @@ from .model import ContextKV
 from .optimizer import ScheduledAdamW, Stepper
 from .scoring import mean_scores, perplexity
 
-CHECKED_STEPS = 50  # steps between two looks at the loss, each of which makes the CPU wait for a GPU
-# Size of the shuffle pool in positions, which limits random reads to 4 GiB of contexts for a stream of any
-# length; and the number of blocks of consecutive positions that make a pool.
+CHECKED_STEPS = 50  # steps between checks of the loss; each check makes the CPU wait for the GPU
+# Size of the shuffle pool in positions, and the number of blocks of consecutive positions per pool. A pool
+# limits random reads to 4 GiB of contexts for a stream of any length.
 POOL, POOL_BLOCKS = 2**22, 8
 STEPPERS: dict[str, type[Stepper]] = {"adamw": Stepper, "scheduled": ScheduledAdamW}
 
 
 @dataclass
 class Phase2State:
-    """What a Phase 2 needs to go on after an epoch."""
+    """The state that Phase 2 needs to continue after an epoch."""
 
-    weights: dict[str, nn.Parameter]  # what is trained, by name
+    weights: dict[str, nn.Parameter]  # trained parameters by name
     stepper: Stepper
-    metrics: list[Metric] = field(default_factory=list)  # of the finished epochs
-    best: dict[str, Tensor] = field(default_factory=dict)  # weights of the best of them
+    metrics: list[Metric] = field(default_factory=list)  # metrics of the finished epochs
+    best: dict[str, Tensor] = field(default_factory=dict)  # weights of the best epoch
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ def train_layer(
 ) -> Phase2Result:
     """Train `model` in place and leave it with the best epoch's weights.
 
-    Each epoch's order and dropout are drawn from (seed, epoch) alone, so a training that was resumed gives
-    the same numbers as one that never stopped. Raises Diverged where the loss is not finite.
+    Each epoch's order and dropout are drawn from (seed, epoch) alone, so a resumed run gives the
+    same numbers as an uninterrupted run. Raises Diverged if the loss is not finite.
 
     Args:
-        precision: the dtype of the matrix products of training, fp32 or bf16 (see `batch_gradients`). Sums,
-            the optimiser and validation are float32.
+        precision: the dtype of matrix products in training, fp32 or bf16 (see `batch_gradients`). Sums, the
+            optimiser and validation use float32.
     """
     loop = loop or Loop()
     model.set_phase(2)
@@ -94,7 +94,7 @@ def train_layer(
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """Return the seed of an epoch's order and dropout, for any seed within what torch takes."""
+    """Return the seed of an epoch's order and dropout, within the range that torch accepts."""
     return (seed * 1_000_003 + epoch) % 2**63
 
 
@@ -103,7 +103,7 @@ def epoch_order(count: int, seed: int, epoch: int, chunk: int = 1) -> Tensor:
 
     It is a permutation that depends on `seed` and `epoch` alone. A stream of more than `POOL` positions is
     permuted as blocks, and the positions are permuted within each pool of blocks. With a `chunk` above 1,
-    chunks of consecutive positions are permuted, which are cut differently in each epoch.
+    chunks of consecutive positions are permuted; each epoch cuts the stream at different places.
     """
     generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
     positions = torch.arange(count)
@@ -129,22 +129,22 @@ def train_epoch(
     precision: str,
     loop: Loop,
 ) -> float:
-    """Train on every position once, and return the mean loss in nats; for arguments see `train_layer`.
+    """Train on every position once, and return the mean loss in nats; see `train_layer` for the arguments.
 
-    Every `CHECKED_STEPS` steps within the epoch, `loop` gets their mean loss.
+    Every `CHECKED_STEPS` steps within the epoch, `loop` gets the mean loss of these steps.
     """
     model.train()
     torch.manual_seed(epoch_seed(seed, epoch))  # dropout
     size, steps = config.batch_size, -(-len(train) // config.batch_size)
     table = model.wte.weight.detach().to(DTYPES[precision])
-    sum_dtype = torch.float32 if model.device.type == "mps" else torch.float64  # of millions of steps
+    sum_dtype = torch.float32 if model.device.type == "mps" else torch.float64  # sums up to millions of steps
     total, last_sum = torch.zeros((), dtype=sum_dtype, device=model.device), 0.0
     batches = model.batches(train, epoch_order(len(train), seed, epoch, model.window.chunk), size, loop.shard)
     for step, batch in enumerate(loop.track(batches, f"Epoch {epoch} of {config.max_epochs}", steps)):
         stepper.schedule((epoch - 1) * steps + step)
         count = min(size, len(train) - step * size)
         total += train_step(model, table, stepper, loop, batch, count, precision)
-        if (step + 1) % CHECKED_STEPS == 0 and step + 1 < steps:  # what comes after the last is the epoch's
+        if (step + 1) % CHECKED_STEPS == 0 and step + 1 < steps:  # the epoch's own metric covers the end
             loss_sum = total.item()
             if not math.isfinite(loss_sum):
                 raise _diverged(epoch, f"by step {step + 1} of {steps} the loss is {loss_sum}", config)
@@ -172,7 +172,7 @@ def train_step(
     stepper.optimizer.zero_grad()
     with nullcontext() if shard == slice(0, count) else ShardedDropout(count, shard):
         loss = batch_gradients(model, table, count, batch, precision)
-    for weight in stepper.weights.values():  # without a gradient if the batch is empty
+    for weight in stepper.weights.values():  # an empty batch leaves no gradient
         weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
     loop.all_reduce([loss, *(weight.grad for weight in stepper.weights.values() if weight.grad is not None)])
     stepper.step()
@@ -184,8 +184,8 @@ def batch_gradients(
 ) -> Tensor:
     """Add the gradients of a batch's summed loss, divided by `count`; return the sum, on the device.
 
-    With bf16, autocast computes all matrix products of the layer in bf16, and so does the output head, whose
-    table has that dtype. Sums are float32.
+    With bf16, the layer (by autocast) and the output head (whose table is bf16) compute matrix products in
+    bf16. Sums are float32.
     """
     with torch.autocast(model.device.type, torch.bfloat16, precision == "bf16", cache_enabled=False):
         hidden, _ = model.read(batch)
@@ -197,9 +197,9 @@ def batch_gradients(
 class ShardedDropout(TorchFunctionMode):
     """A mode in which `nn.Dropout` drops in each process what it would drop in a single process.
 
-    Each process computes the rows `shard` of a batch of `batch_size` rows. Dropout of a tensor with one row
-    for each of these draws the mask of the whole batch, with the random state that all processes share, and
-    applies the shard's rows of the mask.
+    Each process computes the rows `shard` of a batch of `batch_size` rows. For a tensor with one row
+    per row of the shard, dropout draws the mask of the whole batch from the random state that all processes
+    share, and applies the shard's rows of the mask.
     """
 
     def __init__(self, batch_size: int, shard: slice) -> None:

@@ -1,11 +1,11 @@
-"""The published method, slow and obvious: tests compare with it.
+"""The published method in slow and obvious code, with which tests compare the package.
 
-It computes as the original did and imports nothing from the package. Sizes: n tokens, vocabulary V,
+It computes like the original and imports nothing from the package. Sizes: n tokens, vocabulary V,
 `hidden_size` H, `context_dim` C, batch B, S slots. `p` is a dict of float32 tensors:
 `context_block.linear.weight` [C, C+H], `attention.{q,k,v,out}.weight`, `feed_forward.{up,down}.weight`, a
 `.norm` for each of the three, and their biases. `table` [V, H] is the raw token embedding, which is also the
-output head. Training updates the tensors in `p` in place, so pass clones. `ids` without `train_` or `val_`
-are input tokens, one context for each; `train_ids` and `val_ids` have one more, the last target. `config` and
+output head. Training updates the tensors in `p` in place, so pass clones. `ids` are input tokens, each with
+one context; `train_ids` and `val_ids` have one more token, the last target. `config` and
 `shape` have the fields of `Phase1Config`, `Phase2Config` and `ModelConfig`.
 """
 
@@ -24,7 +24,7 @@ def norm(p, name, x):
 
 
 def normed_embedding(table, ids):
-    """Embedding rows after the untrained norm: (n,) -> (n, H)."""
+    """Return embedding rows after the untrained norm: (n,) -> (n, H)."""
     return F.layer_norm(table[ids], table.shape[-1:], eps=1e-5)
 
 
@@ -34,7 +34,7 @@ def context_block(p, c, x):
 
 
 def shifted(contexts):
-    """The context of the position before each one, zero at position 0."""
+    """Shift contexts by one position, so that each row is the previous context, and row 0 is zero."""
     return torch.cat([torch.zeros_like(contexts[:1]), contexts[:-1]])
 
 
@@ -45,12 +45,12 @@ def dispersion_loss(x, centroid_weight):
 
 
 def trainable(p, prefixes):
-    """The tensors of `p` under `prefixes`, made to record gradients."""
+    """Return the tensors of `p` under `prefixes`, with gradients switched on."""
     return [tensor.requires_grad_(True) for name, tensor in p.items() if name.startswith(prefixes)]
 
 
 def phase1_iteration(p, optimizer, x, contexts, generator, config):
-    """One pass over the stream and one optimizer step: x (n, H), contexts (n, C) of the last iteration.
+    """Do one pass over the stream and one optimizer step: x (n, H), contexts (n, C) of the last iteration.
 
     Returns the new contexts (n, C), the mean loss, and the convergence rate.
     """
@@ -76,7 +76,7 @@ def phase1_iteration(p, optimizer, x, contexts, generator, config):
 
 
 def phase1(p, table, train_ids, config, seed):
-    """Train the ContextBlock; rates are shares in [0, 1]; `losses[0]` and `rates[0]` are iteration 2's."""
+    """Train the ContextBlock; rates are shares in [0, 1]; `losses[0]` and `rates[0]` are from iteration 2."""
     generator = torch.Generator().manual_seed(seed)
     parameters = trainable(p, ("context_block.",))
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
@@ -104,12 +104,12 @@ def phase1(p, table, train_ids, config, seed):
 
 @torch.no_grad()
 def parallel_pass(p, table, ids, contexts):
-    """One parallel pass without noise: (n,), (n, C) -> (n, C)."""
+    """Do one parallel pass without noise: (n,), (n, C) -> (n, C)."""
     return context_block(p, shifted(contexts), normed_embedding(table, ids))
 
 
 def validation_contexts(p, table, ids, passes, initial_std, generator):
-    """`passes` parallel passes from N(0, initial_std): (n,) -> (n, C)."""
+    """Do `passes` parallel passes from N(0, initial_std): (n,) -> (n, C)."""
     size = len(ids), len(p["context_block.linear.weight"])
     contexts = torch.randn(size, generator=generator) * initial_std
     for _ in range(passes):
@@ -119,7 +119,7 @@ def validation_contexts(p, table, ids, passes, initial_std, generator):
 
 @torch.no_grad()
 def exact_contexts(p, table, ids):
-    """The true recurrence, one position at a time from a zero vector: (n,) -> (n, C)."""
+    """Compute the true recurrence, one position at a time from a zero vector: (n,) -> (n, C)."""
     c = torch.zeros(1, len(p["context_block.linear.weight"]))
     contexts = []
     for x in normed_embedding(table, ids):
@@ -145,10 +145,10 @@ def gather_slots(contexts, positions, shape):
 
 
 def phase2_logits(p, table, ids, contexts, positions, shape, dropout=0.0):
-    """Next-token logits (B, V) at `positions` (B,).
+    """Compute next-token logits (B, V) at `positions` (B,).
 
-    With `kv_method` "variable" slots before the start are masked; with "fixed" they are zero vectors and take
-    part.
+    Slots before the start are masked if `kv_method` is "variable". If it is "fixed", attention treats them as
+    zero vectors.
     """
     x = normed_embedding(table, ids[positions])  # (B, H)
     slots, exists = gather_slots(contexts, positions, shape)
@@ -169,7 +169,7 @@ def phase2_logits(p, table, ids, contexts, positions, shape, dropout=0.0):
 
 @torch.no_grad()
 def evaluate(p, table, all_ids, contexts, batch_size, shape):
-    """Mean next-token loss and accuracy over every input position of `all_ids`."""
+    """Compute mean next-token loss and accuracy over every input position of `all_ids`."""
     total_loss, correct, n = 0.0, 0, len(all_ids) - 1
     for positions in torch.arange(n).split(batch_size):
         logits = phase2_logits(p, table, all_ids, contexts, positions, shape)
@@ -182,7 +182,7 @@ def evaluate(p, table, all_ids, contexts, batch_size, shape):
 def phase2(p, table, train_ids, train_contexts, val_ids, val_contexts, shape, config, permutations):
     """Train attention and feed-forward; `permutations(epoch)` orders the train positions, epochs from 1.
 
-    Afterwards `p` holds the last epoch's weights, not the best's. Dropout draws from torch's global state.
+    Afterwards `p` holds the weights of the last epoch, not of the best. Dropout uses torch's global state.
     """
     parameters = trainable(p, ("attention.", "feed_forward."))
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)

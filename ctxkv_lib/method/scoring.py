@@ -9,11 +9,11 @@ from .caches import Cache
 from .loop import Loop
 from .model import ContextKV
 
-EVALUATION_ROWS = 1024  # positions at a time
+EVALUATION_ROWS = 1024  # positions per batch
 
 
 def perplexity(loss: float) -> float:
-    """Compute exp(loss), infinite where a float cannot hold it."""
+    """Compute exp(loss), or infinity if a float cannot hold it."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
@@ -33,7 +33,7 @@ def token_scores(
         done += len(batch)
     loop.all_reduce([scores])
     model.train(was_training)
-    losses, correct = scores.T.contiguous()  # a sum of a strided tensor would be rounded otherwise
+    losses, correct = scores.T.contiguous()  # the sum of a strided tensor is rounded differently
     return losses, correct.bool()
 
 
@@ -46,8 +46,8 @@ def mean_scores(model: ContextKV, cache: Cache, loop: Loop | None = None) -> tup
 def effective_rank(contexts: Tensor, generator: torch.Generator, max_rows: int = 10_000) -> float:
     """Compute exp(entropy of the normalised singular values) / context_dim (Roy & Vetterli, 2007).
 
-    `contexts`, `[n, context_dim]`, are not centred, and zeros have rank 0. Of more than `max_rows`,
-    `generator`, on the CPU, draws those that count.
+    `contexts`, `[n, context_dim]`, are not centred. All-zero contexts have rank 0. With more than
+    `max_rows` rows, a random sample of `max_rows` is used, drawn by `generator` on the CPU.
     """
     if len(contexts) > max_rows:
         rows = torch.randperm(len(contexts), generator=generator)[:max_rows]

@@ -16,13 +16,13 @@ from .copying import Copying
 from .fields import SHARE, WEIGHT, Allowed, at_least, check_settings, require, setting
 from .layer import ContextKVAttention, FeedForward, Layer
 
-MEANS, SHORTEST_MEAN = 3, 4.0  # running means: how many, and over how many tokens the shortest
-MEAN_STD = 0.6  # standard deviation of their units, where that of the current token's units is 1
-LINEAR = 6.0  # from here on GELU(z) is z, to 1e-8
-STEADY = 100.0  # square of a step's constant unit, over the sum of all others'
+MEANS, SHORTEST_MEAN = 3, 4.0  # number of running means, and length of the shortest in tokens
+MEAN_STD = 0.6  # standard deviation of their units, relative to the units of the current token
+LINEAR = 6.0  # for z above this, GELU(z) equals z to within 1e-8
+STEADY = 100.0  # square of the constant unit, relative to the sum of squares of all other units
 
-LARGEST_NEAR_SLOT = 4.0  # the heads prefer slots 1 to this one, evenly on a log scale
-SLOT_BIAS = 4.0  # where scores are 0, a slot of 32 with this bias gets 64% of a head's attention
+LARGEST_NEAR_SLOT = 4.0  # initially preferred slots run from 1 to this number, evenly on a log scale
+SLOT_BIAS = 4.0  # with scores of 0, one of 32 slots with this bias gets 64% of a head's attention
 BIASED_SLOTS = 32
 
 
@@ -32,7 +32,10 @@ class StructuredBlock(ContextBlock):
     @dataclass(frozen=True)
     class Settings:
         longest_mean: float = setting(
-            40.0, "initialised to encode running means of 4 to so many", at_least(SHORTEST_MEAN), "tokens"
+            40.0,
+            "initialised to encode running means over 4 tokens up to this many",
+            at_least(SHORTEST_MEAN),
+            "tokens",
         )
 
         def __post_init__(self) -> None:
@@ -46,14 +49,14 @@ class StructuredBlock(ContextBlock):
 
     @torch.no_grad()
     def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
-        """Initialise the weights, without any random number; arguments as for `Block.init_weights`.
+        """Initialise the weights deterministically; arguments as for `Block.init_weights`.
 
         Half of the units hold the token's largest principal components, each scaled half-way to equal
-        variance. The others hold those of means over `SHORTEST_MEAN` to `longest_mean` tokens, evenly on a
-        log scale, all of equal variance. One unit is left over.
+        variance. The other units hold the principal components of running means, all with equal variance. The
+        means are over `SHORTEST_MEAN` to `longest_mean` tokens, evenly on a log scale. One unit is left over.
         """
         mean, axes, deviations = principal_components(embeddings, tokens)
-        averaged = self.context_dim // (2 * MEANS)  # units of one mean
+        averaged = self.context_dim // (2 * MEANS)  # units per mean
         whole = self.context_dim - 1 - MEANS * averaged
         halfway = deviations[:whole].sqrt()
         token = axes[:whole] / (halfway * halfway.square().mean().sqrt())[:, None]
@@ -66,12 +69,13 @@ class StructuredBlock(ContextBlock):
         self.init_linear_recurrence(mean, carried, torch.cat([token, *means]), variance)
 
     def init_linear_recurrence(self, mean: Tensor, carried: Tensor, weights: Tensor, variance: float) -> None:
-        """Initialise the weights so that a step is all but linear: `c' = carried @ c + weights @ (x - mean)`.
+        """Initialise the weights so that a step is almost linear: `c' = carried @ c + weights @ (x - mean)`.
 
-        GELU(z) is z where z is large, so all units get one large bias, which the norm subtracts with their
-        mean. The norm divides by a constant, since the last unit is constant and larger than all others
-        together; its scale is 0, so contexts, whose mean variance is given, are 0 there. `carried` is square,
-        of one row less than a context has units, as `weights` `[context_dim - 1, hidden_size]`.
+        GELU(z) is z if z is large, so all units get the same large bias, which the norm subtracts with their
+        mean. The last unit is constant and larger than all others together, so the norm divides by a
+        constant. The norm's scale of that unit is 0, so contexts are 0 there. `variance` is the mean variance
+        of a context. `carried` is `[context_dim - 1, context_dim - 1]` and `weights` is `[context_dim - 1,
+        hidden_size]`.
         """
         size = self.context_dim
         steady = math.sqrt(STEADY * variance * size)
@@ -84,11 +88,11 @@ class StructuredBlock(ContextBlock):
 
 
 def principal_components(embeddings: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute mean, principal axes and standard deviations of a stream; arguments as of `init_weights`.
+    """Compute mean, principal axes and standard deviations of a stream; see `init_weights` for arguments.
 
-    All are float32 on the CPU. The axes are rows, `[hidden_size, hidden_size]`, that of the largest variance
-    first, each with a positive largest component. Where tokens do not vary, a deviation is not 0 but a
-    thousandth of the largest, at least 1e-6.
+    All are float32 on the CPU. The axes are the rows of `[hidden_size, hidden_size]`, sorted by decreasing
+    variance, each with a positive largest component. Deviations are at least a thousandth of the largest, and
+    at least 1e-6, so that none is 0.
     """
     shares = torch.bincount(tokens.cpu(), minlength=len(embeddings)).float() / len(tokens)
     rows = embeddings.float().cpu()
@@ -114,10 +118,10 @@ def geometric_offsets(config: ModelConfig) -> list[int]:
 
 
 class BiasedAttention(ContextKVAttention):
-    """Attention to contexts with a learned bias of each slot's score; keys need none of their own.
+    """Attention to contexts with a learned bias for each slot's score; keys have no bias.
 
-    Heads first prefer slots 1 to 4, more of them the nearer ones. A preferred slot begins with the same share
-    of its head's attention, however many slots there are.
+    Each head is initialised to prefer one of slots 1 to 4; more heads prefer nearer slots. The preferred slot
+    starts with the same share of attention for any number of slots.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -133,19 +137,25 @@ class BiasedAttention(ContextKVAttention):
 
 
 class SlotLayer(Layer):
-    """Attention to geometric slots, and feed-forward; the output head reads no residual of the embedding."""
+    """Attention to geometric slots, and feed-forward, without a residual connection to the output head."""
 
     @dataclass(frozen=True)
     class Settings:
         current_token_bias: float = setting(-5.0, "added to the current token's logit: repeats are rare")
-        input_dropout: float = setting(0.2, "on the token embeddings that are read", SHARE, "share")
-        layer_dropout: float = setting(0.1, "after attention, in and after feed-forward", SHARE, "share")
+        input_dropout: float = setting(
+            0.2, "dropout on the token embeddings that the layer reads", SHARE, "share"
+        )
+        layer_dropout: float = setting(
+            0.1, "dropout after attention, and in and after feed-forward", SHARE, "share"
+        )
         copy_weight: float = setting(
             0.1,
-            "of the probability, outside of training, for tokens that followed similar contexts",
+            "total probability, outside of training, of tokens that followed similar contexts",
             Allowed("0 or more, less than 1", lambda value: 0 <= value < 1),
         )
-        copy_sharpness: float = setting(8.0, "how similar: the factor of the cosine of contexts", WEIGHT)
+        copy_sharpness: float = setting(
+            8.0, "factor of the cosine similarity when contexts are compared for copying", WEIGHT
+        )
 
         def __post_init__(self) -> None:
             check_settings(self, "layer")

@@ -1,7 +1,7 @@
-"""What a position sees of a cached stream: contexts in slots, or the tokens before it.
+"""Gather the inputs of a position from a cached stream: contexts in slots, or the tokens before it.
 
-Contexts of a stream are padded: stored with one zero row in front, `[num_tokens + 1, context_dim]`. Row
-`i + 1` is the context of position i, row i the context before it, and a slot that does not exist is row 0.
+Contexts of a stream are padded with one zero row in front: `[num_tokens + 1, context_dim]`. Row `i + 1` is
+the context of position i, and row i is the context before it. Slots before the stream read row 0.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .caches import Batch, Cache, rows_of
 
-LONGEST_ROW = 256  # positions of a batch that share one row of tokens
+LONGEST_ROW = 256  # maximum number of positions in a batch that share one row of tokens
 
 
 class ContextWindow:
@@ -33,11 +33,11 @@ class ContextWindow:
         They are int64 `[..., slots]`, negative where the slot lies before the stream.
         """
         device = positions.device
-        offsets = self._on_device.get(device)  # kept, since every copy to a GPU makes it wait
+        offsets = self._on_device.get(device)  # cached, since every copy to a GPU makes it wait
         # If the model was built on the meta device, the tensor stored under a device may lie elsewhere.
         if offsets is None or offsets.device != device:
             offsets = torch.tensor(self.offsets, device=device)
-            if type(offsets) is Tensor:  # not a stand-in, as `torch.export` uses while it traces
+            if type(offsets) is Tensor:  # do not cache the fake tensors of `torch.export`
                 self._on_device[device] = offsets
         return positions[..., None] - offsets
 
@@ -46,7 +46,7 @@ class ContextWindow:
         return (self.slots(positions) + 1).clamp(min=0)
 
     def gather(self, cache: Cache, positions: Tensor, training: bool) -> Batch:
-        """Gather what is read at `positions`, int64 `[n]` on any device; training changes nothing here."""
+        """Gather the inputs at `positions`, int64 `[n]` on any device; `training` has no effect."""
         assert cache.contexts is not None
         rows = self.rows(positions)
         inputs = rows_of(cache.contexts, rows), rows > 0
@@ -60,7 +60,7 @@ class TokenWindow:
     Attributes:
         offsets: None, since there are no slots.
         chunk: how many consecutive positions an epoch visits together.
-        history: how many tokens before a position are read, by whether the model is trained.
+        history: how many tokens before a position are read: a dict with keys True (training) and False.
     """
 
     offsets = None
@@ -73,7 +73,7 @@ class TokenWindow:
         """Gather a row for each run of consecutive `positions`, or for a part of it, with its history."""
         breaks = (positions.diff() != 1).nonzero().flatten() + 1
         runs = positions.cpu().tensor_split(breaks.cpu())
-        spans, rows = [], []  # a span: the first and one past the last column that is asked for
+        spans, rows = [], []  # span: the first requested column and the one past the last
         for part in (part for run in runs for part in run.split(LONGEST_ROW)):
             start, stop = int(part[0]), int(part[-1]) + 1
             first = max(0, start - self.history[training])

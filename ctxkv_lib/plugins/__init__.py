@@ -1,1 +1,1 @@
-"""Parts of a user's own: how they are named, known by their code, tried, and built."""
+"""A user's own parts: name them, identify them by their code, try them, and build them."""

@@ -1,8 +1,9 @@
-"""What would be silently wrong with a user's part, found before anything is trained.
+"""Find silent mistakes in a user's part before anything is trained.
 
-Each part is tried on a few positions: wrong shapes and types, numbers that are not finite, rows that depend
-on each other, reading ahead, random numbers in evaluation, and weights that torch does not know of. After
-training, the model is compared with what was saved of it. Every other mistake raises an ordinary exception.
+Each part is tried on a few positions. This finds wrong shapes and types, numbers that are not finite, rows
+that depend on each other, reading ahead, random numbers in evaluation, and weights that torch does not know
+of. After training, the model is compared with its saved copy. Every other mistake raises an ordinary
+exception.
 """
 
 import inspect
@@ -21,8 +22,8 @@ from ..method.oacd import Objective
 from ..method.scoring import token_scores
 from .hooks import HOOKS, PlugIn, imported
 
-TRIED = 64  # rows or tokens that a part is tried on
-COMPARED_POSITIONS = 256  # positions at which a model is compared with what was saved of it
+TRIED = 64  # number of rows or tokens for a trial
+COMPARED_POSITIONS = 256  # positions at which a model is compared with its saved copy
 CLOSE = 1e-4  # tolerance for the rounding of float32, with a margin
 
 
@@ -49,7 +50,7 @@ def try_block(model: ContextKV, plugin: PlugIn) -> None:
     _refuse_other_calls(name, step, contexts, embeddings)
     _refuse_mixed_rows(name, step, contexts, embeddings)
     buffers = {key: buffer.clone() for key, buffer in block.named_buffers()}
-    block.train()  # in which a BatchNorm, say, mixes rows and changes its buffers
+    block.train()  # in training mode, a BatchNorm mixes rows and changes its buffers
     _refuse_mixed_rows(name, step, contexts, embeddings)
     block.eval()
     for key, buffer in block.named_buffers():
@@ -122,7 +123,7 @@ def try_loss(model: ContextKV, plugin: PlugIn) -> None:
     objective = Objective(compute, (embeddings, ids[:-1]), (embeddings, ids[1:]))
     contexts, previous = torch.randn(2, TRIED, model.config.context_dim, generator=draw).to(model.device)
     contexts.requires_grad_()
-    with torch.enable_grad():  # on a copy, which is no leaf: a loss may work in place
+    with torch.enable_grad():  # a loss may work in place, which a leaf does not allow, so pass a copy
         value = objective.loss(contexts.clone(), previous, slice(TRIED))
     if not isinstance(value, Tensor) or value.shape != () or not value.isfinite():
         raise UserError(f"{plugin.name} returned {_in_words(value)}; a loss must return a finite scalar.")
@@ -228,7 +229,7 @@ def _in_words(value: Any) -> str:
 
 @torch.no_grad()
 def refuse_unsaved(model: ContextKV, loaded: ContextKV, cache: Cache) -> None:
-    """Raise a UserError if a trained model differs from `loaded`, which has what was saved of it.
+    """Raise a UserError if a trained model differs from `loaded`, its saved copy.
 
     `loaded` was built with another seed, so that weights that were not saved differ. Both are compared at the
     first positions of `cache`.
@@ -247,6 +248,6 @@ def refuse_unsaved(model: ContextKV, loaded: ContextKV, cache: Cache) -> None:
     for trained_output, loaded_output in zip(outputs(model), outputs(loaded), strict=True):
         if not torch.allclose(trained_output, loaded_output, rtol=1e-2, atol=1e-2):
             raise UserError(
-                "The model computes something else than what is saved of it; keep all that a plug-in "
+                "The model computes something different from its saved copy; keep all that a plug-in "
                 "computes with in parameters or registered buffers."
             )

@@ -1,10 +1,11 @@
-"""The digest of a user's class or function: of all that it computes with, as it is in memory.
+"""Digest a user's class or function and everything that it computes with, as it is in memory.
 
-Other code means another result. A name cannot tell: every cell defines `__main__:Block` anew. Nor can the
-source text, which lacks values, closures and helpers, and has comments. The user's own functions, classes,
-objects and values that a part names are digested with it. Installed packages, this one and Python itself
-count by name only. Not seen are names that are looked up in strings, as by `globals()`, libraries that are
-patched, and what a part reads from files, the environment or the clock.
+Different code means a different result. A name does not identify code, since every run of a cell redefines
+`__main__:Block`. Source text does not either: it lacks values, closures and helpers, and has comments.
+The user's own functions, classes, objects and values that a part names are digested with it. Installed
+packages, this package and Python itself count by name only. The digest misses names that are looked up as
+strings (as by `globals()`), patched libraries, and anything that a part reads from files, the environment or
+the clock.
 """
 
 import dis
@@ -24,7 +25,8 @@ from ..errors import is_of_user
 from ..files import PACKAGE
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))  # described by their repr
-WRITTEN_BY_PYTHON = ("__doc__", "__firstlineno__", "__static_attributes__", "__annotate_func__")  # to a class
+# Attributes that Python adds to a class.
+WRITTEN_BY_PYTHON = ("__doc__", "__firstlineno__", "__static_attributes__", "__annotate_func__")
 OF_THIS_MACHINE = ("device", "_Environ")
 DIGITS = 12
 
@@ -32,11 +34,11 @@ Instruction = tuple[Any, Any]  # the operation's name, and its argument
 
 
 def code_digest(part: Any) -> str:
-    """Digest a part of the user's, a class or a function: 12 hexadecimal digits.
+    """Return the digest of a user's class or function: 12 hexadecimal digits.
 
-    The part is taken apart into components, as `pickle` would do it. A component that is no plain value is
-    described by a number, in the order in which values are met, and is taken apart in its turn. So loops of
-    references end, and it counts whether two components are one object.
+    The part is taken apart into components, as `pickle` would do it. A component that is not a plain value is
+    described by a number, in the order in which values are found, and is taken apart later. So cycles of
+    references end, and it matters whether two components are the same object.
     """
     hasher, values, number_of = hashlib.sha256(), [part], {id(part): 0}
 
@@ -52,7 +54,7 @@ def code_digest(part: Any) -> str:
             values.append(value)
         return f"#{number_of[id(value)]}"
 
-    for value in values:  # which `describe` appends to
+    for value in values:  # `describe` appends to this list
         hasher.update(describe((type(value), *_components(value))).encode())
     return hasher.hexdigest()[:DIGITS]
 
@@ -78,15 +80,15 @@ def _components(value: Any) -> Iterator[Any]:
         try:  # to take it apart as `pickle` would
             for component in value.__reduce_ex__(4):
                 yield (*component,) if isinstance(component, Iterator) else component
-        except Exception:  # as of a lock, or whatever an object of the user raises
+        except Exception:  # a lock has no components, and a user's object may raise anything
             yield _without_address(value)
 
 
 def _named_values(function: FunctionType) -> Iterator[Any]:
     """Yield the values that a function's instructions name outside of it, as they are now.
 
-    They are globals, variables of enclosing functions, and what is imported inside. A module of the user's
-    has its attributes with the name of an instruction (as `clip` of `tools.clip`): rather one too many.
+    They are globals, variables of enclosing functions, and what is imported inside. For a user's module,
+    attributes that any instruction names are included (`clip` for `tools.clip`); that may be too many.
     """
     instructions, scope = _instructions(function.__code__), function.__globals__
     names = {name for _, name in instructions if isinstance(name, str)}
@@ -95,7 +97,7 @@ def _named_values(function: FunctionType) -> Iterator[Any]:
     values += [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
     values += _imported_inside(instructions, scope.get("__package__"))
     entered = set()
-    for value in values:  # to which the attributes of modules are appended
+    for value in values:  # the loop appends the attributes of modules
         if not isinstance(value, ModuleType):
             yield value
         elif _is_module_of_user(value.__name__) and value.__name__ not in entered:
@@ -111,16 +113,16 @@ def _imported_inside(instructions: list[Instruction], package: str | None) -> li
     modules = []
     for (_, level), (operation, name) in zip(instructions, instructions[2:], strict=False):
         if operation == "IMPORT_NAME":
-            with suppress(Exception):  # whatever a module of the user raises
+            with suppress(Exception):  # a user's module may raise anything
                 modules.append(import_module("." * level + name, package))
     return modules
 
 
 def _instructions(code: CodeType) -> list[Instruction]:
-    """Return what code and the functions inside it do, without places in the file and docstrings."""
+    """Return what code and the functions inside it do, without line numbers and docstrings."""
     instructions = [
         (step.opname, code.co_consts[step.arg or 0] if step.opname == "KW_NAMES" else step.argval)
-        for step in dis.get_instructions(code)  # which does not name keywords in Python 3.11
+        for step in dis.get_instructions(code)  # Python 3.11 does not name keywords here
     ]
     # A class body writes its docstring and line as it writes any attribute: load a value, store it by name.
     dropped = set[int]()
@@ -134,7 +136,7 @@ def _instructions(code: CodeType) -> list[Instruction]:
 
 
 def _is_module_of_user(name: str) -> bool:
-    """Return whether a module is the user's: not of Python, of this package, or of an installed one."""
+    """Return whether a module is the user's, and not part of Python, this package or an installed package."""
     top = str(name).partition(".")[0]
     module = sys.modules.get(top)
     file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")

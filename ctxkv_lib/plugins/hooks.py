@@ -1,4 +1,4 @@
-"""Plug-ins: a user's classes and functions in the place of parts of the method.
+"""Plug-ins: a user's classes and functions that replace parts of the method.
 
 A configuration names a plug-in as `module:Name`, with its settings and the digest of its code. The name alone
 says little: each run of a notebook's cell defines another `__main__:Block`. So `PlugIn.of` digests what the
@@ -28,10 +28,10 @@ from ..progress import log
 
 @dataclass(frozen=True)
 class Hook:
-    """A place where a user's part may take that of the method's."""
+    """A place where a user's part may replace a part of the method."""
 
-    help: str  # of its option on the command line
-    arguments: tuple[str, ...]  # what a class or function is called with to make a module
+    help: str  # help text of its command-line option
+    arguments: tuple[str, ...]  # arguments of the class or function that makes the module
     is_module: bool  # whether the result is a part of the model; `ContextKV.part` says where it sits
     trial: str  # the function that tries it before anything is trained, as `module:name`
 
@@ -44,13 +44,13 @@ HOOKS = {
     "loss": Hook("your own Phase 1 loss", ("context_dim", "hidden_size"), False, f"{_CHECKS}try_loss"),
     "layer": Hook("your own layer, all that Phase 2 trains", ("config",), True, f"{_CHECKS}try_layer"),
 }
-OF_PHASE_1 = ("block", "loss")  # hooks without a place if the layer reads tokens
+OF_PHASE_1 = ("block", "loss")  # hooks that do not exist if the layer reads tokens
 READS = ("contexts", "tokens")  # what a layer may read
 OF_PACKAGE, TUNED = "ctxkv_lib.", "ctxkv_lib.method.tuned:"
 BOUND = "(...)"  # ends the name of an object, which holds values besides its code
-# Parts that this process was given, by name and digest: a cell may since have defined another of that name.
+# Parts that this process was given, by name and digest; a cell may since have redefined the name.
 _given: dict[tuple[str, str], Any] = {}
-# The digest before a training, by that after it, of a part that has changed itself, as a list that it fills.
+# Maps a part's digest after training to its digest before, for parts that modify their own state.
 _digest_before: dict[str, str] = {}
 
 
@@ -58,8 +58,8 @@ _digest_before: dict[str, str] = {}
 class PlugIn:
     """One plug-in of a configuration."""
 
-    name: str  # `module:Name`; that of an object, which only this process has, ends in `(...)`
-    code: str = ""  # the digest of its code, behind Python's version; behind "package" for this package's
+    name: str  # `module:Name`; for an object, which only this process has, it ends in `(...)`
+    code: str = ""  # digest of its code, after Python's version, or after "package" for parts of this package
     settings: dict[str, Any] = field(default_factory=dict)  # the fields of its `Settings`, if it has any
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class PlugIn:
     def of(cls, part: Any, hook: str = "") -> "PlugIn":
         """Make a plug-in of a class, a function, or its `module:Name`, with default settings.
 
-        A loss may be any callable that is no module, such as a `functools.partial`. Raises a UserError for
+        A loss may be any callable that is not a module, such as a `functools.partial`. Raises a UserError for
         anything else, for a part that does not take what its hook gives it, and for a layer that reads
         something unknown.
         """
@@ -132,7 +132,7 @@ class PlugIn:
         return _given[key] if key in _given else imported(self.name)
 
     def require_same_code(self) -> None:
-        """Raise a UserError if it, or what it uses, is not what its configuration was made with."""
+        """Raise a UserError if the code of the part, or code it uses, has changed since the configuration."""
         code = _code_of(self.name, self._part())
         if code == self.code:
             return
@@ -142,8 +142,8 @@ class PlugIn:
                 f"The code of {self.name}, or what it uses, is not what the run was made with; restore it or "
                 "make a new run."
             )
-        other = "code of this package" if version == version_before else "Python"
-        log(f"The run was made with other {other}: {self.name} may compute something else here.")
+        other = "different code of this package" if version == version_before else "a different Python"
+        log(f"The run was made with {other}: {self.name} may compute something different here.")
 
     def build(self) -> Any:
         """Return the class or function, with its settings bound if it has any."""
@@ -167,7 +167,7 @@ class PlugIn:
         return self.make(model.config.context_dim, model.config.hidden_size).to(model.device)
 
     def keep_code(self) -> None:
-        """Let the digest stay what it is, whatever the plug-in itself has changed in a training."""
+        """Keep the digest, even if the plug-in has modified its own state in training."""
         _digest_before[_code_of(self.name, self.load())] = self.code
 
 
@@ -182,7 +182,7 @@ def _class_in(part: Any) -> Any:
 
 
 def _fits(function: Any, arguments: Sequence[str], named: Mapping[str, Any]) -> bool:
-    """Return whether a function takes these arguments; True if it has no signature, as some written in C."""
+    """Return whether a function takes these arguments; True if it has no signature (some C functions)."""
     try:
         inspect.signature(function).bind(*arguments, **named)
     except TypeError:
@@ -193,11 +193,14 @@ def _fits(function: Any, arguments: Sequence[str], named: Mapping[str, Any]) -> 
 
 
 def _name_of(part: Any) -> str:
-    """Return `module:Name`: of a partial what it binds, of another object its class, both with `(...)`."""
+    """Return `module:Name`, for an object with `(...)` at the end.
+
+    The name of a partial is that of its function, and the name of another object is that of its class.
+    """
     if isinstance(part, partial):
         return _name_of(part.func).removesuffix(BOUND) + BOUND
     named = part if hasattr(part, "__qualname__") else type(part)
-    # A decorated function is where its decorator is: `wraps` copies other names.
+    # `wraps` copies names, so a decorated function belongs to its decorator's module.
     module = getattr(named, "__globals__", {}).get("__name__", named.__module__)
     return f"{module}:{named.__qualname__}{'' if _is_defined(part) else BOUND}"
 
@@ -225,7 +228,7 @@ def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 def _code_of(name: str, part: Any) -> str:
     if name.startswith(OF_PACKAGE) and not name.endswith(BOUND):
         return f"package-{source_digest(name.partition(':')[0].removeprefix(OF_PACKAGE))}"
-    from .code_digest import code_digest  # which imports torch
+    from .code_digest import code_digest  # imported here because it imports torch
 
     code = f"{sys.version_info.major}.{sys.version_info.minor}-{code_digest(part)}"
     return _digest_before.get(code, code)

@@ -1,1 +1,1 @@
-"""Tables and the written report of runs; `info` and `settings`, which need no run."""
+"""Tables and written reports of runs, and the output of `info` and `settings`, which need no run."""

@@ -1,4 +1,4 @@
-"""Errors of test perplexity over conversations, and differences between variants with their intervals."""
+"""Standard errors of test perplexity, and differences between variants with confidence intervals."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,22 +15,22 @@ from ..progress import format_count, log
 from ..runs.names import variant_names
 from ..runs.summary import Run, load_run
 
-DRAWS = 10_000
-LEAST_CONVERSATIONS = 5  # test conversations; the spread of fewer cannot be estimated
-LEAST_SEEDS = 3  # for a verdict; the spread over fewer seeds is hardly known
-MOST_SEEDS = 100  # seeds that an estimate may ask for; nobody trains more
+DRAWS = 10_000  # bootstrap draws
+LEAST_CONVERSATIONS = 5  # test conversations; with fewer, the spread cannot be estimated
+LEAST_SEEDS = 3  # seeds for a verdict; with fewer, the spread over seeds is hardly known
+MOST_SEEDS = 100  # largest number of seeds that an estimate may give; nobody trains more
 ESTIMATE = (
-    "The number of seeds is a simple estimate: it takes the difference and its spread over seeds and test "
-    "conversations to stay as they are so far."
+    "The number of seeds is a simple estimate: it assumes that the difference and its spread over seeds and "
+    "test conversations stay as they are now."
 )
 Floats = NDArray[np.float64]
 Z = 1.96  # half-width of a 95% interval in standard errors of a normal distribution
-AnyRun = Run | Path | str  # a run, or its folder
-Seeds = dict[int, Run]  # the runs of a variant by their seeds
+AnyRun = Run | Path | str  # a run or its folder
+Seeds = dict[int, Run]  # the runs of one variant, by seed
 
 
 class Interval(NamedTuple):
-    """A difference in per cent, and the interval that holds 95% of its draws."""
+    """A difference in per cent, with the interval that holds 95% of the bootstrap draws."""
 
     percent: float
     low: float
@@ -38,25 +38,26 @@ class Interval(NamedTuple):
 
 
 def interval(losses: Floats, base: Floats, tokens: Floats, draws: int = DRAWS) -> Interval:
-    """Compute by how many per cent a perplexity lies above that of a base, with a 95% interval.
+    """Compute by how many per cent a perplexity lies above the base's perplexity, with a 95% interval.
 
-    It is the percentile interval of a paired bootstrap. Each draw takes test conversations with replacement,
-    the same ones for both sides, and a mean over seeds from Student's t distribution around their mean. A
-    single seed has no spread, so its interval covers conversations only.
+    The interval is the percentile interval of a paired bootstrap. Each draw resamples the test conversations
+    with replacement, in the same way for both sides, and draws a mean over seeds from Student's t
+    distribution around the observed mean. A single seed has no spread, so with one seed the interval covers
+    conversations only.
 
     Args:
         losses: mean losses in nats, `[seeds, conversations]`.
-        base: the same for the base. Equal numbers of seeds are compared in pairs, row by row; with unequal
-            numbers, each side has its own spread.
-        tokens: predicted tokens of each conversation, `[conversations]`: the weights of their losses.
+        base: mean losses of the base. If both sides have equally many seeds, they are compared in pairs, row
+            by row; otherwise, each side has its own spread.
+        tokens: number of predicted tokens in each conversation, `[conversations]`, which weights its loss.
 
-    Of simulated pairs without a difference, with the spreads of the study's, the interval contained zero in
-    94% with 50 conversations and three seeds, 92% with 10, 89% with 5; with one seed, whose difference on all
-    text is zero, in 93%, 89% and 82%.
+    In simulations without a true difference, with the spreads seen in the study and three seeds, the interval
+    contained zero in 94% of cases with 50 conversations, 92% with 10, and 89% with 5. With one seed whose
+    true difference is zero, it did so in 93%, 89% and 82%.
 
     Reference:
-        P. Koehn (2004), Statistical significance tests for machine translation evaluation: the bootstrap.
-        Student (1908), The probable error of a mean: the spread over few seeds.
+        P. Koehn (2004), Statistical significance tests for machine translation evaluation (the bootstrap).
+        Student (1908), The probable error of a mean (the spread over few seeds).
     """
     sides = [losses - base] if len(losses) == len(base) else [losses, -base]
     generator, count = np.random.default_rng(0), len(tokens)
@@ -69,10 +70,11 @@ def interval(losses: Floats, base: Floats, tokens: Floats, draws: int = DRAWS) -
 
 
 def _seed_shares(generator: np.random.Generator, count: int, draws: int) -> Floats:
-    """Draw what share each seed has in their mean, `[draws, count]`; each draw sums to 1.
+    """Draw the weight of each seed in the mean, `[draws, count]`; the weights of each draw sum to 1.
 
-    Such means have Student's t distribution around the mean of the seeds, with count - 1 degrees of freedom.
-    (Seeds drawn with replacement are too close: three would give an interval of 75% instead of 95%.)
+    The weighted means follow Student's t distribution around the mean of the seeds, with count - 1 degrees of
+    freedom. (Seeds drawn with replacement vary too little: with three seeds, the 95% interval would cover
+    only 75%.)
     """
     normal = generator.standard_normal((draws, count))
     scale = np.sqrt(count * generator.chisquare(max(1, count - 1), (draws, 1)))
@@ -87,16 +89,18 @@ def standard_error(conversations: Sequence[tuple[int, float]]) -> float:
 
 
 def seeds_needed(losses: Floats, base: Floats, tokens: Floats) -> int | None:
-    """Estimate how many seeds make a difference clear, if it and its spread stay as they are.
+    """Estimate how many seeds would make a difference clear, if it and its spread stay as they are.
 
-    The arguments are those of `interval`, with two seeds or more, in pairs. The half-width of the interval
-    is taken as `sqrt(t² s² / n + z² c²)`: s is the deviation over seeds, n their number, t a quantile of
-    Student's distribution, z one of the normal distribution, and c the standard error over conversations.
+    The arguments are the same as for `interval`, with at least two seeds, paired. The half-width of the
+    interval is approximated by `sqrt(t² s² / n + z² c²)`, where s is the standard deviation over seeds, n the
+    number of seeds, t a quantile of Student's distribution, z a quantile of the normal distribution, and c
+    the standard error over conversations.
 
     Returns:
-        the least number from `LEAST_SEEDS` to `MOST_SEEDS`; None if even the most leave it unclear.
+        the smallest sufficient number from `LEAST_SEEDS` to `MOST_SEEDS`; None if even `MOST_SEEDS` would
+        leave the difference unclear.
     """
-    nats = np.average(losses - base, axis=1, weights=tokens)  # by seed
+    nats = np.average(losses - base, axis=1, weights=tokens)  # one mean per seed
     over_conversations = standard_error([*zip(tokens, (losses - base).mean(axis=0), strict=True)])
     for count in range(LEAST_SEEDS, MOST_SEEDS + 1):
         t = Z * (1 + 1.2 / (count - 2))  # Student's quantile for count - 1 degrees of freedom, within 2%
@@ -106,11 +110,11 @@ def seeds_needed(losses: Floats, base: Floats, tokens: Floats) -> int | None:
 
 
 def difference(runs: AnyRun | Sequence[AnyRun], base: AnyRun | Sequence[AnyRun]) -> pd.DataFrame:
-    """Compute by how many per cent the test perplexity of each variant lies above that of a base.
+    """Compute by how many per cent the test perplexity of each variant lies above the base's.
 
-    Runs that differ in `runtime.seed` alone are one variant. The seeds that it shares with the base are
-    compared in pairs, by the method of `report.difference.interval`. A variant without a seed in common is
-    left out, and a line says so.
+    Runs that differ only in `runtime.seed` are one variant. The seeds that a variant shares with the base are
+    compared in pairs, by the method of `report.difference.interval`. A variant that shares no seed with the
+    base is left out, and a message says so.
 
     Args:
         runs: one or more finished runs or their folders, of any variants and seeds, tested on the same text.
@@ -119,18 +123,18 @@ def difference(runs: AnyRun | Sequence[AnyRun], base: AnyRun | Sequence[AnyRun])
             several sizes (`data.samples`), each variant is compared with the base of its own size.
 
     Returns:
-        one row per variant, named by what it is. `percent` is negative if the variant is better; `low` and
-        `high` are the ends of the 95% interval; `verdict` is "clearly better" or "clearly worse" if the
-        interval excludes zero (a statistically clear difference), otherwise "no clear difference", and with
-        fewer than three seeds "more seeds needed". `seeds` is the number of seeds in common,
-        `conversations` that of test conversations, and `interval_over` says what the interval covers:
-        "conversations and seeds", or with one seed "conversations only", which says nothing about other
-        seeds. `more_seeds` is about how many more seeds would make an unclear difference clear, see
-        `report.difference.seeds_needed`; it is missing if that is unknown (one seed) or too many.
+        one row per variant, named by the settings in which it differs. `percent` is negative if the variant
+        is better, and `low` and `high` are the ends of the 95% interval. `verdict` is "clearly better" or
+        "clearly worse" if the interval excludes zero (a statistically clear difference), and otherwise "no
+        clear difference"; with fewer than three seeds it is "more seeds needed". `seeds` is the number of
+        shared seeds, and `conversations` the number of test conversations. `interval_over` says what the
+        interval covers: "conversations and seeds", or with one seed "conversations only", which says nothing
+        about other seeds. `more_seeds` estimates how many more seeds would make an unclear difference clear
+        (see `report.difference.seeds_needed`); it is missing if this is unknown (one seed) or too many.
 
     Raises:
         UserError: a folder holds no finished run, the test conversations differ or are fewer than five, or no
-            variant has a seed in common with the base.
+            variant shares a seed with the base.
     """
     variants, bases = _by_variant(runs), _by_variant(base)
     if len({settings for _, settings in bases}) != 1:
@@ -171,7 +175,7 @@ def _compared(
 ) -> list[tuple[str, Seeds, Seeds]]:
     """Return each variant with its name and its base, which is empty if no base has the variant's size.
 
-    The only base is that of all sizes.
+    If there is only one base, it is used for all sizes.
     """
     first = next(iter(base_of_size.values()))
     unmatched: Seeds = first if len(base_of_size) == 1 else {}
@@ -182,13 +186,13 @@ def _compared(
 
 
 def _without_seed(seeds: Seeds) -> Run:
-    """Return one run of a variant with a seed that is the same for all, so that no name has it."""
+    """Return one run of a variant with its seed set to 0, so that the seed does not appear in any name."""
     run = next(iter(seeds.values()))
     return replace(run, config=replace(run.config, runtime=replace(run.config.runtime, seed=0)))
 
 
 def _row(runs: Seeds, base: Seeds) -> dict[str, Any]:
-    """Compare two variants by the seeds that both have."""
+    """Compare two variants on the seeds that both have."""
     seeds = sorted(runs.keys() & base.keys())
     tests = [_test(side[seed], base[seeds[0]]) for side in (base, runs) for seed in seeds]  # (tokens, loss)
     base_losses, losses = np.array(tests)[..., 1].reshape(2, len(seeds), -1)
@@ -212,7 +216,7 @@ def _row(runs: Seeds, base: Seeds) -> dict[str, Any]:
 
 
 def format_difference(table: pd.DataFrame) -> str:
-    """Format `difference` for a terminal, and say below how many more seeds would make a difference clear."""
+    """Format the result of `difference` for a terminal, with notes on how many more seeds are needed."""
     lines = [table.drop(columns="more_seeds").round(1).to_string(), ""]
     for name, row in table.iterrows():
         if row.seeds == 1:
@@ -234,7 +238,7 @@ def _listed(seeds: Iterable[int]) -> str:
 
 
 def _test(run: Run, other: Run) -> list[tuple[int, float]]:
-    """Return tokens and mean loss of each test conversation, the same ones as those of `other`."""
+    """Return tokens and mean loss of each test conversation; raise if the two runs had different texts."""
     test, expected = (each.summary.get("test") or {} for each in (run, other))
     conversations: list[tuple[int, float]] = test.get("conversations", [])
     if len(conversations) < LEAST_CONVERSATIONS:

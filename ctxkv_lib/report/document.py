@@ -1,6 +1,7 @@
 """The written report of one or more runs, as Markdown in English or Japanese.
 
-Every claim is computed from the runs. `ja.json` has the Japanese of every text; what it lacks stays English.
+Every claim is computed from the runs. `ja.json` translates the texts; a text that it lacks stays
+English.
 """
 
 import json
@@ -23,8 +24,9 @@ LANGUAGES = ("en", "ja")
 JAPANESE: dict[str, str] = json.loads(Path(__file__).with_name("ja.json").read_text(encoding="utf-8"))
 ORIGINAL = (
     "The original: report *Context-KV Attention, 500 samples* of 2025-12-03, repository "
-    "[rato-tokyo/new-llm](https://github.com/rato-tokyo/new-llm). Its numbers, of an NVIDIA L4, stand beside "
-    "a run with its data, model and settings (a dash: not published); other runs cannot be compared with it."
+    "[rato-tokyo/new-llm](https://github.com/rato-tokyo/new-llm). Its numbers, measured on an NVIDIA L4, are "
+    "shown next to each run with the same data, model and settings (a dash: not published). Other runs "
+    "cannot be compared with them."
 )
 CHANGED = "From {first} to {last}: {times} times the training tokens, val PPL {ppl}, val acc {acc}."
 ENDED = "{name}: val PPL was lowest at epoch {best}; training ended at epoch {last} ({reason})."
@@ -47,11 +49,13 @@ FIGURES = {
 def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool = False) -> str:
     """Write the report of one or more runs as Markdown, in ascending order of samples.
 
-    Of more than three, each has a row, and the one with the lowest validation PPL its epochs.
+    With more than three runs, each gets one row, and only the run with the lowest validation perplexity gets
+    a table of its epochs.
 
     Args:
         language: "en" or "ja".
-        has_figures: show those in `figures` beside it. The folder of one run always has them.
+        has_figures: whether the report shows the pictures in the folder `figures` next to it. The report of a
+            single run always does.
 
     Raises:
         UserError: no runs, or an unknown language.
@@ -60,13 +64,13 @@ def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool = 
         raise UserError(f"A report needs a run, and a language of {', '.join(LANGUAGES)}; not {language!r}.")
     texts = JAPANESE if language == "ja" else {}
 
-    def t(text: str) -> str:  # word by word if it is not known as a whole, such as "+4.5 points"
+    def t(text: str) -> str:  # translate word by word if the whole is unknown, as in "+4.5 points"
         return texts.get(text) or " ".join(texts.get(word, word) for word in text.split(" "))
 
     plugins = [plugin for run in runs for plugin in run.config.plugins.values()]
     has_own_parts = not all(plugin.name.startswith(OF_PACKAGE) for plugin in plugins)
     caches, cache_rows = "Caches in MiB (the original's layout: fp32 rows)", tables.CACHES
-    if has_own_parts:  # what the original stored or proposed says nothing about them
+    if has_own_parts:  # the original's caches and proposals do not apply to own parts
         caches, cache_rows = "Caches in MiB", {name: tables.CACHES[name] for name in tables.CACHE_FILES}
     ours, results = tables.runs_by_name(runs), tables.comparison_table(runs)
     columns = {t(name): summary for name, summary in tables.with_original(ours).items()}
@@ -102,7 +106,7 @@ def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool = 
 def _a_row_a_run(
     sections: Mapping[str, pd.DataFrame], ours: list[str], best: str, t: Translate
 ) -> dict[str, pd.DataFrame]:
-    """Return the sections of a report of many runs, which has the epochs of the best alone."""
+    """Rearrange the sections for many runs: one row per run, and the epochs of the best run only."""
     settings, epochs = sections["Settings"][ours], f"{t('Phase 2')}: "
     differ = settings.nunique(axis=1) > 1
     shared = settings[~differ].iloc[:, :1].set_axis(["all runs"], axis=1)
@@ -120,7 +124,7 @@ def _a_row_a_run(
 
 
 def _comparison(runs: Mapping[str, Run], results: pd.DataFrame, t: Translate) -> Iterator[str]:
-    """Yield what the results say of the runs together."""
+    """Yield sentences that compare the runs."""
     first, *_, last = [*runs] * 2
     if "change" in results:
         times = runs[last].summary["train_tokens"] / runs[first].summary["train_tokens"]
@@ -131,7 +135,7 @@ def _comparison(runs: Mapping[str, Run], results: pd.DataFrame, t: Translate) ->
 
 
 def _trainings(runs: Mapping[str, Run], t: Translate) -> Iterator[str]:
-    """Yield what the results say of each run: end of training, overfitting, error of the test."""
+    """Yield sentences about each run: how training ended, overfitting, and the error of the test."""
     for name, run in runs.items():
         best, end = run.summary["phase2"], run.summary["phase2"]["epochs"][-1]
         overfits = end["train_ppl"] < best["train_ppl"] and end["val_ppl"] > best["val_ppl"]
@@ -148,7 +152,7 @@ def _trainings(runs: Mapping[str, Run], t: Translate) -> Iterator[str]:
 
 
 def markdown(table: pd.DataFrame, t: Translate = str) -> str:
-    """Format a table of text as Markdown, names to the left and the rest to the right, translated by `t`."""
+    """Format a table of text as Markdown, translated by `t`; all columns but the first are right-aligned."""
     rows = [[table.columns.name or "Metric", *table.columns], *table.itertuples(name=None)]
     lines = [" | ".join(t(str(cell)).replace("|", r"\|") for cell in row) for row in rows]
     lines.insert(1, " | ".join(["---", *["---:"] * len(table.columns)]))

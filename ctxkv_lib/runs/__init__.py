@@ -1,1 +1,1 @@
-"""Run folders and stages, provenance, the published numbers, and the use of trained runs."""
+"""Settings, run folders, stages, provenance, the published numbers, and ways to use trained runs."""

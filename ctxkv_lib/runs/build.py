@@ -1,4 +1,4 @@
-"""What a run loads: its model, with token table and trained weights, and its caches."""
+"""Build the model of a run, load and save its weights, and load its caches."""
 
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,16 @@ from ..method.model import ContextKV
 from ..plugins.hooks import HOOKS
 from .config import ExperimentConfig
 
-WEIGHTS = "checkpoint/weights.safetensors"  # in a run folder
-HEADROOM_BYTES = GIB  # of a GPU, left free for what training itself needs
+WEIGHTS = "checkpoint/weights.safetensors"  # path in a run folder
+HEADROOM_BYTES = GIB  # GPU memory that the caches leave free for training itself
 
 
 @torch.random.fork_rng(devices=[])
 def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool) -> ContextKV:
-    """Build the model of an experiment; its weights depend on seed and shapes only.
+    """Build the model of an experiment. Its weights depend only on the seed and the shapes.
 
-    Raises a UserError if a plug-in makes no module, or a layer that does not read what its plug-in says.
+    Raises:
+        UserError: A plug-in makes no module, or a layer does not read what its plug-in says.
     """
     torch.manual_seed(config.runtime.seed)
     parts: dict[str, Any] = {}
@@ -49,21 +50,24 @@ def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool
 
 
 def frozen_model(config: ExperimentConfig, table: Tensor, log_unigram: Tensor | None) -> ContextKV:
-    """Make the model with its token table `[vocab_size, hidden_size]` and log-frequencies `[vocab_size]`."""
+    """Build the model with its token table `[vocab_size, hidden_size]` and log-frequencies `[vocab_size]`."""
     model = untrained_model(config, len(table), log_unigram is not None)
     model.load_table(table, log_unigram)
     return model
 
 
 def log_frequencies(data: DataConfig, corpus: Conversations | None) -> Tensor | None:
-    """Compute what is added to the logits of an untrained model, float32 `[vocab_size]`; None: nothing."""
+    """Compute the log-frequencies of tokens, float32 `[vocab_size]`, which are added to the logits.
+
+    Returns None if nothing is added.
+    """
     if data.unigram == "none" or corpus is None:
         return None
     return torch.from_numpy(smoothed_unigram(corpus_counts(data, corpus).numpy())).log().float()
 
 
 def parameter_counts(model: ContextKV) -> dict[str, int]:
-    """Count all parameters of a model, and those that each phase trains."""
+    """Count all parameters of a model, and the parameters that each phase trains."""
     parts: dict[str, nn.Module | None] = {
         "total": model,
         "trainable_phase1": model.context_block,
@@ -76,13 +80,13 @@ def parameter_counts(model: ContextKV) -> dict[str, int]:
 
 
 def unallocated_model(config: ExperimentConfig) -> ContextKV:
-    """Build the model of an experiment without memory, for its shapes."""
+    """Build the model of an experiment on the meta device: it has shapes but takes no memory."""
     with torch.device("meta"), _NoDraws():
         return untrained_model(config, GPT2_VOCAB_SIZE, config.data.unigram == "corpus")
 
 
 class _NoDraws(TorchFunctionMode):
-    """Skips draws of initial weights: the first one on the meta device imports torch's compiler (3 s)."""
+    """Skips draws of initial weights. On the meta device, the first would import torch's compiler (3 s)."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         arguments = kwargs or {}
@@ -98,7 +102,7 @@ def load_block(model: ContextKV, path: Path) -> None:
 
 
 def save_weights(model: ContextKV, path: Path) -> None:
-    """Write all weights and buffers except the token table, as a shard of the saved model has them."""
+    """Write all weights and buffers except the token table, under the names that the saved model uses."""
     tensors = dict[str, Tensor]([*model.named_buffers(), *model.named_parameters()])
     del tensors["wte.weight"]
     shard = {f"model.{name}": tensor for name, tensor in tensors.items()}
@@ -106,7 +110,7 @@ def save_weights(model: ContextKV, path: Path) -> None:
 
 
 def saved_weights(path: Path) -> dict[str, Tensor]:
-    """Map the weights and buffers of a trained run, all except the token table."""
+    """Map all weights and buffers of a trained run except the token table."""
     return {name.removeprefix("model."): tensor for name, tensor in read_tensors(path / WEIGHTS).items()}
 
 
@@ -117,23 +121,27 @@ def load_weights(model: ContextKV, path: Path) -> None:
 
 
 def load_caches(folder: Path) -> dict[str, Cache]:
-    """Map the caches of both streams, "train" and "val", on the CPU; raises as `read_tensors`."""
+    """Map the caches of both streams, "train" and "val", on the CPU.
+
+    Raises:
+        DamagedFile: A file has changed.
+    """
     caches: dict[str, Cache] = {}
     for split in ("train", "val"):
         tensors = read_tensors(folder / f"{split}_emb.safetensors")
-        if (contexts := folder / f"{split}_ctx.safetensors").is_file():  # a layer that reads tokens has none
+        if (contexts := folder / f"{split}_ctx.safetensors").is_file():  # missing if the layer reads tokens
             tensors |= read_tensors(contexts)
         caches[split] = Cache(**tensors)
     return caches
 
 
 def place_caches(caches: dict[str, Cache], device: torch.device) -> tuple[dict[str, Cache], str]:
-    """Move caches to a GPU with enough free memory, the smallest first; also say in words where each is."""
+    """Move caches to the GPU if they fit, the smallest first. Also return a text that says where each is."""
     placed, words = dict[str, Cache](), []
     for split, cache in sorted(caches.items(), key=lambda item: item[1].nbytes):
         placed[split], place = cache, "mapped from its files"
         if device.type != "cpu":
-            on_gpu = device.type == "cuda"  # mps has the system's memory
+            on_gpu = device.type == "cuda"  # mps uses the system's memory
             free_bytes = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
             if cache.nbytes + HEADROOM_BYTES <= free_bytes:
                 placed[split], place = cache.map(lambda tensor: tensor.to(device)), f"on {device.type}"

@@ -1,4 +1,4 @@
-"""Where and how a run computes: device, precision, threads, and what it leaves as it was."""
+"""Choose a run's device, precision and threads, and restore torch's state after the run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,15 +12,15 @@ from ..errors import UserError
 from ..progress import log
 from .folder import RunFolder
 
-NEW_SETTINGS = hasattr(torch.backends.cudnn, "conv")  # of precision, from torch 2.9 on beside the old ones
-BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and of Arm, in /proc/cpuinfo
+NEW_SETTINGS = hasattr(torch.backends.cudnn, "conv")  # torch 2.9 added new precision settings
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # names in /proc/cpuinfo on x86 and Arm
 
 
 def choose_device(name: str) -> torch.device:
-    """Choose the device; `auto` takes cuda, then mps, then cpu.
+    """Choose the device. `auto` takes cuda if available, else mps, else cpu.
 
     Raises:
-        UserError: the machine lacks the named device.
+        UserError: The machine lacks the named device.
     """
     devices = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     available = [kind for kind, is_available in devices.items() if is_available]
@@ -33,14 +33,15 @@ def choose_device(name: str) -> torch.device:
 
 
 def precision_of_run(folder: RunFolder, name: str, device: torch.device) -> str:
-    """Return `fp32` or `bf16` for a run: that of `choose_precision`.
+    """Return the precision of a run, `fp32` or `bf16`.
 
-    If the setting `name` is `auto`, a run that was begun keeps the precision in its records, and a line warns
-    if that is bf16 on a device without units for it.
+    A new run gets the precision from `choose_precision`. A run that was begun earlier keeps its recorded
+    precision if the setting `name` is `auto`. A message warns if that is bf16 and the device has no units
+    for it.
 
     The result is `Inputs.precision`. It decides the dtype of the cached training contexts
-    (`stages._write_caches`) and of all matrix products of Phase 2's training (`phase2.batch_gradients`).
-    The stages `contexts` and `phase2` are made from it (`stages`). Everything else is fp32.
+    (`stages._write_caches`) and of all matrix products in Phase 2's training (`phase2.batch_gradients`).
+    Everything else is fp32. The tables of the stages `contexts` and `phase2` list it (`stages`).
     """
     chosen = choose_precision(name, device)
     recorded = (record.made_from.get("precision") for record in folder.records.values())
@@ -49,16 +50,16 @@ def precision_of_run(folder: RunFolder, name: str, device: torch.device) -> str:
         return chosen
     if (begun_in, chosen) == ("bf16", "fp32") and "phase2" not in folder.records:
         log(
-            "This run goes on in bf16, in which it was begun, but this device has no units for bf16, so "
+            "This run was begun in bf16 and continues in it, but this device has no units for bf16, so "
             "training is slow. A new run in another folder would train in fp32."
         )
     return begun_in
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Return `fp32` or `bf16`; `auto` takes bf16 if the processor or GPU reports units for it.
+    """Return `fp32` or `bf16`. `auto` takes bf16 if the processor or GPU reports units for it.
 
-    `precision_of_run` asks for a run, and `report.times` for its estimate.
+    `precision_of_run` calls this for a run, and `report.times` for its time estimates.
     """
     if name != "auto":
         return name
@@ -76,9 +77,9 @@ def _cpu_flags() -> set[str]:
 
 @contextmanager
 def torch_state(threads: str = "auto") -> Iterator[None]:
-    """Compute without TF32 in the block, as the original does, and with `threads` threads.
+    """Use `threads` threads and no TF32 in the block. The original does not use TF32 either.
 
-    After the block, these settings and torch's random generators, also those of GPUs, are as before.
+    After the block, these settings and torch's random generators, including the GPUs', are restored.
     """
     cudnn: Any = torch.backends.cudnn
     mkldnn: Any = torch.backends.mkldnn
@@ -103,10 +104,9 @@ def torch_state(threads: str = "auto") -> Iterator[None]:
 
 
 def _set_threads(threads: str) -> None:
-    """Let torch compute with so many threads, but with one in a forked process.
+    """Set the number of torch's threads. In a forked process, always use one thread.
 
-    Launchers of notebooks fork. A fork has no copies of OpenMP's threads, for which OpenMP would wait
-    forever.
+    Notebook launchers fork. A fork has no copies of OpenMP's threads, so OpenMP would wait for them forever.
     """
     if isinstance(current_process(), getattr(context, "ForkProcess", ())):  # Windows has no forks
         torch.set_num_threads(1)

@@ -1,11 +1,11 @@
-"""Copies of run folders in Google Drive, for machines such as Colab's that are gone after a session.
+"""Keep copies of run folders in Google Drive, for machines such as Colab's that disappear after a session.
 
-Each finished stage has an archive of its own, which is written once, when the stage is recorded. The state of
-a Phase 2 under way has a small one, which is written every two minutes.
+Each finished stage has its own archive. The archive is written once, after the stage is recorded. While Phase
+2 trains, its state is written to a small archive every two minutes.
 
-The archive of a saved model leaves out its weights if the token table is GPT-2's: the next `run` writes them
-again from the Hub's table and the checkpoint. A table that was made from text stays in the archive, since
-another processor would make a different one.
+If the token table is GPT-2's, the archive of the saved model leaves out the weights: the next `run` rewrites
+them from the Hub's table and the checkpoint. A table that was made from text stays in the archive, since
+another processor would make a slightly different table.
 """
 
 import os
@@ -22,10 +22,10 @@ from ..method.loop import Metric
 from ..progress import Listener
 from .folder import MODEL, RECORDS, RunFolder
 
-SAVE_SECONDS = 120  # between two archives of the state of a training run
-STATE = (f"{RECORDS}/phase2.pt", "metrics.jsonl")  # the files of that state
+SAVE_SECONDS = 120  # seconds between two archives of a training run's state
+STATE = (f"{RECORDS}/phase2.pt", "metrics.jsonl")  # the files of a training run's state
 SAME_EVERYWHERE = ("gpt2",)  # token tables whose bits do not depend on the machine
-# Refuses paths that lead outside; Python 3.11.4 is the first version that can.
+# Options for `extractall` that refuse paths outside the folder; they need Python 3.11.4.
 SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 
@@ -37,18 +37,18 @@ def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> 
             run(config, folder, listener)
 
     Yields:
-        `listener`, which now also writes archives: of each finished stage, and of a training run every two
-        minutes. Only `listener` itself unless `$CTXKV_DRIVE` names a folder.
+        a listener that calls `listener` and, at most every two minutes, writes the archives of newly finished
+        stages and of the training state. If `$CTXKV_DRIVE` is not set, this is `listener` itself.
 
     Raises:
-        UserError: an archive cannot be restored. If an archive cannot be written, a line of text says so.
+        UserError: An archive cannot be restored. If an archive cannot be written, a message is printed.
     """
     drive = os.environ.get("CTXKV_DRIVE")
     if not drive:
         yield listener
         return
     copies = {}
-    for folder in map(expanded, folders):  # folders of one name in different places have different copies
+    for folder in map(expanded, folders):  # folders with the same name get different copies
         copies[folder] = expanded(drive) / f"{folder.name}-{digest(str(folder.absolute()))[:6]}"
     for folder, copy in copies.items():
         if copy.is_dir() and not folder.exists():
@@ -69,7 +69,7 @@ def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> 
 
 
 def _restore(folder: Path, copy: Path) -> None:
-    """Extract all archives of a run; those of finished stages come last and win."""
+    """Extract all archives of a run. Archives of finished stages come last and replace files of the state."""
     archives = sorted(copy.glob("[!.]*.tar"), key=lambda archive: not archive.name.startswith("state"))
     with replacing(folder) as restored:
         for archive in archives:
@@ -82,7 +82,7 @@ def _restore(folder: Path, copy: Path) -> None:
 
 
 def keep_all(copies: dict[Path, Path]) -> None:
-    """Write the archives that are missing of each run folder, and delete those that are out of date."""
+    """Write each run folder's missing archives, and delete the archives that are out of date."""
     for folder, copy in copies.items():
         archives = _archives(RunFolder.read(folder))
         for name, files in archives.items():
@@ -94,7 +94,7 @@ def keep_all(copies: dict[Path, Path]) -> None:
 
 
 def _archives(folder: RunFolder) -> dict[str, list[str]]:
-    """Name the archives that a run should have, each with its files, by their paths in the folder."""
+    """Return the archives that a run should have: the name of each, and the paths of its files."""
     archives = {}
     for stage, record in folder.records.items():
         file = folder.record_file(stage)
@@ -110,10 +110,10 @@ def _archives(folder: RunFolder) -> dict[str, list[str]]:
 
 
 def _write(archive: Path, folder: Path, files: list[str]) -> None:
-    """Write an archive atomically; print a line if Drive does not take it."""
+    """Write an archive atomically. If Drive refuses it, print a message."""
     try:
         with replacing(archive) as temporary_path, tarfile.open(temporary_path, "w", dereference=True) as tar:
             for name in files:
                 tar.add(folder / name, name)
     except OSError as error:
-        print(f"Google Drive did not take {archive.name} ({error.strerror or error}); training continues.")
+        print(f"Google Drive refused {archive.name} ({error.strerror or error}); training continues.")

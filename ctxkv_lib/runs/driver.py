@@ -1,19 +1,21 @@
-"""Runs the stages of an experiment: reuses what is finished, computes the rest, and says what differs.
+"""Run the stages of an experiment: reuse finished stages, compute the rest, and report differences.
 
-For each stage, `run_stages` asks whether its record counts (`_reusable`), lets the stage's function compute
-and write its files if not, takes its metrics and memory snapshots, and records it. What decides:
+For each stage, `run_stages` first asks whether its record can be reused (`_reusable`). If not, it lets the
+stage's function compute and write its files, collects its metrics and memory snapshots, and records it. These
+rules decide what happens:
 
-- `stages.experiment_stages` lists the stages, each with the table of what it is made from: settings by name,
-  and digests from `inputs.Inputs.digests`. `Stage.table` adds the outputs of the stages before it.
-- `_reusable`: a stage is reused if its table equals the recorded one (`records.differences`) and its files
-  are intact (`records.Record.damage`). The contexts may also be linked from a run beside this one (`_link`).
-- `is_finished`: a finished run that is called again is answered at once. Only the sizes of its files are
-  compared, since their contents are checked where they are used.
+- `stages.experiment_stages` lists the stages. Each stage has a table of what it is made from: settings by
+  name, and digests from `inputs.Inputs.digests`. `Stage.table` adds the outputs of earlier stages.
+- `_reusable`: a stage is reused if its table equals the recorded table (`records.differences`) and its files
+  are intact (`records.Record.damage`). Contexts may also be linked from a neighbouring run, i.e. a run whose
+  folder has the same parent (`_link`).
+- `is_finished`: a finished run is returned at once. Only the sizes of its files are compared, since their
+  contents are checked where they are used.
 - `prepare_folder`: a folder with different settings is refused. A folder whose Phase 2 was trained with
-  different code, texts or precision is refused unless the run is to be made again, since training can take
-  hours. Only a stage that `is_replaceable`, the saved model, is recomputed unasked.
-- `_clear`: before a stage is computed from something else, all files and records that were made from its old
-  version are deleted, so that a kill never leaves a result beside the contexts of another text.
+  different code, texts or precision is refused unless `again` is set, since training can take hours. Once
+  Phase 2 is trained, only a stage that `is_replaceable` (the saved model) is recomputed without `again`.
+- `_clear`: before a stage is computed from different inputs, all files and records that depend on its old
+  version are deleted, so a kill never leaves results next to contexts from a different text.
 """
 
 import os
@@ -37,16 +39,16 @@ from .folder import RECORDS, RunFolder
 from .links import link_equal_files
 from .records import OUTPUT_OF, Record, Table, as_json, describe_differences, differences, is_setting
 
-TRAINED = "phase2"  # the stage that is never replaced unasked
+TRAINED = "phase2"  # this stage is only replaced if `again` is set
 
 
 class Work:
-    """What the function of a stage is handed: the run folder, and what takes its metrics and snapshots.
+    """The argument of a stage's function: the run folder, and methods that collect metrics and snapshots.
 
     Attributes:
         made_from: the table of the stage.
-        state: the file with which an interrupted training run continues; None: it begins again.
-        metrics: all metrics so far, the restored ones included.
+        state: the file from which an interrupted training run continues. With None, it starts over.
+        metrics: all metrics so far, including restored ones.
         memory: all memory snapshots so far.
     """
 
@@ -61,7 +63,7 @@ class Work:
     def record(self, metric: Metric) -> None:
         """Append a metric to metrics.jsonl, and pass it to the listener.
 
-        Before the stage's first metric, metrics.jsonl is written anew, with those of the stages before it.
+        Before the stage's first metric, metrics.jsonl is rewritten with the metrics of earlier stages only.
         """
         is_first = not self.metrics
         self.metrics.append({name: value for name, value in metric.items() if name != "replayed"})
@@ -72,26 +74,27 @@ class Work:
             self.listener(metric)
 
     def snapshot(self, name: str) -> None:
-        """Measure the memory at the end of a part of the stage."""
+        """Measure memory use at the end of a part of the stage. `name` says which part."""
         self.memory.append(snapshot(name, self.device))
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A stage as it is asked for.
+    """A stage that an experiment needs.
 
     Attributes:
-        compute: writes the files, and returns the stage's part of the summary.
-        made_from: the table of the stage, without the outputs of the stages before it.
-        after: the stages that it is made from. One that is not recorded, such as n-grams, does not count.
+        compute: function that writes the files and returns the stage's part of the summary.
+        made_from: the table of the stage, without the outputs of earlier stages.
+        after: the stages that this stage is made from. A stage without a record, such as n-grams, is skipped.
         files: files and folders that the stage writes.
-        editable: more files and folders that it writes, which users may edit; they only have to exist.
-        state: a file with which an interrupted training run continues.
-        is_linked: whether the stage may be linked from a run beside this one.
-        by_all: whether all processes compute it together; otherwise only rank 0 does.
-        is_of_numbers: whether it is also made from the results and metrics of the stages in `after`.
-        is_replaceable: whether it is computed anew unasked if its table differs, though Phase 2 is trained.
-        is_left_out: whether it is not computed. Its files are still deleted if they are out of date.
+        editable: files and folders that the stage writes and users may edit. They only have to exist.
+        state: file from which an interrupted training run continues.
+        is_linked: whether the files may be linked from a neighbouring run.
+        by_all: whether all processes compute the stage together. Otherwise only rank 0 computes it.
+        is_of_numbers: whether the stage also depends on the results and metrics of the stages in `after`.
+        is_replaceable: whether the stage is recomputed without `again` if its table differs, even if Phase 2
+            is trained.
+        is_left_out: whether the stage is skipped. Its files are still deleted if they are out of date.
     """
 
     name: str
@@ -108,7 +111,7 @@ class Stage:
     is_left_out: bool = False
 
     def table(self, folder: RunFolder) -> Table:
-        """Return the whole table: `made_from`, and the outputs of the stages before it."""
+        """Return the whole table: `made_from`, and the outputs of earlier stages."""
         before = {name: folder.records[name] for name in self.after if folder.holds(name)}
         table = self.made_from | {OUTPUT_OF + name: record.output for name, record in before.items()}
         if self.is_of_numbers:
@@ -116,7 +119,7 @@ class Stage:
         return as_json(table)
 
     def differences(self, folder: RunFolder) -> Table:
-        """Return how `made_from` differs from what is recorded, if anything is."""
+        """Return how `made_from` differs from the record of this stage. Without a record, nothing differs."""
         if self.name not in folder.records:
             return {}
         return differences(folder.records[self.name].made_from, as_json(self.made_from), [*self.made_from])
@@ -133,13 +136,14 @@ def require_same_settings(folder: RunFolder, stages: Sequence[Stage]) -> None:
 
 
 def prepare_folder(folder: RunFolder, stages: Sequence[Stage], again: bool) -> None:
-    """Refuse a claimed folder that holds something else, or delete what is out of date in it.
+    """Delete the files in a locked folder that are out of date, or refuse the folder.
 
     Args:
         again: replace a result with different code, texts or precision.
 
     Raises:
-        UserError: different settings; or a trained Phase 2 that differs otherwise and is to be kept.
+        UserError: The folder was made with different settings; or, without `again`, its Phase 2 was trained
+            with different code, texts or precision.
     """
     require_same_settings(folder, stages)
     changed = {stage: pairs for stage in stages if (pairs := stage.differences(folder))}
@@ -160,9 +164,9 @@ def _refuse_to_replace(folder: RunFolder, reason: str) -> None:
 
 
 def is_finished(folder: RunFolder, stages: Sequence[Stage]) -> bool:
-    """Return whether every stage is recorded as it is asked for, with all files there in their size.
+    """Return whether every stage has a matching record, and all its files exist with the right size.
 
-    Only the results are read; the contents of the other stages are checked where they are used.
+    Only the files of the results are read; other files are checked where they are used.
     """
     for stage in stages:
         if stage.is_left_out:
@@ -178,11 +182,11 @@ def is_finished(folder: RunFolder, stages: Sequence[Stage]) -> bool:
 def run_stages(
     folder: RunFolder, stages: Sequence[Stage], device: torch.device, listener: Listener, again: bool = False
 ) -> None:
-    """Finish `stages` in order; all processes then know the records.
+    """Finish `stages` in order. Afterwards, all processes have the records.
 
     Args:
-        listener: gets every metric in order; the metrics of reused stages with `"replayed": True`.
-        again: replace a trained Phase 2 whose contexts were computed anew with different bytes.
+        listener: called with every metric in order. The metrics of reused stages have `"replayed": True`.
+        again: replace a trained Phase 2 if its contexts were recomputed and their bytes differ.
     """
     for stage in stages:
         if stage.is_left_out:
@@ -193,7 +197,7 @@ def run_stages(
         else:
             replay(record, listener)
         folder.records[stage.name] = record
-        if stage.state:  # after the record is written, also for a process that was killed between the two
+        if stage.state:  # also deletes a state that a process left because it was killed after recording
             ranks.on_rank_0(partial(remove, folder.path / stage.state))
 
 
@@ -206,7 +210,7 @@ def replay(record: Record, listener: Listener) -> None:
 def _reusable(
     folder: RunFolder, stage: Stage, stages: Sequence[Stage], again: bool
 ) -> tuple[Table, Record | None]:
-    """Return the table of a stage, and its record if that counts; None means that it is to be computed."""
+    """Return the table of a stage, and its record if it can be reused or linked. Otherwise return None."""
     made_from, record = stage.table(folder), folder.records.get(stage.name)
     pairs = differences(record.made_from, made_from) if record else {}
     damage = record.damage(folder.path) if record else folder.unreadable(stage.name)
@@ -214,7 +218,7 @@ def _reusable(
         if record.metrics:
             log(f"{stage.name}: reused.")
         return made_from, record
-    if pairs and not damage and stage.name == TRAINED and not again:  # contexts of another machine
+    if pairs and not damage and stage.name == TRAINED and not again:  # contexts from another machine
         _refuse_to_replace(folder, describe_differences(pairs))
     if damage or (pairs and not stage.is_of_numbers):
         log(f"{stage.name}: recomputed, since {damage or describe_differences(pairs)}.")
@@ -222,7 +226,10 @@ def _reusable(
 
 
 def _link(folder: RunFolder, stage: Stage, stages: Sequence[Stage], made_from: Table) -> Record | None:
-    """Link the files of a stage from a run beside this one that was made from the same; record it here."""
+    """Link a stage's files from a neighbouring run whose table is the same, and record the stage here.
+
+    Returns None if there is no such run.
+    """
     for file in sorted(folder.path.parent.glob(f"[!.]*/{RECORDS}/{stage.name}.json")):
         other, record = file.parents[1], Record.read(file)
         if other == folder.path or record is None or differences(record.made_from, made_from):
@@ -233,7 +240,7 @@ def _link(folder: RunFolder, stage: Stage, stages: Sequence[Stage], made_from: T
                 with replacing(folder.path / name) as temporary_path:
                     _link_or_copy(other / name, temporary_path)
         if not record.damage(folder.path):
-            log(f"{stage.name}: taken from {other.name}, which was made from the same.")
+            log(f"{stage.name}: taken from {other.name}, which was made from the same inputs.")
             return folder.write(stage.name, record)
     return None
 
@@ -241,16 +248,16 @@ def _link(folder: RunFolder, stage: Stage, stages: Sequence[Stage], made_from: T
 def _link_or_copy(file: Path, to: Path) -> None:
     try:
         os.link(file, to)
-    except OSError:  # not every file system can
+    except OSError:  # some file systems have no hard links
         shutil.copy2(file, to)
 
 
 def _clear(folder: RunFolder, stage: Stage, stages: Sequence[Stage], made_from: Table) -> None:
-    """Delete the files and the record of a stage that is to be computed.
+    """Delete the files and the record of a stage before it is computed.
 
-    If it is made from something else than before, everything that was made from its old version is deleted
-    first, the last stage first, with the files that a killed process left without a record. If it is made
-    from the same, as in a repair, files that users may edit are kept.
+    If the stage has a new table, all stages that depend on its old version are deleted first, beginning with
+    the last, including files that a killed process left without a record. If the table is the same, the stage
+    is being repaired, so the files that users may edit are kept.
     """
     record = folder.records.get(stage.name)
     is_repair = record is not None and record.made_from == made_from

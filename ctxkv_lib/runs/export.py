@@ -1,4 +1,4 @@
-"""The folder of a run's model for transformers."""
+"""Save a run's model in a folder that transformers can load."""
 
 from copy import deepcopy
 from functools import lru_cache
@@ -17,8 +17,8 @@ from ..plugins.hooks import HOOKS
 from ..progress import log
 from .config import ExperimentConfig
 
-TRIED_TOKENS = 64  # on which a saved model is compared with the trained one
-_copy_of = lru_cache(maxsize=1)(deepcopy)  # of a tokenizer: a third of the time of a tiny run
+TRIED_TOKENS = 64  # number of tokens on which a saved model is compared with the trained model
+_copy_of = lru_cache(maxsize=1)(deepcopy)  # cached, since copying a tokenizer is a third of a tiny run's time
 
 
 def for_transformers(
@@ -27,11 +27,11 @@ def for_transformers(
     """Wrap a trained model, and a copy of its tokenizer, for generation.
 
     Raises:
-        UserError: the layer reads tokens, so it cannot read on token by token.
+        UserError: The layer reads tokens, so it cannot continue a text token by token.
     """
     if model.layer.reads == "tokens":
         raise UserError(
-            "The run's layer reads rows of tokens, so it cannot read on token by token; take a run whose "
+            "The run's layer reads rows of tokens, so it cannot continue token by token; use a run whose "
             "layer reads contexts."
         )
     settings = {hook: plugin.settings for hook, plugin in config.plugins.items() if HOOKS[hook].is_module}
@@ -41,30 +41,30 @@ def for_transformers(
 
 
 def stop_after_text(model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Begin, stop and pad generated text, on the left, with the token that ends a text."""
+    """Use the end-of-text token to begin, stop and pad generated text. Padding is on the left."""
     end = tokenizer.eos_token_id
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
-    tokenizer.init_kwargs["padding_side"] = "left"  # which is what is saved
+    tokenizer.init_kwargs["padding_side"] = "left"  # `save_pretrained` writes this value
     model.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
 
 
 def save_for_transformers(
     model: ContextKV, config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> list[Path]:
-    """Write model, code and tokenizer into `folder`; a notice instead if a plug-in cannot be saved."""
+    """Write model, code and tokenizer into `folder`. If a plug-in cannot be saved, print a message."""
     bars_were_shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # which would stay visible in a notebook
+    logging.disable_progress_bar()  # the bar would stay visible in a notebook
     try:
         served, tokenizer = for_transformers(model, config, tokenizer)
         with replacing(folder) as beside, rust_errors(folder):
-            # The token table is larger than that, so it gets a file of its own, the first.
+            # The token table is larger than this shard size, so it gets its own file, the first.
             served.save_pretrained(beside, max_shard_size=model.wte.weight.nbytes - 1)
             tokenizer.save_pretrained(beside)
-            # The same again without indentation, which takes less than half of the space.
+            # Overwrite the tokenizer without indentation, which takes less than half of the space.
             tokenizer.backend_tokenizer.save(str(beside / "tokenizer.json"), pretty=False)
         if config.has_own_parts:
             _refuse_other_model(served, folder)
-    except Exception as error:  # whatever code of the user's raises where it is loaded
+    except Exception as error:  # the user's code may raise anything when it is loaded
         if not config.has_own_parts or is_disk_full(error):
             raise
         remove(folder)
@@ -78,7 +78,7 @@ def save_for_transformers(
 
 @torch.no_grad()
 def _refuse_other_model(model: ContextKVForCausalLM, folder: Path) -> None:
-    """Raise a ValueError if a model loaded from `folder`, with the code there, computes something else."""
+    """Raise ValueError if the model loaded from `folder`, with the code there, computes different logits."""
     saved: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     ids = torch.arange(TRIED_TOKENS, device=model.device)[None]
 

@@ -1,23 +1,26 @@
 """The folder of one run: the records of its finished stages, and the lock of the process that works in it.
 
-The files, and who writes them:
+A run folder has these files:
 
-- `checkpoint/settings.json`, `contexts.json`, `phase2.json`, `model.json`, `test.json`, `ngrams.json`,
-  `results.json`: the records of finished stages (see `records`), by `driver`;
-- `config.json`, and `own_parts/{block,loss,layer}.py`, the source text of the user's own parts: the stage
-  `settings`; `metrics.jsonl`: line by line the stage that trains, at the end the stage `results`;
-- `checkpoint/context_block.safetensors`, `caches/{train,val}_{ctx,emb}.safetensors`: the stage `contexts`, or
-  links to the files of a run beside this one;
-- `checkpoint/weights.safetensors`, all weights except the token table: the stage `phase2`; while it trains,
-  `checkpoint/phase2.pt`: `training`;
-- `model/`: the stage `model` (`export`);
-- `summary.json`, `report.md`, `report.ja.md`, `figures/`: the stage `results`, in `experiments`;
-- `model/README.md`, the model card: whichever of the stages `results` and `model` finds a model without it;
-- `evaluation/`: the command `ctxkv evaluate`; hidden `.part` files: `files.replacing`; `.lock`: this module.
+- `checkpoint/settings.json`, `contexts.json`, `phase2.json`, `model.json`, `test.json`, `ngrams.json` and
+  `results.json` are the records of finished stages (see `records`). `driver` writes them.
+- `config.json`, and `own_parts/{block,loss,layer}.py` with the source text of the user's own parts, are
+  written by the stage `settings`.
+- `metrics.jsonl` gets a line per metric from the stage that trains. The stage `results` rewrites it.
+- `checkpoint/context_block.safetensors` and `caches/{train,val}_{ctx,emb}.safetensors` are written by the
+  stage `contexts`, or are links to the files of a neighbouring run (same parent folder).
+- `checkpoint/weights.safetensors` has all weights except the token table. The stage `phase2` writes it; while
+  it trains, `training` writes `checkpoint/phase2.pt`.
+- `model/` is written by the stage `model` (`export`).
+- `summary.json`, `report.md`, `report.ja.md` and `figures/` are written by the stage `results`, in
+  `experiments`.
+- `model/README.md`, the model card, is written by `results` or `model`, whichever finds a model without it.
+- `evaluation/` is written by the command `ctxkv evaluate`, hidden `.part` files by `files.replacing`, and
+  `.lock` by this module.
 
 A stage's files are written first and its record last, each by a rename, so the record is valid even after a
-kill. Equal tensor files of a run and of the runs beside it are one file with several names (`links`): a file
-that changes is always written beside and renamed.
+kill. Equal tensor files of neighbouring runs are stored as one file with several names (`links`). To change a
+file, it is always written under a temporary name and renamed, so the other names keep the old content.
 """
 
 import json
@@ -36,23 +39,23 @@ from .config import ExperimentConfig, config_from_dict
 from .records import Record
 
 RECORDS, LOCK, COMPARISON = "checkpoint", ".lock", "comparison.json"
-SETTINGS, RESULTS = "settings", "results"  # the first stage of every run, and the last of one without a model
+SETTINGS, RESULTS = "settings", "results"  # the first stage of every run, and the last if no model is saved
 MODEL = "model"  # the stage of the saved model
-TABLE_SHARD = "model/model-00001-of-"  # how the path of the saved token table begins in a run folder
-OLD_RECORD = f"{RECORDS}/stages.json"  # of version 0.3 and before
+TABLE_SHARD = "model/model-00001-of-"  # beginning of the token table's path in a run folder
+OLD_RECORD = f"{RECORDS}/stages.json"  # the only record file up to version 0.3
 RUNS_BELOW = f"[!.]*/{RECORDS}/{SETTINGS}.json"  # hidden folders are half-written copies
 
 
 @dataclass
 class RunFolder:
-    """A run on disk: its path, and the records that can be read, by stage."""
+    """A run on disk: its path, and its readable records by stage."""
 
     path: Path
     records: dict[str, Record] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> "RunFolder":
-        """Read the records in a folder; a record that cannot be read counts as none."""
+        """Read the records in a folder. Records that cannot be read are left out."""
         records = {file.stem: Record.read(file) for file in sorted((path / RECORDS).glob("[!.]*.json"))}
         return cls(path, {name: record for name, record in records.items() if record})
 
@@ -61,7 +64,7 @@ class RunFolder:
         """Read the records of a run.
 
         Raises:
-            UserError: the folder holds no run, or the run of another version.
+            UserError: The folder holds no run, a run of another version, or a damaged first record.
         """
         folder = cls.read(path)
         if SETTINGS in folder.records:
@@ -72,7 +75,7 @@ class RunFolder:
 
     @property
     def config(self) -> ExperimentConfig:
-        """The configuration of the run; raises UserError if this version does not know a setting."""
+        """The configuration of the run. Raises UserError if this version does not know a setting."""
         try:
             return config_from_dict(self.records[SETTINGS].result)
         except (UserError, AttributeError, LookupError, TypeError):
@@ -82,19 +85,22 @@ class RunFolder:
         return self.path / RECORDS / f"{stage}.json"
 
     def holds(self, stage: str) -> bool:
-        """Return whether a stage is recorded and was made from the stages that are recorded now."""
+        """Return whether a stage is recorded and was made from the current records of earlier stages."""
         return stage in self.records and all(
             self.holds(before) and self.records[before].output == output
             for before, output in self.records[stage].outputs_before.items()
         )
 
     def unreadable(self, stage: str = "[!.]*") -> str:
-        """Describe the record that cannot be read, of one stage or the first of all; "" if there is none."""
+        """Describe the first record that cannot be read, by default of any stage; return "" if all can."""
         files = sorted((self.path / RECORDS).glob(f"{stage}.json"))
         return next((f"{file} is damaged" for file in files if file.stem not in self.records), "")
 
     def damage(self) -> str:
-        """Describe the first record or file that is missing or damaged, judged by sizes; "" if none is."""
+        """Describe the first record or file that is damaged or missing; return "" if all are intact.
+
+        Only the sizes of files are compared.
+        """
         descriptions = (record.damage(self.path, only_size=True) for record in self.records.values())
         return self.unreadable() or next(filter(None, descriptions), "")
 
@@ -114,11 +120,11 @@ class RunFolder:
         return [metric for stage in stages for metric in self.records[stage].metrics]
 
     def write_metrics(self, stages: Iterable[str]) -> None:
-        """Write metrics.jsonl anew, with the lines of `metrics`."""
+        """Rewrite metrics.jsonl with the metrics of these stages."""
         write_text(self.path / "metrics.jsonl", "".join(map(_line, self.metrics(stages))))
 
     def append_metric(self, metric: Metric) -> None:
-        """Add a line to metrics.jsonl, which shows a training run under way."""
+        """Add a line to metrics.jsonl, so that the progress of a training run can be followed."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(_line(metric))
 
@@ -133,12 +139,12 @@ def _no_run(path: Path) -> str:
     if (path / OLD_RECORD).is_file():
         return _other_version(path)
     if any(path.glob(RUNS_BELOW)):
-        return f"{path} holds runs and is none; name one of them (`ctxkv list {path}` shows them)."
+        return f"{path} is not a run but holds runs; name one of them (`ctxkv list {path}` shows them)."
     if is_run_folder(path):
         return f"The record of the run in {path} is gone; make it again with `ctxkv run --out {path}`."
     if (path / COMPARISON).is_file():
         return f"{path} holds a comparison; name its runs, as `ctxkv list {path.parent}` shows them."
-    return f"{path} holds no run; `ctxkv list` shows where runs are, `ctxkv run --out {path}` makes one."
+    return f"{path} holds no run; `ctxkv list` shows where runs are; `ctxkv run --out {path}` makes one."
 
 
 def _other_version(path: Path) -> str:
@@ -146,20 +152,20 @@ def _other_version(path: Path) -> str:
 
 
 def is_run_folder(path: Path) -> bool:
-    """Return whether a folder is that of a run, even if one of config.json and the first record is lost."""
+    """Return whether a folder is a run folder, even if config.json or the first record is lost."""
     marks = (path / "config.json", path / RECORDS / f"{SETTINGS}.json")
     return (path / RECORDS).is_dir() and any(mark.is_file() for mark in marks)
 
 
 @contextmanager
 def claimed(path: Path, again: bool = False) -> Iterator[RunFolder]:
-    """Keep a run's folder for this process while the block runs.
+    """Lock a run's folder for this process while the block runs.
 
     Args:
-        again: also take a folder with a run of version 0.3, or with a result whose records are lost.
+        again: also accept a folder with a run of version 0.3, or with a result whose records are lost.
 
     Raises:
-        UserError: the folder is in use, or holds other files or a result that may not be replaced.
+        UserError: The folder is in use, or holds other files or a result that may not be replaced.
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; name another folder with --out.")
@@ -177,7 +183,7 @@ def claimed(path: Path, again: bool = False) -> Iterator[RunFolder]:
                 f"{path} holds a result whose record is lost; replace it with --again, or name another "
                 "folder with --out."
             )
-        for leftover in path.rglob(".*.part"):  # of a killed process
+        for leftover in path.rglob(".*.part"):  # left by a killed process
             remove(leftover)
         (path / RECORDS).mkdir(exist_ok=True)
         try:
@@ -197,13 +203,13 @@ def claimed(path: Path, again: bool = False) -> Iterator[RunFolder]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other processes out of a folder while the block runs; raises UserError if one is in it."""
+    """Lock a folder for this process while the block runs. Raises UserError if another process has it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / LOCK).acquire(timeout=0)
     except Timeout:
         raise UserError(
-            f"{path} is in use by another process; wait until that is done, or name another folder."
+            f"{path} is in use by another process; wait until it is done, or name another folder."
         ) from None
     with lock:
         yield

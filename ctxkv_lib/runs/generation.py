@@ -1,6 +1,6 @@
 """Generate text with a finished run.
 
-The saved model generates the same text in transformers, but importing transformers' models takes seconds.
+The saved model generates the same text with transformers, but importing its models takes seconds.
 """
 
 from dataclasses import fields
@@ -24,7 +24,7 @@ COLDEST = 1e-6  # at this temperature or below, generation takes the most likely
 
 @friendly_errors()
 def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
-    """Generate text with a finished run; the result begins with `prompt`.
+    """Generate text with a finished run. The result begins with `prompt`.
 
     Args:
         run: a run, or its folder.
@@ -48,9 +48,9 @@ def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
 
 @torch.no_grad()
 def continued(model: ContextKV, ids: list[int], sampling: Sampling, end: int) -> list[int]:
-    """Draw the tokens that follow `ids`, until `end` is drawn or there are enough."""
+    """Draw the tokens after `ids` until `end` is drawn or `max_new_tokens` is reached. Leave out `end`."""
     new = list[int]()
-    cache = read_stream(model, EXACT, torch.tensor([*ids, end]))  # the last token stands for the next one
+    cache = read_stream(model, EXACT, torch.tensor([*ids, end]))  # `end` is a placeholder for the next token
     while len(new) < sampling.max_new_tokens:
         batch = model.batch(cache, torch.tensor([len(cache) - 1], device=model.device))
         token = _drawn(torch.cat([*model.predictions(batch)]), sampling)
@@ -71,7 +71,7 @@ def _drawn(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def _extended(model: ContextKV, cache: Cache, token: Tensor) -> Cache:
-    """Append a token, int64 `[1]`, and the context after it; the last token keeps its place."""
+    """Append a token, int64 `[1]`, and the context after it. The placeholder stays the last token."""
     ids = torch.cat([cache.ids[:-1], token.int(), cache.ids[-1:]])
     if cache.contexts is None:
         return Cache(ids)

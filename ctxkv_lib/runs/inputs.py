@@ -1,4 +1,4 @@
-"""What an experiment is computed from: its texts, tokens, token table and model, and the digests of them."""
+"""The inputs of an experiment: its texts, tokens, token table and model, and their digests."""
 
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,8 @@ from .records import Table
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# Of the packages `method` and `data`, modules that compute no result: the plain reference, memory snapshots,
-# and what only a saved model uses. The rest counts, and so do the modules below.
+# Modules of the packages `method` and `data` that do not affect results: the plain reference, memory
+# snapshots, and code that only saved models use. All other modules of both packages affect results.
 NOT_IN_RESULTS = {
     "method.reference",
     "method.memory",
@@ -37,7 +37,7 @@ IN_SAVED_MODELS = {"method.modeling", "method.own_code", "method.arguments", "ru
 
 
 def result_code() -> str:
-    """Digest the code that results are computed with, without docstrings, comments and layout."""
+    """Return a digest of the code that computes results, without docstrings, comments and layout."""
     computing = {
         f"{folder}.{file.stem}" for folder in ("method", "data") for file in (PACKAGE / folder).glob("*.py")
     }
@@ -45,9 +45,9 @@ def result_code() -> str:
 
 
 def settings_table(config: ExperimentConfig, *names: str) -> Table:
-    """Return settings for the table of a stage: whole groups (`phase2`), hooks, and single ones.
+    """Return settings for the table of a stage. A name is a group (`phase2`), a hook, or a single setting.
 
-    A hook that is not used has None for its part. The digest of a part's code is named as a digest.
+    The plug-in of an unused hook is None. The digest of a plug-in's code is listed as `code of` its hook.
     """
     settings: Table = {f"{hook}.plugin": None for hook in HOOKS} | config.flat()
     chosen = {name: value for name, value in settings.items() if {name, name.partition(".")[0]} & {*names}}
@@ -56,11 +56,11 @@ def settings_table(config: ExperimentConfig, *names: str) -> Table:
 
 
 class Inputs:
-    """What an experiment is computed from; tokens, table and model are read and made when first needed.
+    """The inputs of an experiment. Tokens, token table and model are read or built when first needed.
 
     Args:
-        texts: from `read_splits`, by split.
-        precision: of Phase 2's matrix products, "fp32" or "bf16".
+        texts: conversations by split, from `read_splits`.
+        precision: dtype of Phase 2's matrix products, "fp32" or "bf16".
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Inputs:
         """Token ids of both streams, "train" and "val", on the CPU.
 
         Raises:
-            UserError: a stream is no longer than a window.
+            UserError: A stream is too short, i.e. not longer than a context window.
         """
         ids = {
             "train": train_stream(self.texts["train"], self.tokenizer).ids,
@@ -104,13 +104,13 @@ class Inputs:
     @cached_property
     @status_line("Building the model")
     def model(self) -> ContextKV:
-        """The model on its device, untrained until a stage trains or loads its parts."""
+        """The model on its device. It is untrained until a stage trains or loads its parts."""
         model = self.new_model()
         try_plugins(model, self.config.plugins)
         return model
 
     def new_model(self, other_seed: bool = False) -> ContextKV:
-        """Build the untrained model on its device; with `other_seed`, all that is drawn is different."""
+        """Build the untrained model on its device. With `other_seed`, all random weights are different."""
         config, log_unigram = self.config, log_frequencies(self.config.data, self.texts.get("corpus"))
         if other_seed:
             config = config.replace({"runtime.seed": config.runtime.seed ^ 1})
@@ -118,7 +118,7 @@ class Inputs:
 
     @cached_property
     def digests(self) -> dict[str, Any]:
-        """What the tables of stages hold besides settings, by name; nothing large is loaded for it."""
+        """The entries of stage tables that are not settings, by name. Computing them loads nothing large."""
         data, corpus = self.config.data, self.texts.get("corpus")
         counted = "" if corpus is None or data.unigram == "none" else corpus.fingerprint
         shape = (self.config.model.hidden_size, self.config.runtime.seed)
@@ -140,7 +140,7 @@ def read_splits(config: ExperimentConfig) -> dict[str, Conversations]:
     """Read the conversations of an experiment.
 
     Raises:
-        UserError: the source is missing, damaged or too small.
+        UserError: The source is missing, damaged or too small.
     """
     splits: list[Split] = ["train", "validation", "test"]
     splits += ["corpus"] if config.data.reads_corpus else []

@@ -1,4 +1,4 @@
-"""Equal weights and caches are stored once: a file that several runs have is one file with several names."""
+"""Store equal weights and caches of several runs only once, as one file with several names (hard links)."""
 
 import os
 from collections.abc import Mapping
@@ -10,13 +10,14 @@ from .records import Record
 
 
 def link_equal_files(folder: RunFolder, stage: str, files: Mapping[str, str]) -> None:
-    """Replace tensor files of a stage by hard links to equal files of this run or of the runs beside it.
+    """Replace a stage's tensor files by hard links to equal files of this run or a neighbouring run.
 
-    A link is checked before it takes the place of a file. Files stay as they are where the file system has no
-    hard links. Only tensor files are linked, since every program writes those beside and renames them.
+    A neighbouring run is in the same parent folder. A link is checked before it replaces a file. If the file
+    system has no hard links, the files stay as they are. Only tensor files are linked, since they are never
+    changed in place: new versions are written under a temporary name and renamed.
 
     Args:
-        files: the files that the stage has written, as in a record.
+        files: sizes and checksums of the files that the stage has written, as in a record.
     """
     beside = sorted(folder.path.parent.glob(f"[!.]*/{RECORDS}/{stage}.json"))
     runs = [(file.parents[1], Record.read(file)) for file in beside]

@@ -1,4 +1,4 @@
-"""`ctxkv list`: runs and what they have found, as a table."""
+"""The table of runs and their results that `ctxkv list` prints."""
 
 import json
 from collections.abc import Sequence
@@ -19,23 +19,23 @@ PHASE2 = ("val_ppl", "val_acc", "train_ppl", "best_epoch")
 
 
 def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.DataFrame:
-    """Collect runs and what they have found, a row each.
+    """Collect runs and their results in a table with one row per run.
 
     Args:
-        runs: runs or their folders; or one folder: every run at or below it is taken, also unfinished and
-            damaged ones, and interrupted ones come last. None takes `$CTXKV_RUNS`, or `runs`.
+        runs: runs or their folders. If this is a single folder, every run at or below it is listed, including
+            unfinished and damaged runs; interrupted runs come last. The default is `$CTXKV_RUNS`, or `runs`.
 
     Returns:
-        a table with the path as index: `state` (finished, interrupted, or damaged: a file is missing or has
-        another size); the settings that differ; `train_tokens`; `val_ppl`, `test_ppl`, `val_acc`, `train_ppl`
-        and `best_epoch`, which for an interrupted run are those of the best epoch so far; `epochs`; `seconds`
-        of both trainings; `phase1_parameters` and `parameters`, which Phase 1 and Phase 2 train; where
-        n-grams were measured, their `val_ppl` and `test_ppl` by name; `mib` on disk; and, if anything is
-        damaged, a `note` what to do. What is not known is NaN. A file that several of these runs share, as a
-        hard link, counts in the first of them.
+        a table with the path as index and these columns: `state` (finished, interrupted, or damaged if a file
+        is missing or has the wrong size); the settings that differ; `train_tokens`; `val_ppl`, `test_ppl`,
+        `val_acc`, `train_ppl` and `best_epoch`, which for an interrupted run come from the best epoch so far;
+        `epochs`; `seconds` of training in both phases; `phase1_parameters` and `parameters`, the numbers of
+        parameters that Phase 1 and Phase 2 train; `val_ppl` and `test_ppl` of each n-gram baseline, if
+        measured; `mib` on disk; and, if anything is damaged, a `note` that says what to do. Unknown values
+        are NaN. If several of these runs share a file through hard links, its size counts for the first run.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: There is no such folder.
     """
     if runs is None or isinstance(runs, Path | str):
         paths = _run_folders(runs_root() if runs is None else expanded(runs))
@@ -52,7 +52,7 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
             row |= _state(folder) | _results(folder)
         except DamagedFile as error:
             row["note"] = f"{error.path} is damaged; make it again with `ctxkv run --out {path}`"
-        except (UserError, OSError) as error:  # its records are gone, or of another version
+        except (UserError, OSError) as error:  # the records are gone, or come from another version
             row["note"] = str(error)
         row["mib"] = _bytes_on_disk(path, counted) / MIB
         rows[path] = row
@@ -78,9 +78,9 @@ def _bytes_on_disk(path: Path, counted: set[tuple[int, int]]) -> int:
 
 
 def _run_folders(root: Path) -> list[Path]:
-    """Find every run folder at or below a folder, also one whose records are gone; no hidden ones."""
+    """Find every run folder at or below a folder, even without records. Hidden folders are skipped."""
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder; name the one that holds your run folders.")
+        raise UserError(f"{root} is not a folder; name the folder that holds your run folders.")
     depths = ("", "[!.]*/", "[!.]*/[!.]*/")  # a comparison may hold the folders of its runs
     folders = {file.parent for depth in depths for file in root.glob(f"{depth}{RECORDS}")}
     return sorted(folder for folder in folders if is_run_folder(folder))
@@ -93,7 +93,7 @@ def _state(folder: RunFolder) -> dict[str, str]:
 
 
 def _results(folder: RunFolder) -> dict[str, Any]:
-    """Return the numbers of a run; of an unfinished one, those of its best epoch so far."""
+    """Return the results of a run. For an unfinished run, they come from its best epoch so far."""
     if not folder.holds("test"):
         lines = _lines(folder.path / "metrics.jsonl")
         best = min(lines, key=lambda line: line["val_ppl"], default={})
@@ -122,7 +122,7 @@ def _results(folder: RunFolder) -> dict[str, Any]:
 
 
 def _lines(metrics: Path) -> list[dict[str, Any]]:
-    """Read the epochs of a `metrics.jsonl`; a line that is being written is left out."""
+    """Read the epochs in a `metrics.jsonl`. A line that is not completely written yet is left out."""
     lines = []
     for text in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
         with suppress(ValueError):

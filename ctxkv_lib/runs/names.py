@@ -1,4 +1,4 @@
-"""Names of runs, of what differs, and of their folders."""
+"""Names for runs, built from their differing settings, and names for their folders."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,20 +12,20 @@ from .config import ExperimentConfig, differing_settings
 from .presets import RECIPES, changed_settings, with_fitting_sizes
 from .summary import Run
 
-MOST_NAMED = 3  # words in a name; a few runs that differ in more are named by their folders
-FEW_RUNS = (
-    3  # up to this number, runs are compared column by column; more get one row each, with longer names
-)
+MOST_NAMED = 3  # maximum number of words in a name; if a few runs differ in more, folder names are used
+# Up to this number of runs, tables have one column per run. With more runs, each run gets a row, so its name
+# can be longer.
+FEW_RUNS = 3
 
 
 def run_folder_of(config: ExperimentConfig, root: Path | str | None = None) -> Path:
-    """Return the default folder of an experiment; the same experiment always gets the same one.
+    """Return the default folder of an experiment. The same experiment always gets the same folder.
 
-    `preset-recipe-samples`, with the names of plug-ins and a short hash behind it of the settings that are
-    not those of preset and recipe, if any. The user's own file counts by its content.
+    The name is `preset-recipe-samples`, followed by plug-in names and, if any setting differs from the preset
+    and recipe, a short hash of those settings. The user's file is hashed by content.
 
     Args:
-        root: folder of the run folders; None takes `$CTXKV_RUNS`, or `runs`.
+        root: folder that holds the run folders. The default is `$CTXKV_RUNS`, or `runs`.
     """
     config = with_fitting_sizes(config)
     changed = changed_settings(config)
@@ -39,16 +39,16 @@ def run_folder_of(config: ExperimentConfig, root: Path | str | None = None) -> P
 
 
 def comparison_folder(configs: Sequence[ExperimentConfig], root: Path | str | None = None) -> Path:
-    """Return the default folder of a comparison: its largest run's name and the smaller counts."""
+    """Return the default folder of a comparison, named by its largest run and the smaller sample counts."""
     *smaller, largest = sorted(map(with_fitting_sizes, configs), key=lambda config: config.data.size("train"))
     counts = "-".join(str(config.data.samples) for config in smaller)
     return Path(f"{run_folder_of(largest, root)}-vs-{counts}")
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """Name each run by what it is: its own parts and the settings that differ; otherwise by its folder.
+    """Name each run by its own parts and the settings that differ, or else by its folder.
 
-    Settings that differ only as preset and recipe do are left out.
+    Settings that differ only because the presets or recipes differ are left out.
     """
     configs = [run.config for run in runs]
     chosen = {"preset", "recipe", "data.samples"}.union(*map(changed_settings, configs))
@@ -72,10 +72,10 @@ def run_names(runs: Sequence[Run]) -> list[str]:
 
 
 def variant_names(runs: Sequence[Run], bases: Sequence[Run]) -> list[str]:
-    """Name each run by what it is beside its base.
+    """Name each run by how it differs from its base.
 
-    If the bases have several sizes, each name has that of its run. Runs with the same name get their folders
-    in brackets.
+    If the bases have different sizes, each name contains the size of its run. If runs have the same name,
+    their folders are added in brackets.
     """
     names = []
     sizes = {base.config.data.samples for base in bases}
@@ -92,7 +92,7 @@ def variant_names(runs: Sequence[Run], bases: Sequence[Run]) -> list[str]:
 
 
 def _own_parts(config: ExperimentConfig) -> dict[str, PlugIn]:
-    """Return the parts that do not come with the recipe, by hook."""
+    """Return the plug-ins that do not come with the recipe, by hook."""
     usual = RECIPES[config.recipe]
     return {hook: plugin for hook, plugin in config.plugins.items() if plugin.name != usual.get(hook)}
 
@@ -100,10 +100,10 @@ def _own_parts(config: ExperimentConfig) -> dict[str, PlugIn]:
 def _words(
     config: ExperimentConfig, settings: Mapping[str, Any], configs: Sequence[ExperimentConfig]
 ) -> list[str]:
-    """Return what a run is, such as `["GRUBlock", "500 samples", "interval 20"]`.
+    """Return the words of a run's name, such as `["GRUBlock", "500 samples", "interval 20"]`.
 
-    If runs differ in their parts, a run without own parts is named by its recipe. Settings of a part are
-    named only if another one of `configs` has the part with different settings.
+    If runs differ in their parts, a run without its own parts is named by its recipe. A part's settings are
+    named only if another experiment in `configs` has the same part with different settings.
     """
     words = []
     for key, value in settings.items():
@@ -124,7 +124,7 @@ def _words(
 
 
 def _is_chosen(config: ExperimentConfig, hook: str, name: str, configs: Sequence[ExperimentConfig]) -> bool:
-    """Return whether others have the same part in a hook with another value of its setting `name`."""
+    """Return whether another experiment has the same part with a different value of its setting `name`."""
     parts = [part for each in configs if (part := each.plugins.get(hook))]
     part = config.plugins.get(hook)
     return any(

@@ -1,4 +1,4 @@
-"""A run in use: its model with caches and tokenizer, and the streams that the model reads."""
+"""Open a run to look inside: its model, caches and tokenizer, and the streams that the model reads."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,12 +40,14 @@ EXACT = Phase1Config(context_method="exact")  # how contexts of other text are c
 
 @dataclass
 class OpenRun:
-    """A run with what it takes to look inside: finished, or prepared for Phase 2.
+    """An open run with its model and tokenizer. The run is finished, or prepared for Phase 2.
 
     Attributes:
-        run: of a prepared one, the summary has `tokens`, `parameters`, `phase1`, `memory` and `caches_mib`.
-        model: in evaluation mode.
-        caches: a `Cache` for "train" and for "val"; those of a finished run are mapped from their files.
+        run: the run. The summary of a prepared run has `tokens`, `parameters`, `phase1`, `memory` and
+            `caches_mib`.
+        model: the model in evaluation mode.
+        tokenizer: the tokenizer of the run.
+        caches: a `Cache` for "train" and for "val". The caches of a finished run are mapped from their files.
     """
 
     run: Run
@@ -54,7 +56,7 @@ class OpenRun:
 
     @cached_property
     def caches(self) -> dict[str, Cache]:
-        """The caches of both streams, which are checked and mapped when they are first used."""
+        """The caches of both streams. They are checked and mapped when they are first used."""
         finished_run(RunFolder.open(self.run.path), "caches")
         return load_caches(self.run.path / "caches")
 
@@ -76,9 +78,10 @@ class OpenRun:
             return Stream(self, read_stream(self.model, config.phase1, ids, config.runtime.seed))
 
     def read(self, text: str) -> "Stream":
-        """Read a text by itself, after one end-of-text token, as `evaluate_texts` does.
+        """Read a single text after one end-of-text token, as `evaluate_texts` does.
 
-        Position 0 is the end-of-text token, which predicts the first token of the text. Contexts are exact.
+        At position 0, the model reads the end-of-text token and predicts the first token of the text.
+        Contexts are exact.
 
         Raises:
             UserError: The text is empty or not UTF-8.
@@ -96,13 +99,13 @@ def require_text(name: str, text: Any) -> None:
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream of n + 1 tokens as a run's model reads it: position i reads token i and predicts token i + 1.
+    """A stream of n + 1 tokens. At position i, the run's model reads token i and predicts token i + 1.
 
-    What the methods return is on the CPU.
+    The methods return tensors on the CPU.
 
     Attributes:
-        opened: the run, with its model and its tokenizer.
-        cache: a `Cache` of the tokens and their contexts.
+        opened: the run, with its model and tokenizer.
+        cache: a `Cache` with the tokens and their contexts.
     """
 
     opened: OpenRun
@@ -118,24 +121,24 @@ class Stream:
         return self.cache.ids.cpu()
 
     def contexts(self) -> Tensor:
-        """Return all contexts, `[n, context_dim]`, in the dtype of the cache: row i is that of position i."""
+        """Return all contexts, `[n, context_dim]`, in the dtype of the cache. Row i belongs to position i."""
         if self.cache.contexts is None:
             raise UserError(f"The layer of {self.opened.run.path} reads tokens, so the run has no contexts.")
         return self.cache.contexts[1:].cpu()
 
     def attention(self, positions: Sequence[int] | Tensor) -> Tensor:
-        """Compute attention weights at some positions, float32 `[len(positions), heads, slots]`.
+        """Compute attention weights at the given positions, float32 `[len(positions), heads, slots]`.
 
-        `opened.model.window.slots(positions)` are the positions whose contexts the slots hold.
+        `opened.model.window.slots(positions)` returns the positions whose contexts the slots hold.
         """
         return self._computed(positions, self._attention_weights)
 
     def logits(self, positions: Sequence[int] | Tensor) -> Tensor:
-        """Compute logits of the next token at some positions, float32 `[len(positions), vocab_size]`."""
+        """Compute logits of the next token at the given positions, float32 `[len(positions), vocab_size]`."""
         return self._computed(positions, lambda batch: torch.cat([*self.opened.model.predictions(batch)]))
 
     def token_losses(self) -> Tensor:
-        """Compute the loss of every prediction, in nats, float32 `[n]`; exp(mean) is the perplexity."""
+        """Compute the loss of every prediction in nats, float32 `[n]`. Its exp(mean) is the perplexity."""
         with torch_state():
             return token_scores(self.opened.model, self.cache, torch.arange(len(self)))[0].cpu()
 
@@ -147,11 +150,11 @@ class Stream:
 
     @torch.no_grad()
     def _computed(self, positions: Sequence[int] | Tensor, compute: Callable[[Batch], Tensor]) -> Tensor:
-        """Compute something at some positions, batch by batch."""
+        """Call `compute` on batches of the given positions, and return the concatenated results."""
         order = torch.as_tensor(positions).cpu()
         if not (order.ndim == 1 and len(order) and order.min() >= 0 and order.max() < len(self)):
             last = len(self) - 1
-            raise UserError(f"positions are {positions}; allowed: a list of some from 0 to {last}.")
+            raise UserError(f"positions are {positions}; allowed: a list of numbers from 0 to {last}.")
         with torch_state():
             batches = self.opened.model.batches(self.cache, order.long(), EVALUATION_ROWS)
             return torch.cat([compute(batch).float().cpu() for batch in batches])
@@ -162,17 +165,17 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
     """Open a finished run.
 
     Args:
-        run: or its folder.
-        device: where the model computes: cpu, cuda, mps, or auto.
+        run: a run, or its folder.
+        device: device of the model: cpu, cuda, mps, or auto.
 
     Raises:
-        UserError: there is no finished run, a file is damaged, or a plug-in is missing or changed.
+        UserError: There is no finished run, a file is damaged, or a plug-in is missing or has changed.
     """
     folder = RunFolder.open(run.path if isinstance(run, Run) else expanded(run))
     run = finished_run(folder, *READ_AT_ONCE)
     _require_same_parts(run)
     if folder.records["phase2"].made_from["code"] != result_code():
-        log(f"{run.path} was made with different code of the method; what it computes here may differ.")
+        log(f"{run.path} was made with different code of the method, so its results may differ here.")
     with status_line("Loading the model"), torch_state():
         log_unigram = saved_weights(run.path).get("log_unigram")
         model = frozen_model(run.config, _token_table(run), log_unigram)
@@ -182,7 +185,7 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
 
 
 def _require_same_parts(run: Run) -> None:
-    """Raise a UserError if a part of the model is missing or changed; it says where the source text is."""
+    """Raise UserError if a part of the model is missing or has changed. The error names the source text."""
     for hook, plugin in run.config.plugins.items():
         source = run.path / OWN_PARTS / f"{hook}.py"
         try:
@@ -195,7 +198,7 @@ def _require_same_parts(run: Run) -> None:
 
 
 def open_prepared(folder: RunFolder, inputs: Inputs) -> OpenRun:
-    """Open an experiment whose contexts are computed."""
+    """Open an experiment that is not trained yet but has its contexts."""
     streams, _ = load_streams(inputs, folder.path)
     contexts = folder.records["contexts"]
     memory = [*contexts.memory, snapshot("phase 2 prepared", inputs.device)]
@@ -208,7 +211,7 @@ def open_prepared(folder: RunFolder, inputs: Inputs) -> OpenRun:
 
 
 def _token_table(run: Run) -> Tensor:
-    """Return the token table, which is read from the model folder, or made again if there is none."""
+    """Return the token table. It is read from the model folder, or rebuilt if that folder is missing."""
     for shard in run.path.glob(f"{TABLE_SHARD}*"):
         return read_tensors(shard)["model.wte.weight"]
     config, provenance = run.config, run.summary["provenance"]
@@ -217,14 +220,14 @@ def _token_table(run: Run) -> Tensor:
     table = load_table(config.data, config.model.hidden_size, config.runtime.seed, corpus)
     if table.fingerprint != provenance["embeddings"]["fingerprint"]:
         raise UserError(
-            f"The token table that {run.path} was trained with, its text or its code, is another one now; "
+            f"The token table that {run.path} was trained with, its text or its code, has changed; "
             f"restore {config.data.path or 'it'}, or make a new run."
         )
     return table.weight
 
 
 def refuse_other_texts(run: Run, split: Split, fingerprint: str | None) -> None:
-    """Raise a UserError if a split's conversations are not those with this fingerprint; None: any."""
+    """Raise UserError if a split's conversations do not have this fingerprint. None accepts any."""
     data = run.config.data
     if fingerprint not in (None, load_conversations(data, split).fingerprint):
         raise UserError(

@@ -1,17 +1,21 @@
-"""Presets, recipes, and the configuration that they make.
+"""Presets, recipes, and the configurations built from them.
 
-A *preset* sets the source and the amount of data and weights; a *recipe* sets the training. A new setting is
-a field of its group (`data.config`, `method.config`, `runs.config`) or of the `Settings` of a plug-in. It
-stands in `RECIPES` if a recipe's value is not the default. Which stages it changes:
+A *preset* chooses the data, the token table and the model's size; a *recipe* chooses how to train.
 
-- `phase1.*`, `phase2.*` and the settings of plug-ins change their stages without further work, and `model.*`
-  changes Phase 2; other settings must be named in `runs.stages` (`CONTEXT_SETTINGS`, `experiment_stages`).
-- `data.*` counts by what is made with it: texts have digests; a setting of the token table or of the token
-  frequencies must be in their digests (`data.token_table.table_fingerprint`, `runs.inputs.Inputs.digests`).
+To add a setting, add a field to its group (`data.config`, `method.config`, `runs.config`) or to the
+`Settings` of a plug-in. If a recipe uses a value that is not the default, add it to `RECIPES`. A stage must
+be recomputed when a setting that it depends on changes:
 
-`tests/runs/test_inputs.py` (`CHANGED_BY`) fails until it knows which stages a new setting of `data` or
-`runtime` changes. All settings of `model`, `phase1`, `phase2` and plug-ins count as the rest of their group.
-`report.tables.SETTINGS` names the settings that reports show; `ctxkv settings` lists all fields.
+- `phase1.*`, `phase2.*` and the settings of plug-ins change their stages automatically, and `model.*` changes
+  Phase 2. Other settings must be named in `runs.stages` (`CONTEXT_SETTINGS`, `experiment_stages`).
+- `data.*` changes stages through digests. Texts have digests already; a setting of the token table or the
+  token frequencies must be added to their digests (`data.token_table.table_fingerprint`,
+  `runs.inputs.Inputs.digests`).
+
+`tests/runs/test_inputs.py` fails until `CHANGED_BY` there says which stages a new setting of `data` or
+`runtime` changes. New settings of `model`, `phase1`, `phase2` and plug-ins change the same stages as the rest
+of their group. `report.tables.SETTINGS` names the settings that reports show. `ctxkv settings` lists all
+fields.
 """
 
 import math
@@ -26,18 +30,18 @@ from ..plugins.hooks import TUNED
 from ..progress import log
 from .config import ExperimentConfig, require_known
 
-# Epochs after which most training runs of a recipe stopped: all runs of the study, with 10 to 1,000
-# conversations, and the original's two. `tuned` always takes all its epochs.
+# Numbers of epochs after which most training runs stopped, by recipe. They come from all runs of the study,
+# with 10 to 1,000 conversations, and the original's two runs. `tuned` always takes all its epochs.
 USUAL_EPOCHS = {"published": (6, 12), "exact": (5, 9)}
-COMPARED_RATIO = 5  # the published report compares 500 conversations with 100
+COMPARED_RATIO = 5  # ratio of sample counts: the published report compares 500 conversations with 100
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Where data and weights come from, and how much of them."""
+    """Settings for the data, the token table and the model's size, with a default recipe."""
 
     summary: str
-    recipe: str  # the recipe it uses unless another is asked for
+    recipe: str  # default recipe
     settings: dict[str, Any]
 
 
@@ -93,16 +97,16 @@ def build_config(
     samples: int | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> ExperimentConfig:
-    """Build the configuration of one experiment; nothing is read.
+    """Build the configuration of one experiment without reading any data.
 
     With the user's own conversations (`data.path`), sizes of splits that are not given stay None until the
     conversations are read.
 
     Args:
         preset: a key of `PRESETS`.
-        recipe: a key of `RECIPES`; None takes the preset's own.
-        samples: training conversations; None takes the preset's.
-        settings: applied last, as of `ExperimentConfig.replace`.
+        recipe: a key of `RECIPES`. The default is the preset's recipe.
+        samples: number of training conversations. The default is the preset's number.
+        settings: settings as in `ExperimentConfig.replace`. They are applied last.
 
     Raises:
         UserError: The preset, the recipe or a key is unknown, or a value is not allowed.
@@ -115,12 +119,14 @@ def build_config(
         raise UserError(
             f"data.source is {asked['data.source']!r} and data.path is given; leave one of them out."
         )
-    # A plug-in's own settings exist only once it is chosen: preset and recipe come first.
+    # Preset and recipe come first, since a plug-in's own settings exist only after it is chosen.
     return _usual(preset, recipe).replace(asked)
 
 
 def with_fitting_sizes(config: ExperimentConfig) -> ExperimentConfig:
-    """Choose the sizes that were not given, to fit the user's own conversations; a line tells the split.
+    """Choose the sizes that were not given so that they fit the user's own conversations.
+
+    A message says how the conversations are split.
 
     Raises:
         UserError: The conversations cannot be read, or are too few.
@@ -140,21 +146,21 @@ def _usual(preset: str, recipe: str) -> ExperimentConfig:
 
 
 def usual_epochs(config: ExperimentConfig) -> tuple[int, int] | None:
-    """Return the least and the most epochs that training usually takes.
+    """Return the minimum and maximum number of epochs that training usually takes.
 
-    It is None for `tuned`, and if a setting of Phase 2 or a part is not the recipe's own.
+    Return None for `tuned`, or if a setting of Phase 2 or a part of the model is not the recipe's own.
     """
     is_usual = config.phase2 == _usual("colab", config.recipe).phase2 and not config.has_own_parts
     return USUAL_EPOCHS.get(config.recipe) if is_usual else None
 
 
 def compared_samples(config: ExperimentConfig) -> tuple[int, int]:
-    """Choose the sample counts of a comparison: a fifth of `data.samples`, as published, and all of them.
+    """Choose the sample counts of a comparison: a fifth of `data.samples`, as published, and all samples.
 
-    Of the user's own conversations, the smaller count is larger if a fifth has too little text.
+    With the user's own conversations, the smaller count is raised if a fifth has too little text.
 
     Raises:
-        UserError: too few samples for a fifth.
+        UserError: There are too few samples for a fifth.
     """
     config = with_fitting_sizes(config)
     if config.data.source == "file":
@@ -166,9 +172,9 @@ def compared_samples(config: ExperimentConfig) -> tuple[int, int]:
 
 
 def changed_settings(config: ExperimentConfig) -> dict[str, Any]:
-    """Return the settings that are not the preset's and recipe's own; those of a new plug-in, all.
+    """Return the settings that differ from the preset and the recipe, except the number of samples.
 
-    The number of samples is not among them.
+    For a plug-in that the recipe does not use, all settings are returned.
     """
     usual, settings = _usual(config.preset, config.recipe).flat(), config.flat()
     usual["data.samples"] = config.data.samples
@@ -177,7 +183,11 @@ def changed_settings(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def parse_settings(pairs: Iterable[str]) -> dict[str, str]:
-    """Split `["phase2.batch_size=256"]` into `{"phase2.batch_size": "256"}`; a UserError without `=`."""
+    """Convert `["phase2.batch_size=256"]` to `{"phase2.batch_size": "256"}`.
+
+    Raises:
+        UserError: A pair has no `=`.
+    """
     settings = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")

@@ -1,4 +1,4 @@
-"""Where a result comes from: device, precision, threads, versions and commit."""
+"""Describe where a result comes from: device, precision, threads, versions and commit."""
 
 import platform
 import subprocess
@@ -17,7 +17,7 @@ REPORTED = ("torch", "transformers", "numpy")
 
 
 def provenance(inputs: Inputs, placement: str) -> dict[str, Any]:
-    """Describe what a result was made from, and where; `placement` is that of the caches."""
+    """Describe what a result was made from, and where. `placement` says where the caches were."""
     config = inputs.config
     texts = {split: text.fingerprint for split, text in inputs.texts.items() if split != "test"}
     return {
@@ -46,9 +46,9 @@ def _device_name(device: torch.device) -> str:
 
 
 def git_commit() -> str | None:
-    """Return the commit of this package's checkout in 12 digits; None if the package is not in a checkout.
+    """Return the commit of this package's checkout, 12 digits, or None if the package is not in a checkout.
 
-    `-dirty` follows the digits if the package's files differ from the commit.
+    If the package's files differ from the commit, `-dirty` follows the digits.
     """
     if not (PACKAGE.parent / ".git").exists():
         return None

@@ -1,8 +1,9 @@
-"""Numbers of the original's two runs, as `published.json` has them.
+"""The results of the original's two runs, read from `published.json`.
 
-They come from the report *Context-KV Attention, 500 samples* of 2025-12-03 and its research repository,
-`rato-tokyo/new-llm`. What was not published is null or an empty list, such as the last epoch of 500 samples.
-Perplexities are per GPT-2 token, shares 0..1, times in seconds on an NVIDIA L4.
+They come from the report *Context-KV Attention, 500 samples* of 2025-12-03 and the public research repository
+`rato-tokyo/new-llm` on GitHub. Values that were not published are null or an empty list, such as the last
+epoch with 500 samples. Perplexities are per GPT-2 token, shares range from 0 to 1, and times are in seconds
+on an NVIDIA L4.
 """
 
 import json
@@ -17,10 +18,10 @@ PUBLISHED: dict[int, dict[str, Any]] = {int(count): summary for count, summary i
 
 
 def published_samples(config: ExperimentConfig) -> int | None:
-    """Return the number of samples (100 or 500) of the original's run that `config` repeats, or None.
+    """Return the number of samples (100 or 500) if `config` repeats one of the original's runs, else None.
 
-    A repetition has preset `colab`, recipe `published`, and the original's value of every setting that
-    changes the training data or the arithmetic; any seed will do.
+    A repetition has preset `colab`, recipe `published`, and the original's value for every setting that
+    changes the training data or the arithmetic. The seed may differ.
     """
     samples = config.data.samples
     if config.preset != "colab" or config.recipe != "published" or samples not in PUBLISHED:

@@ -1,10 +1,10 @@
-"""What a finished stage was made from, and how two such tables are compared.
+"""Records of finished stages: what each stage was made from, and how to compare two records.
 
-A run is made in stages. When a stage is finished, its record, `checkpoint/NAME.json`, says what the stage was
-*made from*: one flat table with the settings that matter (`phase2.learning_rate`), digests of code and texts,
-the precision, and a digest of each earlier stage it was computed from. Two tables are equal or they differ in
-named values, and everything else follows from that: a stage is reused if its table equals the one that is
-asked for and its files are intact; otherwise the difference says why it is recomputed or refused.
+A run is computed in stages. A finished stage has a record, `checkpoint/NAME.json`, which says what the stage
+was *made from*. This is a flat table with the settings that matter (such as `phase2.learning_rate`), digests
+of code and texts, the precision, and a digest of each earlier stage that it used. A stage is reused if its
+recorded table equals the table that is needed now and its files are intact. Otherwise, the entries that
+differ say why the stage is recomputed or refused.
 """
 
 import json
@@ -19,9 +19,9 @@ from ..method.loop import Metric
 
 Table = dict[str, Any]  # JSON values by name
 
-OUTPUT_OF = "output of "  # begins the name under which a table has the digest of an earlier stage
-LOCATION = "data.path"  # a setting that does not identify an experiment: the content of the file counts
-MOST_DESCRIBED = 3  # differences in one message
+OUTPUT_OF = "output of "  # prefix of a table's entries with the digests of earlier stages
+LOCATION = "data.path"  # this setting does not identify an experiment, since only the file's content counts
+MOST_DESCRIBED = 3  # maximum number of differences in one message
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Record:
     """A finished stage.
 
     Attributes:
-        made_from: what the stage was made from.
+        made_from: table of what the stage was made from.
         files: size and checksum of each file, by its path in the run folder. The value is empty for a file
-            that users may edit, such as a report: it only has to exist.
+            that users may edit, such as a report, which only has to exist.
         result: the stage's part of the summary.
         metrics: the stage's lines of metrics.jsonl, each with the memory of its epoch if it has one.
         memory: memory snapshots that were taken during the stage.
@@ -45,7 +45,7 @@ class Record:
 
     @classmethod
     def read(cls, file: Path) -> "Record | None":
-        """Read a record; return None if the file is missing or is not what was written."""
+        """Read a record. Return None if the file is missing or damaged."""
         try:
             values = read_json(file)
             return cls(**values) if values.pop("checksum") == digest(values) else None
@@ -53,24 +53,24 @@ class Record:
             return None
 
     def write(self, file: Path) -> None:
-        """Write the record with a checksum of its own."""
+        """Write the record with its own checksum."""
         values = asdict(self)
         write_json(file, {"checksum": digest(values), **values})
 
     @property
     def output(self) -> str:
-        """Digest what later stages are made from: this stage's table and files, but not its numbers."""
+        """Return a digest of this stage's table and files, without its numbers, for later stages."""
         return digest([self.made_from, self.files])
 
     @property
     def numbers(self) -> str:
-        """Digest the result and the metrics, without the memory that they took."""
+        """Return a digest of the result and the metrics, without memory use."""
         metrics = [{name: metric[name] for name in metric if name != "memory"} for metric in self.metrics]
         return digest([self.result, metrics])
 
     @property
     def outputs_before(self) -> dict[str, str]:
-        """Return the stages that this one was made from, each with the output that it had then."""
+        """Return the earlier stages that this stage was made from, each with its output at that time."""
         outputs = {name: value for name, value in self.made_from.items() if name.startswith(OUTPUT_OF)}
         return {name.removeprefix(OUTPUT_OF): output for name, output in outputs.items()}
 
@@ -78,33 +78,33 @@ class Record:
         """Describe the first missing or damaged file in a run folder; return "" if all are intact.
 
         Args:
-            only_size: compare the sizes of files and not their contents.
-            parts: files and folders to look at, by the beginning of their paths.
+            only_size: compare only the sizes of files, not their contents.
+            parts: files and folders to check, given by the beginning of their paths.
         """
         files = {folder / name: known for name, known in self.files.items() if name.startswith(parts)}
         return next(filter(None, (damage(file, known, only_size) for file, known in files.items())), "")
 
 
 def as_json(table: Mapping[str, Any]) -> Table:
-    """Return a table as it will be read from its file: JSON has no tuples."""
+    """Return a table as it would be read back from its file, where tuples have become lists."""
     table_read: Table = json.loads(json.dumps(table))
     return table_read
 
 
 def differences(before: Table, now: Table, names: Sequence[str] | None = None) -> Table:
-    """Return `{name: (before, now)}` for each name whose values differ; by default all names count."""
+    """Return `{name: (before, now)}` for each name whose values differ. By default all names are compared."""
     considered = {**before, **now} if names is None else names
     pairs = {name: (before.get(name), now.get(name)) for name in considered if name != LOCATION}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def is_setting(name: str) -> bool:
-    """Return whether a name of a table is a setting, such as `phase2.patience`; the others are digests."""
+    """Return whether a table's entry is a setting, such as `phase2.patience`, and not a digest."""
     return "." in name or name in ("preset", "recipe")
 
 
 def describe_differences(pairs: Table, between: str = " → ") -> str:
-    """Describe differences: settings and the precision with both values, digests by their names."""
+    """Describe differences in words. Settings and the precision get both values, digests only their names."""
     words = []
     for name, (before, now) in pairs.items():
         if name.startswith(OUTPUT_OF):

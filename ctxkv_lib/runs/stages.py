@@ -1,10 +1,10 @@
 """The stages of an experiment, in order: settings, contexts (Phase 1 and the caches), Phase 2, test.
 
-`experiment_stages` says what each stage is made from, and which files it writes. Each other function computes
-one stage; `driver` decides whether it has to, and records what it was made from. Rank 0 computes everything
-except Phase 2, whose batches all processes share (see `ranks`). The last stages are in
-`experiments`: the results, and the saved model, which `write_model` writes. N-grams are a stage in
-`measure.measurements`.
+`experiment_stages` says what each stage is made from, and which files it writes. The functions
+`compute_contexts`, `train_phase2` and `score_test` each compute one stage. `driver` decides whether a stage
+must be computed, and records what it was made from. Rank 0 computes everything except Phase 2, whose batches
+are divided among all processes (see `ranks`). `experiments` defines the last two stages: the results, and the
+saved model, which `write_model` writes. `measure.measurements` defines the stage of the n-gram baselines.
 """
 
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ from .training import RunHooks
 
 SCAN_TOKENS = 2**18  # tokens per chunk when contexts are computed: 256 MiB
 EMBEDDED_TOKENS = 2**13  # tokens per chunk when embeddings are written
-# What the stage `contexts` is made from; `model.interval` and the like only matter to Phase 2.
+# Settings that the stage `contexts` is made from. Others, such as `model.interval`, only affect Phase 2.
 CONTEXT_SETTINGS: tuple[str, ...] = ("phase1", "block", "loss", "model.context_dim", "model.hidden_size")
 CONTEXT_SETTINGS += ("runtime.seed", "runtime.embedding_cache")
 OWN_PARTS = "own_parts"  # the folder with the source text of the user's own parts
@@ -60,9 +60,9 @@ CONTEXT_DIGESTS = ("code", "training text", "validation text", "tokenizer", "tok
 
 
 def settings_stage(config: ExperimentConfig) -> Stage:
-    """Return the first stage of every run, which holds all settings.
+    """Return the first stage of every run, whose record holds all settings.
 
-    It writes config.json, and the source text of the user's own parts as far as it can be found.
+    It writes config.json, and the source text of the user's own parts if it can be found.
     """
 
     def compute(work: Work) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def settings_stage(config: ExperimentConfig) -> Stage:
 
 
 def experiment_stages(inputs: Inputs) -> list[Stage]:
-    """Return the stages of an experiment in order, from its settings to the test."""
+    """Return the stages of an experiment in order, from the settings to the test."""
 
     def made_from(settings: tuple[str, ...], digests: tuple[str, ...]) -> dict[str, Any]:
         return settings_table(inputs.config, *settings) | {name: inputs.digests[name] for name in digests}
@@ -111,9 +111,9 @@ def experiment_stages(inputs: Inputs) -> list[Stage]:
 
 
 def compute_contexts(inputs: Inputs, work: Work) -> dict[str, Any]:
-    """Train the ContextBlock (Phase 1) and write it and the caches of both streams.
+    """Train the ContextBlock (Phase 1), and write the block and the caches of both streams.
 
-    A model without contexts has no Phase 1, and caches of tokens alone.
+    A model without contexts has no Phase 1, and its caches hold only tokens.
     """
     config, ids = inputs.config, inputs.ids
     work.snapshot("data loaded")
@@ -143,13 +143,13 @@ def _train_block(
     """Run Phase 1.
 
     Returns:
-        the outcome; the contexts of the last iteration, with which parallel passes begin; and the number of
-        weights that a loss of the user's has, which are not kept.
+        the result; the contexts of the last iteration, from which parallel passes start; and the number of
+        weights in the user's own loss, which are not kept.
     """
     model, config, loss = inputs.model, inputs.config, inputs.config.plugins.get("loss")
     model.set_phase(1)
     model.train()
-    # The weights of the user's loss and a block's own dropout do not depend on what was drawn before.
+    # Reset the seed, so that the user's loss weights and a block's dropout do not depend on earlier draws.
     torch.manual_seed(config.runtime.seed)
     objective: Any = loss.objective(model) if loss else None
     reads_ahead = loss and "next_embeddings" in asked_tensors(objective)
@@ -171,9 +171,10 @@ def _train_block(
 
 
 def phase1_ids(inputs: Inputs, ahead: int = 0) -> Tensor:
-    """Return the tokens that Phase 1 trains on: all `[n]`, or even samples of `phase1.max_tokens`.
+    """Return the tokens that Phase 1 trains on.
 
-    With `ahead` 1, return the token after each of them. The last token of the text is only such a token.
+    These are all tokens of the text except the last, int `[n]`, or evenly spaced chunks with at most
+    `phase1.max_tokens` tokens in total. With `ahead` 1, return the token after each of these tokens.
     """
     stream, config = inputs.ids["train"], inputs.config.phase1
     ids = stream[ahead : len(stream) - 1 + ahead]
@@ -188,10 +189,10 @@ def phase1_ids(inputs: Inputs, ahead: int = 0) -> Tensor:
 def _write_caches(
     inputs: Inputs, work: Work, last: Tensor | None, generator: torch.Generator
 ) -> float | None:
-    """Write the caches of both streams; return the effective rank of the validation contexts, if any.
+    """Write the caches of both streams. Return the effective rank of the validation contexts, if any.
 
     Args:
-        last: the contexts of Phase 1's last iteration, with which parallel passes over its text begin.
+        last: the contexts of Phase 1's last iteration, from which parallel passes over the same text start.
     """
     path, by_passes = work.folder.path / "caches", inputs.config.phase1.context_method == "passes"
     rank = None
@@ -210,11 +211,11 @@ def _write_caches(
 
 
 def read_stream(model: ContextKV, config: Phase1Config, ids: Tensor, seed: int = 0) -> Cache:
-    """Compute the cache of a stream that is in no file, with contexts as those of the validation stream.
+    """Compute the cache of a stream without files. Contexts are computed as for the validation stream.
 
     Args:
         ids: the tokens, integers `[n + 1]`.
-        seed: the seed of the contexts with which parallel passes begin.
+        seed: random seed for the contexts from which parallel passes start.
     """
     tokens = ids.int().to(model.device)
     if model.context_block is None:
@@ -231,7 +232,7 @@ def _stream_contexts(
     generator: torch.Generator,
     last: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Compute the padded contexts of a stream, `[n + 1, context_dim]` in all, part by part."""
+    """Compute the padded contexts of a stream in parts, which together have shape `[n + 1, context_dim]`."""
     block = model.context_block
     embeddings, tokens = distinct_rows(model, ids[:-1])
     projected = block.project_inputs(embeddings)
@@ -256,7 +257,7 @@ def _finite(contexts: Tensor) -> Tensor:
 
 
 def _token_tensors(inputs: Inputs, ids: Tensor) -> dict[str, Any]:
-    """Return what a stream's `emb` file holds: token ids and, with the dense layout, their embeddings."""
+    """Return the tensors of a stream's `emb` file: token ids and, with the dense layout, embeddings."""
     tensors: dict[str, Any] = {"ids": (torch.int32, (len(ids),), [ids])}
     if inputs.config.runtime.embedding_cache == "dense" and inputs.config.reads == "contexts":
         parts = ids[:-1].split(EMBEDDED_TOKENS)
@@ -267,7 +268,7 @@ def _token_tensors(inputs: Inputs, ids: Tensor) -> dict[str, Any]:
 
 
 def _sizes_mib(caches: dict[str, Cache]) -> dict[str, float]:
-    """Return the MiB that contexts and embeddings (or ids) of each stream take."""
+    """Return the size in MiB of each stream's contexts and embeddings (or token ids)."""
     sizes = dict[str, int]()
     for split, cache in caches.items():
         contexts = 0 if cache.contexts is None else cache.contexts.nbytes
@@ -276,7 +277,7 @@ def _sizes_mib(caches: dict[str, Cache]) -> dict[str, float]:
 
 
 def load_streams(inputs: Inputs, path: Path) -> tuple[dict[str, Cache], str]:
-    """Load the ContextBlock; return both streams as Phase 2 reads them, and where they lie, in words."""
+    """Load the ContextBlock and both streams for Phase 2. Also return a text that says where they are."""
     load_block(inputs.model, path)
     caches, placement = place_caches(load_caches(path / "caches"), inputs.device)
     print_on_terminal(f"Caches: {placement}")
@@ -299,7 +300,7 @@ def train_phase2(inputs: Inputs, work: Work) -> dict[str, Any]:
 
     hooks = RunHooks(work)
     hooks.tell = tell
-    torch.manual_seed(config.runtime.seed)  # in each process, and whether Phase 1 was reused or not
+    torch.manual_seed(config.runtime.seed)  # the same in each process, whether Phase 1 was reused or not
     model.init_layer(phase1_ids(inputs), config.phase1)
     result = train_layer(model, train, streams["val"], phase2, config.runtime.seed, inputs.precision, hooks)
 
@@ -330,11 +331,11 @@ def write_model(inputs: Inputs, path: Path) -> None:
 
 @status_line("Scoring the test split")
 def score_test(inputs: Inputs, work: Work) -> dict[str, Any]:
-    """Score the test split, once.
+    """Score the test split once.
 
     Returns:
         `ppl`, `acc` and `tokens`; `conversations`, with the number of predicted tokens and the mean loss in
-        nats of each; and `fingerprint`. Empty if there is no token to predict.
+        nats for each conversation; and `fingerprint`. The result is empty if there is no token to predict.
     """
     texts, model, config = inputs.texts["test"], inputs.model, inputs.config
     if not len(texts) or len((stream := validation_stream(texts, inputs.tokenizer)).ids) < 2:
@@ -342,7 +343,7 @@ def score_test(inputs: Inputs, work: Work) -> dict[str, Any]:
     load_weights(model, work.folder.path)
     cache = read_stream(model, config.phase1, stream.ids, config.runtime.seed)
     losses, correct = token_scores(model, cache, torch.arange(len(cache)))
-    parts = losses.tensor_split((stream.starts[1:] - 1).clamp(min=0).cpu())  # from the second token on
+    parts = losses.tensor_split((stream.starts[1:] - 1).clamp(min=0).cpu())  # no loss for token 0
     return {
         "ppl": perplexity(losses.mean().item()),
         "acc": correct.float().mean().item(),

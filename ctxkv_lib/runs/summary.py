@@ -1,4 +1,4 @@
-"""What a run has found: `summary.json` and the metrics, from the stages of its folder."""
+"""The results of a run: `summary.json` and the metrics, collected from the records of its stages."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +14,18 @@ from .folder import RESULTS, RunFolder
 
 EPOCH = ("epoch", "train_ppl", "val_ppl", "val_acc", "improved", "no_improve", "seconds")
 FP32_BYTES = 4
-TRAININGS = ("contexts", "phase2")  # the stages that have metrics
-NGRAMS = "ngrams"  # the stage that is computed when asked for
+TRAININGS = ("contexts", "phase2")  # the stages that train, and so have metrics
+NGRAMS = "ngrams"  # this stage is only computed on request
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, read from its folder; or what is there of one that is only prepared."""
+    """A finished run, read from its folder, or a run that is only prepared for Phase 2."""
 
     path: Path
     config: ExperimentConfig
     summary: dict[str, Any]  # summary.json
-    metrics: list[Metric]  # of both phases; as metrics.jsonl, and with memory
+    metrics: list[Metric]  # metrics of both phases: the lines of metrics.jsonl, with memory use
 
     def __repr__(self) -> str:
         phase2 = self.summary.get("phase2")
@@ -34,28 +34,31 @@ class Run:
 
     @property
     def phase1(self) -> list[Metric]:
-        """Return the lines of Phase 1, one an iteration."""
+        """Return the metrics of Phase 1, one per iteration."""
         return [line for line in self.metrics if line["stage"] == "phase1"]
 
 
 def load_run(path: Path | str, *parts: str) -> Run:
-    """Read a finished run, after a check of its results.
+    """Read a finished run after checking the files of its results.
 
     Args:
-        parts: more files and folders in the run folder to check, such as "caches".
+        parts: other files and folders in the run folder to check, such as "caches".
 
     Raises:
-        UserError: there is no run, it is unfinished, or a file is damaged.
+        UserError: There is no run, it is unfinished, or a file is damaged.
     """
     return finished_run(RunFolder.open(expanded(path)), *parts)
 
 
 def finished_run(folder: RunFolder, *parts: str) -> Run:
-    """Return the run in a folder that has been read; arguments and errors as of `load_run`."""
+    """Return the finished run in `folder`, whose records have been read.
+
+    `parts` and the errors are the same as in `load_run`.
+    """
     path = folder.path
     if not folder.holds(RESULTS):
         reason = folder.unreadable() or f"{path} has not finished"
-        raise UserError(f"{reason}; go on with `ctxkv run --out {path}`.")
+        raise UserError(f"{reason}; continue with `ctxkv run --out {path}`.")
     damages = [folder.records[RESULTS].damage(path)]
     damages += [record.damage(path, parts=parts) for record in folder.records.values() if parts]
     if damage := next(filter(None, damages), ""):
@@ -64,7 +67,7 @@ def finished_run(folder: RunFolder, *parts: str) -> Run:
 
 
 def summarize(folder: RunFolder) -> dict[str, Any]:
-    """Make the content of `summary.json` from the finished stages."""
+    """Build the content of `summary.json` from the finished stages."""
     config, phase2 = folder.config, folder.records["phase2"]
     contexts, result, test = (folder.records[name].result for name in ("contexts", "phase2", "test"))
     train_tokens, val_tokens = contexts["tokens"]["train"], contexts["tokens"]["val"]
@@ -99,7 +102,7 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
 
 
 def context_window(model: ModelConfig, train_tokens: int | None) -> dict[str, int | None]:
-    """Describe the window; `theoretical_max` is the number of contexts that it would have without a limit."""
+    """Describe the window. `theoretical_max` is the number of contexts that it would have without a limit."""
     return {
         "interval": model.interval,
         "max_contexts": model.max_contexts,
@@ -109,7 +112,7 @@ def context_window(model: ModelConfig, train_tokens: int | None) -> dict[str, in
 
 
 def dense_fp32_mib(train_tokens: int, val_tokens: int, model: ModelConfig) -> dict[str, float]:
-    """Compute MiB of the original's layout: an fp32 context and embedding row for each input token."""
+    """Compute sizes in MiB of the original's layout: an fp32 context and embedding for each input token."""
     sizes = {
         f"{split}_{kind}": (tokens - 1) * width * FP32_BYTES
         for split, tokens in (("train", train_tokens), ("val", val_tokens))

@@ -1,10 +1,10 @@
-"""What both training loops call in a run, and the state of a Phase 2 under way, saved at the end of epochs.
+"""The hooks that both training loops call in a run, and the saved state of an unfinished Phase 2.
 
-A kill in Phase 2 leaves the finished stages and `checkpoint/phase2.pt` with the last saved epoch, if an epoch
-ended after the first minute (`RunHooks.after_round`). The next run continues from there (`RunHooks.restore`)
-and reaches the same numbers, since the order and the dropout of each epoch depend on seed and epoch alone
-(`phase2.train_epoch`). A state that was made from something else is ignored; a damaged one is ignored with a
-message. `driver.run_stages` deletes the file when the stage is recorded. Ctrl-C and errors are like a kill.
+The state of Phase 2 is saved in `checkpoint/phase2.pt` at the end of an epoch, at most once per minute
+(`RunHooks.after_round`). After a kill, Ctrl-C or an error, the next run continues from the last saved epoch
+(`RunHooks.restore`). It reaches the same numbers, since the order and the dropout of each epoch depend only
+on the seed and the epoch (`phase2.train_epoch`). A state with a different table is ignored; a damaged state
+is ignored with a message. `driver.run_stages` deletes the file when the stage is recorded.
 """
 
 import time
@@ -22,7 +22,7 @@ from ..method.loop import Loop, Metric, epochs_of
 from ..progress import estimated, log, progress_bar
 from .driver import Work
 
-EVERY_SECONDS = 60  # least time between two saves; a kill loses at most this much work and one epoch
+EVERY_SECONDS = 60  # minimum time between two saves; a kill loses at most this much work plus one epoch
 T = TypeVar("T")
 
 
@@ -30,11 +30,11 @@ class RunHooks(Loop):
     """The hooks of a training loop in a run.
 
     Args:
-        work: takes every metric; those of restored epochs marked as `replayed`. Its stage says where states
-            are saved: Phase 1 saves none, since it takes seconds.
+        work: receives every metric; metrics of restored epochs are marked as `replayed`. Its `state` says
+            where states are saved. Phase 1 saves no state, since it takes only seconds.
 
     Attributes:
-        tell: called once, some seconds into the first epoch, with the seconds that its steps take.
+        tell: called once, a few seconds into the first epoch, with the expected seconds of its steps.
     """
 
     tell: Callable[[float], None] | None = None
@@ -85,7 +85,7 @@ class RunHooks(Loop):
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write what `torch.save` makes of a state, after a checksum of it: torch itself checks none."""
+    """Write a state with `torch.save`, preceded by a checksum, since torch does not verify its files."""
     content = BytesIO()
     torch.save(state, content)
     with replacing(path) as temporary_path:
@@ -93,7 +93,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any] | None:
-    """Read a state on the CPU; return None, with a message, if the file is not what was written."""
+    """Read a state on the CPU. If the file is damaged, print a message and return None."""
     content = path.read_bytes()
     size = xxh3_128().digest_size
     if xxh3_128(content[size:]).digest() != content[:size]:

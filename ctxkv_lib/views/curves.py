@@ -1,4 +1,4 @@
-"""Interactive curves of runs: a plotly figure, and a picture where plotly cannot draw."""
+"""Interactive curves of runs: a plotly figure, or a picture where plotly is not available."""
 
 import hashlib
 from base64 import b64encode
@@ -17,8 +17,8 @@ from .figures import LOOKS, known_epochs, ppl_curves, ppl_limits
 SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "v": "triangle-down", "^": "triangle-up"}
 SYMBOLS |= {"X": "x", "*": "star"}
 PLOTLY = "application/vnd.plotly.v1+json"
-HEIGHT = 560  # pixels of the figure and of its picture, so that a page does not jump when plotly starts
-# The picture stays until plotly has loaded. "basic" is plotly's small bundle; the project's site serves it.
+HEIGHT = 560  # pixels of figure and picture; they are equal, so the page does not jump when plotly starts
+# The picture is shown until plotly has loaded. "basic" is a small bundle, which the project's site serves.
 PAGE = """<div id="{id}"><img alt="{alt}" src="data:image/png;base64,{png}" style="max-width:100%"></div>
 <script>
 (() => {{
@@ -35,7 +35,7 @@ PAGE = """<div id="{id}"><img alt="{alt}" src="data:image/png;base64,{png}" styl
 
 
 class Curves:
-    """The curves of runs by name, which a cell shows with plotly, or as a picture without it."""
+    """Curves of runs, which a notebook cell shows with plotly, or as a picture if plotly is not installed."""
 
     def __init__(self, summaries: Mapping[str, Summary]) -> None:
         self.summaries = summaries
@@ -43,7 +43,7 @@ class Curves:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """Return the figure for JupyterLab, HTML for pages that run scripts (Colab, the site), and a picture.
 
-        JupyterLab shows the picture until the pointer comes, as large as it has pixels.
+        JupyterLab shows the picture, one pixel per pixel, until the pointer moves over it.
         """
         picture = ppl_curves(self.summaries)
         picture.set_figheight(HEIGHT / picture.dpi)
@@ -52,21 +52,21 @@ class Curves:
         try:
             figure = plotly_curves(self.summaries)
         except ImportError:
-            log("plotly is not installed, so that this is only a picture; get it by `pip install plotly`.")
+            log("plotly is not installed, so this is only a picture. Install it with `pip install plotly`.")
             return bundle
         return {PLOTLY: figure.to_plotly_json(), "text/html": _page(figure, png), **bundle}
 
 
 def explore_runs(runs: Run | Path | str | Sequence[Run | Path | str]) -> Curves:
-    """Draw curves whose values show under the pointer; a click in the legend hides or shows a run.
+    """Draw curves that show their values under the pointer; a click in the legend hides or shows a run.
 
-    The buttons above the figure zoom. A drag or a swipe does not, so that it scrolls the page.
+    The buttons above the figure zoom. Dragging or swiping scrolls the page instead.
 
     Args:
         runs: finished runs, or their folders.
 
     Raises:
-        UserError: no runs, or a folder without a finished run.
+        UserError: no runs are given, or a folder holds no finished run.
     """
     given = [runs] if isinstance(runs, Run | Path | str) else [*runs]
     opened = [run if isinstance(run, Run) else load_run(run) for run in given]
@@ -76,7 +76,7 @@ def explore_runs(runs: Run | Path | str | Sequence[Run | Path | str]) -> Curves:
 
 
 def plotly_curves(summaries: Mapping[str, Summary]) -> Any:
-    """Make the plotly figure: perplexity above validation accuracy, by epoch.
+    """Make the plotly figure: perplexity by epoch, with validation accuracy below it.
 
     Raises:
         ImportError: plotly is not installed.
@@ -87,7 +87,7 @@ def plotly_curves(summaries: Mapping[str, Summary]) -> Any:
     for look, (name, summary) in zip(cycle(LOOKS), summaries.items(), strict=False):
         figure.add_traces(_traces(name, summary, look))
     low, high, note = ppl_limits(summaries)
-    logarithmic = {"type": "log", "range": [log10(low), log10(high)], "dtick": "D2"}  # labels of 1, 2 and 5
+    logarithmic = {"type": "log", "range": [log10(low), log10(high)], "dtick": "D2"}  # labels at 1, 2 and 5
     linear = {"type": "linear", "range": [0, high], "dtick": None}
     changes = [{f"yaxis.{key}": value for key, value in scale.items()} for scale in (logarithmic, linear)]
     buttons = [{"label": new["yaxis.type"], "method": "relayout", "args": [new]} for new in changes]
@@ -98,13 +98,13 @@ def plotly_curves(summaries: Mapping[str, Summary]) -> Any:
         template="plotly_white",
         height=HEIGHT,
         dragmode=False,
-        # The top has rows for plotly's tools, the buttons, and the title in up to two lines.
+        # The top margin holds plotly's tools, the buttons, and a title of up to two lines.
         margin={"l": 60, "r": 20, "t": 110, "b": 40},
         title={"text": title, "font_size": 13, "x": 0, "xref": "paper", "y": 0.86, "yanchor": "top"},
         hovermode="x unified",
         hoversubplots="axis",
         legend={"orientation": "h", "y": -0.12},
-        # The first label and the hover text say "Epoch 1", the other labels only the number.
+        # The first label and the hover text read "Epoch 1"; the other labels are numbers only.
         xaxis={
             "anchor": "y2",
             "tick0": 1,
@@ -120,10 +120,10 @@ def plotly_curves(summaries: Mapping[str, Summary]) -> Any:
 
 
 def _page(figure: Any, png: bytes) -> str:
-    """Write HTML that shows the picture, and draws the figure in its place as soon as plotly has loaded."""
+    """Write HTML that shows the picture and replaces it with the figure as soon as plotly has loaded."""
     from plotly.offline import get_plotlyjs_version
 
-    content = figure.to_json().replace("</", "<\\/")  # a run's name must not end the script
+    content = figure.to_json().replace("</", "<\\/")  # so that the name of a run cannot end the script
     return PAGE.format(
         id=f"curves-{hashlib.sha256(content.encode()).hexdigest()[:12]}",
         alt="Training and validation perplexity by epoch",
@@ -134,7 +134,7 @@ def _page(figure: Any, png: bytes) -> str:
 
 
 def _traces(name: str, summary: Summary, look: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Describe the lines of a run, which one click in the legend hides together."""
+    """Describe the lines of a run; one click in the legend hides them all."""
     epochs, best = known_epochs(summary), summary["phase2"]["best_epoch"]
     at = [line["epoch"] for line in epochs]
     symbols = [SYMBOLS[look["marker"]] + "-open" * (epoch == best) for epoch in at]

@@ -1,7 +1,7 @@
-"""An explorer for notebooks: attention of one position, drawn again when a control changes.
+"""An explorer for notebooks: the attention of one position, redrawn when a control changes.
 
-It works with ipywidgets 7.7 (Colab) and 8. The picture is the value of a `widgets.HTML`, since nbclient
-sometimes misses the end of what an `Output` widget holds.
+It works with ipywidgets 7.7 (Colab) and 8. The picture is the value of a `widgets.HTML` because nbclient
+sometimes misses the end of the content of an `Output` widget.
 """
 
 from base64 import b64encode
@@ -21,17 +21,17 @@ from ..runs.summary import Run
 from .figures import window_attention
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-GUESSES = 5  # shown for the next token
-SOURCES = ("of this conversation", "of another one")  # whose contexts the model reads
+GUESSES = 5  # number of guesses shown for the next token
+SOURCES = ("of this conversation", "of another one")  # which contexts the model reads
 
 
 class WindowExplorer(widgets.VBox):
-    """Controls above a picture of the attention, and the window's text below it.
+    """A widget with controls, a picture of the attention below them, and the text of the window at the end.
 
     Attributes:
         controls: `position`, `head` and `contexts` (one of `SOURCES`). Tests and notebooks can set their
             values.
-        figure: what was drawn last.
+        figure: the figure that was drawn last.
     """
 
     def __init__(self, stream: Stream, position: int) -> None:
@@ -68,7 +68,7 @@ class WindowExplorer(widgets.VBox):
         self._page.value = picture + text + guesses(self._stream, position, logits)
 
     def _ipython_display_(self, **_: Any) -> None:
-        """Show the widget and, for readers of the saved notebook where it is not alive, what it shows now."""
+        """Show the widget, with a still copy for readers of the saved notebook, where no kernel runs."""
         from IPython.display import display
 
         view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
@@ -79,15 +79,15 @@ class WindowExplorer(widgets.VBox):
 def explore_window(run: Stream | OpenRun | Run | Path | str, position: int) -> WindowExplorer:
     """Show which contexts a position attends to and how strongly, with the tokens as text.
 
-    A switch gives the model contexts of another conversation, half the stream away.
+    A switch replaces the contexts by those of a different conversation, half the stream away.
 
     Args:
-        run: a finished run, its folder, or `open_run` of it, whose validation stream is shown; or another
-            stream, such as `open_run(...).read(text)`.
-        position: a position of the stream, from 0.
+        run: a finished run, its folder, or the result of `open_run`, all of which show the validation stream;
+            or any other stream, such as `open_run(...).read(text)`.
+        position: a position in the stream, counted from 0.
 
     Raises:
-        UserError: There is no such position, or the model of the run returns no attention weights.
+        UserError: the position does not exist, or the model of the run returns no attention weights.
     """
     if isinstance(run, Stream):
         return WindowExplorer(run, position)
@@ -104,15 +104,15 @@ def attended(stream: Stream, position: int, source: str = SOURCES[0]) -> tuple[T
         other = model.batch(cache, (at + len(cache) // 2) % len(cache))
         batch = replace(model.batch(cache, at), inputs=other.inputs, copied=other.copied)
         other_weights, logits = model.read(batch)[1], torch.cat([*model.predictions(batch)])
-    assert other_weights is not None  # the explorer has read them with the position's own contexts
+    assert other_weights is not None  # not None: the explorer has read the weights for the own contexts
     return model.window.slots(at)[0], other_weights[0].float().cpu(), logits[0].float().cpu()
 
 
 def attended_text(stream: Stream, position: int, slots: Tensor, weights: Tensor | None) -> str:
-    """Show the window's tokens, a stronger blue behind those with more attention; the next is underlined.
+    """Show the tokens of the window on a blue that is stronger with more attention; underline the next token.
 
-    Without `weights` no token is blue. The box opens at its end, the token to predict, since it lays out its
-    content from the bottom.
+    Without `weights` no token is blue. The box lays out its content from the bottom, so it opens at its end,
+    at the token to predict.
     """
     given = torch.zeros(len(slots)) if weights is None else weights
     shares = {slot: share for slot, share in zip(slots.tolist(), given.tolist(), strict=True) if slot >= 0}
@@ -133,7 +133,7 @@ def attended_text(stream: Stream, position: int, slots: Tensor, weights: Tensor 
 
 
 def percent(share: float) -> str:
-    """Format a share for HTML; one that would round to zero is "< 0.1%"."""
+    """Format a share for HTML; a share that would round to zero becomes "< 0.1%"."""
     return f"{share:.1%}" if share >= 0.0005 else "&lt; 0.1%"
 
 

@@ -1,7 +1,7 @@
-"""Figures of runs: each function returns a matplotlib Figure, which a cell shows if it ends with it.
+"""Figures of runs: each function returns a matplotlib Figure, which a notebook cell shows as its last value.
 
-Colours are Okabe and Ito's palette, which colour-blind readers can distinguish. Figures are made without
-pyplot, so that none is shown twice, and are white, so that they look the same on a dark page.
+Colours come from the palette of Okabe and Ito, which colour-blind readers can distinguish. Figures are made
+without pyplot, so no figure is shown twice. Their background is white, so they look the same on a dark page.
 """
 
 import io
@@ -23,13 +23,13 @@ from ..files import replacing
 from ..report.tables import Summary, memory_stages
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# How runs look, in their order: colours repeat with another marker.
+# Looks of runs, in their order: when colours repeat, the marker changes.
 LOOKS: list[dict[str, Any]] = [
     {"color": colour, "marker": marker} for marker in "osDv^X*" for colour in OKABE_ITO
 ]
-FEW = 3  # runs whose lines have their labels at their ends
+FEW = 3  # largest number of runs whose lines are labelled at their ends
 GREY = "#6b7280"
-NUMBERS = "{x:,.10g}"  # on axes
+NUMBERS = "{x:,.10g}"  # format of numbers on axes
 WIDTH = 9.6  # inches
 STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
@@ -39,27 +39,27 @@ STYLE: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.titlelocation": "left",
     "figure.constrained_layout.use": True,
-    "figure.dpi": 76,  # of a page; a notebook draws two pixels for each
+    "figure.dpi": 76,  # pixels of the page per inch; a notebook draws two pixels for each
     "font.size": 11,
     "grid.color": "#e3e6eb",
     "legend.frameon": False,
 }
-# A decorator of functions that draw, whatever the user's style is; names of runs may hold dollar signs.
+# Decorator for drawing functions; it overrides the user's style and keeps dollar signs in names of runs.
 styled = style.context(["default", STYLE, {"text.parse_math": False}])
-# Parts of a run, drawn in its colour; the legend explains each in grey.
+# Styles of the lines of a run, drawn in its colour; the legend explains each style in grey.
 LINE_STYLES: dict[str, dict[str, Any]] = {
     "training": {"ls": "--", "lw": 1.4, "marker": ""},
     "validation": {"ms": 4, "marker": "o"},
     "best epoch": {"ls": "none", "marker": "o", "ms": 10, "mfc": "none", "mew": 2},
 }
-Lines = Sequence[Mapping[str, Any]]  # of metrics.jsonl
+Lines = Sequence[Mapping[str, Any]]  # lines of metrics.jsonl
 
 
 class Picture(Figure):
-    """A figure that a notebook shows, also where pyplot has not been imported."""
+    """A figure that a notebook shows even if pyplot has not been imported."""
 
     def png(self, pixels: int = 2) -> bytes:
-        """Draw it with so many pixels, in width and in height, for each of the page."""
+        """Return the figure as a PNG with `pixels` pixels per pixel of the page, in width and in height."""
         content = io.BytesIO()
         self.savefig(content, facecolor="white", dpi=pixels * self.dpi, metadata={"Software": None})
         return content.getvalue()
@@ -70,9 +70,12 @@ class Picture(Figure):
 
 
 def panels(count: int, height: float, counted: str = "", **share: Any) -> tuple[Picture, list[Axes]]:
-    """Make a figure of `count` axes in a row, `height` in inches; `share` as in `Figure.subplots`.
+    """Make a figure with `count` axes in a row.
 
-    `counted` is what an x axis of whole numbers counts.
+    Args:
+        height: in inches.
+        counted: label of an x axis that counts in whole numbers, such as "Epoch"; "" for other x axes.
+        share: arguments for `Figure.subplots`.
     """
     figure = Picture(figsize=(WIDTH, height), facecolor="white")
     axes = list(figure.subplots(1, count, squeeze=False, **share).flat)
@@ -87,7 +90,7 @@ def panels(count: int, height: float, counted: str = "", **share: Any) -> tuple[
 
 @styled
 def save(figure: Picture, path: Path) -> Path:
-    """Write a picture as a PNG, complete or not at all."""
+    """Write a picture as a PNG file, atomically."""
     with replacing(path) as beside:
         beside.write_bytes(figure.png())
     return path
@@ -98,7 +101,7 @@ def ppl_curves(summaries: Mapping[str, Summary]) -> Picture:
     """Draw training and validation perplexity by epoch, with a ring at the best epoch.
 
     Args:
-        summaries: contents of `summary.json` by name. Where n-grams were measured, a dotted line is theirs.
+        summaries: contents of `summary.json` by name. A dotted line shows n-grams, if they were measured.
     """
     figure, (ax,) = panels(1, 4.2 + 0.13 * len(summaries), "Epoch")
     lines: list[Any] = []
@@ -122,12 +125,15 @@ def ppl_curves(summaries: Mapping[str, Summary]) -> Picture:
 
 
 def known_epochs(summary: Summary) -> Lines:
-    """Return the epochs whose numbers are known; of the original's, not all were published."""
+    """Return the epochs whose numbers are known; the original did not publish all of them."""
     return [line for line in summary["phase2"]["epochs"] if line["val_ppl"] is not None]
 
 
 def ppl_limits(summaries: Mapping[str, Summary]) -> tuple[float, float, str]:
-    """Return the ends of an axis without each first of training, which would flatten the rest, and a note."""
+    """Return the limits of the perplexity axis, and a note on the values above it.
+
+    The training perplexity of each first epoch is ignored: it would flatten the other curves.
+    """
     values: list[float] = []
     for summary in summaries.values():
         epochs = known_epochs(summary)
@@ -141,7 +147,7 @@ def ppl_limits(summaries: Mapping[str, Summary]) -> tuple[float, float, str]:
 
 
 def _draw_run(ax: Axes, name: str, summary: Summary, look: Mapping[str, Any]) -> list[Line2D]:
-    """Draw the epochs of one run, and return the lines that need a label."""
+    """Draw the epochs of one run and return the lines that need a label."""
     phase2, epochs, colour = summary["phase2"], known_epochs(summary), look["color"]
     at = [line["epoch"] for line in epochs]
     ax.plot(at, [line["train_ppl"] for line in epochs], color=colour, **LINE_STYLES["training"])
@@ -159,12 +165,12 @@ def _draw_run(ax: Axes, name: str, summary: Summary, look: Mapping[str, Any]) ->
 
 
 def ink(colour: Any) -> tuple[float, ...]:
-    """Darken a colour for text: some of the palette are too faint on white for letters."""
+    """Darken a colour for text: on white, some colours of the palette are too faint for letters."""
     return tuple(0.65 * channel for channel in to_rgb(colour))
 
 
 def label_ends(ax: Axes, lines: Sequence[Line2D], gap: float = 29) -> None:
-    """Write labels at last values, right of axes whose limits are set, `gap` points or more apart."""
+    """Label lines at their last values, right of the axes, at least `gap` points apart; set limits first."""
     lowest = -float("inf")
     ends: list[tuple[Any, Line2D]] = [([*line.get_ydata()][-1], line) for line in lines]  # type: ignore
     for y, line in sorted(ends, key=itemgetter(0)):
@@ -199,7 +205,7 @@ def phase1_curves(runs: Mapping[str, Lines], stop_rate: float | None = None) -> 
 
 @styled
 def loss_curves(runs: Mapping[str, Lines]) -> Picture:
-    """Draw the training loss of Phase 2 within epochs: `{name: lines of metrics.jsonl with `step`}`."""
+    """Draw the training loss of Phase 2 by step, from `{name: lines of metrics.jsonl that have a step}`."""
     figure, (ax,) = panels(1, 4.2, "Step")
     for look, (name, lines) in zip(cycle(LOOKS), runs.items(), strict=False):
         at = [(line["epoch"] - 1) * line["steps"] + line["step"] for line in lines]
@@ -211,10 +217,10 @@ def loss_curves(runs: Mapping[str, Lines]) -> Picture:
 
 @styled
 def memory_by_stage(runs: Mapping[str, Lines]) -> Picture:
-    """Draw memory by stage in GiB: a bar for that at its end, a line to the most during it.
+    """Draw memory by stage in GiB: a bar up to the value at its end, and a line up to its peak.
 
     Args:
-        runs: `{name: memory}`, as in `run.summary["memory"]`; a panel for each.
+        runs: `{name: memory}`, as in `run.summary["memory"]`; each gets a panel.
     """
     stages = {name: memory_stages(lines) for name, lines in runs.items()}
     names = list(dict.fromkeys(line["stage"] for lines in stages.values() for line in lines))
@@ -238,7 +244,10 @@ def memory_by_stage(runs: Mapping[str, Lines]) -> Picture:
 
 @styled
 def window_attention(slots: Sequence[int], weights: Sequence[float], position: int, title: str) -> Picture:
-    """Draw the attention weights of one position by slot, the oldest at the left; grey: before the stream."""
+    """Draw the attention weights of one position by slot, the oldest at the left.
+
+    Slots before the start of the stream are grey.
+    """
     figure, (ax,) = panels(1, 3)
     colours = [OKABE_ITO[0] if slot >= 0 else "#b9bec7" for slot in slots]
     ax.bar(range(len(slots)), [100 * weight for weight in weights], color=colours)
@@ -250,5 +259,5 @@ def window_attention(slots: Sequence[int], weights: Sequence[float], position: i
     ticks = range(0, len(slots), -(-len(slots) // 16))
     ax.set_xticks(ticks, [f"{position - slots[place]:,}" for place in ticks])
     ax.set(title=title, xlabel="Tokens back (grey: before the stream)", ylabel="Attention (%)")
-    ax.invert_xaxis()  # in the direction of the text
+    ax.invert_xaxis()  # so that it runs in the direction of the text
     return figure

@@ -1,4 +1,4 @@
-"""`LiveCurves`: the curves of a training while it runs, in a notebook; lines of text elsewhere."""
+"""`LiveCurves` draws the curves of a training run in a notebook, and prints lines of text elsewhere."""
 
 import math
 import time
@@ -9,25 +9,25 @@ from ..method.loop import Metric, epochs_of
 from ..progress import in_notebook, in_words, run_name
 from .figures import Picture, loss_curves, phase1_curves, ppl_curves
 
-DRAW_SECONDS = 10.0  # between two drawings of a stage; one takes about 0.2, 2% of the time
+DRAW_SECONDS = 10.0  # between two drawings of a stage; a drawing takes about 0.2 s, 2% of the time
 
 
 class LiveCurves:
     """A listener for `run`, `prepare` and `compare`: convergence and loss in Phase 1, perplexity in Phase 2.
 
-    Before a run's first epoch has ended, it is the training loss by step.
+    Until the first epoch of each run has ended, Phase 2 shows the training loss by step.
 
     run(config, listener=LiveCurves())
     """
 
     def __init__(self, stop_rate: float | None = Phase1Config.stop_rate) -> None:
-        """Begin without curves; `stop_rate` is drawn as the line at which Phase 1 stops."""
+        """Start without curves; `stop_rate`, at which Phase 1 stops, is drawn as a line."""
         self._stop_rate, self._stage, self._due = stop_rate, "phase1", 0.0
         self._lines: dict[str, dict[str, list[Metric]]] = {"phase1": {}, "phase2": {}}
         self._place: Any = None
 
     def __call__(self, metric: Metric, **names: Any) -> None:
-        """Take one metric; `run` or `samples`, in it or beside it, name its run."""
+        """Receive one metric; its run is named by `run` or `samples`, in the metric or in `names`."""
         metric = metric | names
         if not in_notebook():
             if "step" not in metric:
@@ -38,13 +38,13 @@ class LiveCurves:
         self._stage = metric["stage"]
         lines = self._lines[self._stage].setdefault(run_name(metric) or "this run", [])
         if lines and _position(metric) <= _position(lines[-1]):
-            lines.clear()  # another call, which begins anew
+            lines.clear()  # another call has started from the beginning
         lines.append(metric)
         if len(lines) == 1 or time.monotonic() >= self._due:
             self.draw()
 
     def _open(self) -> None:
-        """Take a place under the cell that is running."""
+        """Open a display under the running cell."""
         from IPython import get_ipython
         from IPython.display import Pretty, display
 
@@ -52,7 +52,7 @@ class LiveCurves:
         get_ipython().events.register("post_run_cell", self.finish)
 
     def draw(self) -> None:
-        """Draw what has come so far in the place of the drawing before."""
+        """Replace the last drawing by one of all metrics so far."""
         figure = self.figure()
         last = next(reversed(self._lines[self._stage].values()))[-1]
         figure.suptitle(in_words(last), x=0.01, ha="left", fontsize=11)
@@ -60,7 +60,7 @@ class LiveCurves:
         self._due = time.monotonic() + DRAW_SECONDS
 
     def figure(self) -> Picture:
-        """Make the curves of the stage in training."""
+        """Make the curves of the current stage."""
         runs = self._lines[self._stage]
         if self._stage == "phase1":
             return phase1_curves(runs, self._stop_rate)
@@ -76,7 +76,7 @@ class LiveCurves:
         return ppl_curves(summaries)
 
     def finish(self, result: Any = None) -> None:
-        """Draw the last metrics. IPython calls this when the cell ends, also at an error."""
+        """Draw the last metrics. IPython calls this when the cell ends, even after an error."""
         from IPython import get_ipython
 
         get_ipython().events.unregister("post_run_cell", self.finish)
@@ -85,5 +85,5 @@ class LiveCurves:
 
 
 def _position(metric: Metric) -> tuple[float, float]:
-    """Return where in its stage a metric stands; that of an epoch comes after those of its steps."""
+    """Return a metric's position in its stage; an epoch comes after its steps."""
     return metric.get("iteration") or metric["epoch"], metric.get("step", math.inf)

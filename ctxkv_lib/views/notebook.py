@@ -1,4 +1,4 @@
-"""The experiment of a notebook's form."""
+"""Build the configuration from a notebook's form."""
 
 import os
 import sys
@@ -15,17 +15,17 @@ def notebook_config(
     seed: Any = "",
     settings: dict[str, Any] | None = None,
 ) -> ExperimentConfig:
-    """Build the experiment of a notebook's form; an empty value takes the preset's own.
+    """Build the configuration from a notebook's form; an empty value means the preset's value.
 
-    `$CTXKV_PRESET`, `$CTXKV_SAMPLES`, `$CTXKV_RECIPE` and `$CTXKV_SEED` override the form; a line is printed
-    for each change. Without a preset it is `colab` on Colab, and `offline`, without a network, elsewhere. If
-    the data is your own, it is read, and a line tells how it is split.
+    `$CTXKV_PRESET`, `$CTXKV_SAMPLES`, `$CTXKV_RECIPE` and `$CTXKV_SEED` override the form, and each
+    change is printed. The default preset is `colab` on Colab and `offline`, which needs no network,
+    elsewhere. If the data is your own, it is read, and a message says how it is split.
 
     Args:
-        settings: of any other setting, such as `{"phase2.learning_rate": 5e-4}`.
+        settings: values of any other settings, such as `{"phase2.learning_rate": 5e-4}`.
 
     Raises:
-        UserError: a value that is not allowed.
+        UserError: a value is not allowed.
     """
     form = {"preset": preset, "samples": samples, "recipe": recipe, "seed": seed}
     values = {}

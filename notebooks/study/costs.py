@@ -1,7 +1,7 @@
-"""Compute what models of the study keep of a sequence, in bytes, and what a generated token costs.
+"""Compute how many bytes the study's models keep per sequence, and what a generated token costs.
 
-Everything follows from shapes. Numbers are float32 (4 bytes), token ids uint16 (2 bytes), as in the package's
-caches. Nothing is measured.
+Everything is computed from shapes; nothing is measured. Numbers are float32 (4 bytes) and token ids are
+uint16 (2 bytes), as in the package's caches.
 """
 
 from dataclasses import dataclass
@@ -23,33 +23,33 @@ NUMBER, TOKEN_ID = 4, 2  # bytes
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model keeps of a sequence, and how many multiplications a generated token takes.
+    """The memory that a model keeps per sequence, and the multiplications per generated token.
 
-    The output head and what is not a matrix product are left out.
+    Only matrix products count, and the output head is left out.
     """
 
-    span: float  # the last tokens of which something is kept
+    span: float  # number of last tokens for which something is kept
     bytes_per_token: int
     multiplications: int | None = None
 
     def kept_bytes(self, tokens: int) -> int:
-        """Return the bytes that are kept after so many tokens."""
+        """Return how many bytes are kept after `tokens` tokens."""
         return int(min(tokens, self.span)) * self.bytes_per_token
 
 
 def matrix_weights(module: nn.Module) -> int:
-    """Count the weights of a module's matrices: each is multiplied once per token."""
+    """Count the weights in a module's matrices; each weight is multiplied once per token."""
     weights = (weight for name, weight in module.named_parameters() if "weight" in name and weight.ndim == 2)
     return sum(weight.numel() for weight in weights)
 
 
 @cache
 def costs() -> dict[str, Cost]:
-    """Return the costs of models by the names of their rows in the results."""
+    """Return the costs of the models, by the name of their row in the results."""
     sizes, of_tokens = ModelConfig(), ModelConfig(context_dim=768, intermediate_size=2560)
     hidden, context, slots, heads = sizes.hidden_size, sizes.context_dim, sizes.max_contexts, sizes.num_heads
     block = (context + hidden) * context
-    reach = sizes.interval * (slots - 1)  # tokens back of the farthest slot
+    reach = sizes.interval * (slots - 1)  # distance of the farthest slot in tokens
     chosen = {name: CHOSEN[name] for name in ("GPT", "LSTM")}
     with torch.device("meta"):
         layers: dict[str, Any] = {
@@ -62,10 +62,10 @@ def costs() -> dict[str, Cost]:
             "GPT": GPT(hidden, chosen["GPT"]["layers"], 0.0),
         }
     product = {name: matrix_weights(layer) for name, layer in layers.items()}
-    per_slot = 2 * heads * context  # scores and mix of all heads, on the contexts as they are
+    per_slot = 2 * heads * context  # scores and weighted sums of all heads, on the contexts themselves
     exact = Cost(reach + 1, context * NUMBER, product["exact"] + block + slots * per_slot)
     tuned = Cost(reach + 1, context * NUMBER, product["tuned"] + block + slots * per_slot)
-    copying = context * reach  # similarities of the current context to the others
+    copying = context * reach  # similarities between the current context and the earlier contexts
     length, width = layers["GPT"].positions.shape
     gpt = 2 * chosen["GPT"]["layers"] * width  # keys and values
     return {

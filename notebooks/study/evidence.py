@@ -1,6 +1,6 @@
-"""What contexts hold, and whether it is used, by distance: `python notebooks/study/evidence.py RUN...`.
+"""Measure by distance what contexts hold and what is used: `python notebooks/study/evidence.py RUN...`.
 
-Prints both for each finished run, with an interval by conversations of the validation text.
+The script prints both for each finished run, with an interval over the conversations of the validation text.
 """
 
 import sys
@@ -17,23 +17,24 @@ from torch import Tensor
 
 import ctxkv_lib as ctxkv
 
-EVERY = 4  # of so many positions with a full window, one is measured
+EVERY = 4  # one in this many positions with a full window is measured
 BATCH = 512
 
 
 @torch.no_grad()
 def loss_saved(model: Any, cache: Any, starts: Tensor) -> dict[str, Any]:
-    """Measure the loss if all slots from a distance on take contexts from elsewhere in the stream.
+    """Measure the loss if all slots beyond a distance read contexts from half the stream away.
 
-    Elsewhere is half the stream away. The slots that lie nearer keep their own contexts.
+    The nearer slots keep their own contexts.
 
     Args:
-        model, cache: of a run, in evaluation mode; the cache is of the validation stream.
-        starts: int64 `[conversations]`, the first token of each.
+        model: the model of a run, in evaluation mode.
+        cache: the cache of its validation stream.
+        starts: int64 `[conversations]`, the position of the first token of each conversation.
 
     Returns:
-        `tokens`, the positions measured in each conversation that has any; `losses`, the mean loss of each
-        in thousandths of a nat; `rises`, by distance, what it is above that.
+        `tokens`, the number of measured positions in each conversation that has any; `losses`, their mean
+        loss in thousandths of a nat; and `rises`, how much the loss rises, by distance.
     """
     first, found = model.window.offsets[-1], []
     positions = torch.arange(first, len(cache), EVERY)
@@ -48,7 +49,7 @@ def loss_saved(model: Any, cache: Any, starts: Tensor) -> dict[str, Any]:
     conversation = torch.searchsorted(starts, positions, right=True) - 1
     members = [conversation == at for at in conversation.unique()]
     losses = [[round(1000 * each[at].mean().item()) for at in members] for each in torch.cat(found, dim=1)]
-    *above, beyond = np.array(losses)  # the last distance is beyond all slots
+    *above, beyond = np.array(losses)  # the last distance lies beyond all slots
     return {
         "tokens": [int(at.sum()) for at in members],
         "losses": beyond.tolist(),
@@ -57,9 +58,10 @@ def loss_saved(model: Any, cache: Any, starts: Tensor) -> dict[str, Any]:
 
 
 def held(offsets: list[int], decoded: list[dict[str, Any]]) -> list[float]:
-    """Compute the mean R² of tokens between two of `DISTANCES`, decoded from the nearest slot that read them.
+    """Compute the mean R² of the tokens between each two `DISTANCES`.
 
-    `offsets` are those of the slots; `decoded` has `distance` and `r2` of the probe, 0 beyond its distances.
+    Each token is decoded from the nearest slot whose context has read it. `offsets` are the slots' offsets.
+    `decoded` holds `distance` and `r2` of the probe; R² is 0 beyond its distances.
     """
     at, r2 = zip(*((row["distance"], max(row["r2"], 0)) for row in decoded), strict=True)
     tokens = np.arange(1, DISTANCES[-1])
@@ -69,7 +71,7 @@ def held(offsets: list[int], decoded: list[dict[str, Any]]) -> list[float]:
 
 
 def evidence(run: ctxkv.Run) -> dict[str, Any]:
-    """Measure a finished run, as a row of `results/evidence/evidence.json`."""
+    """Measure a finished run and return a row of `results/evidence/evidence.json`."""
     trained, data = ctxkv.open_run(run), run.config.data
     probed = encoded(trained.model, trained.caches)
     conversations = ctxkv.load_conversations(data, "validation")

@@ -1,4 +1,4 @@
-"""The figures of the study, from its results: `python notebooks/study/figures.py` draws them all."""
+"""Draw the figures of the study from its results: `python notebooks/study/figures.py`."""
 
 from collections.abc import Sequence
 from statistics import mean
@@ -31,8 +31,8 @@ from ctxkv_lib.report.difference import Interval, interval
 from ctxkv_lib.views.figures import GREY, OKABE_ITO, WIDTH, ink
 
 FIGURES = TOP / "docs" / "_static"
-PHONE = 4.84  # inches: 368 pixels
-LETTERS = 11.5  # points, at least, on a phone: 12 pixels
+PHONE = 4.84  # width on a phone in inches (368 pixels)
+LETTERS = 11.5  # smallest font size on a phone in points (12 pixels)
 BLUE, ORANGE, GREEN, PINK, AMBER, SKY, BLACK = OKABE_ITO
 STRONGEST = "kneser_ney_table_caches"
 LINES: dict[str, dict[str, Any]] = {
@@ -49,7 +49,7 @@ LINES: dict[str, dict[str, Any]] = {
     },
 }
 
-MEMORY_LABELS = {  # text, and points right and up, in the figure of memory
+MEMORY_LABELS = {  # text, and its shift right and up in points
     "exact, one slot": ("exact, only the present context", 8, 0),
     "contexts": ("contexts", -8, 6),
     "contexts with copying": ("contexts, copying", 8, 0),
@@ -59,21 +59,21 @@ MEMORY_LABELS = {  # text, and points right and up, in the figure of memory
 
 
 def panels(count: int, height: float, **share: Any) -> tuple[Any, Any]:
-    """Make a figure of `count` axes below each other, in the package's style."""
+    """Make a figure with `count` axes below each other, in the package's style."""
     plt.rcParams.update(ctxkv.STYLE)
     figure, axes = plt.subplots(count, 1, figsize=(WIDTH, height), squeeze=False, **share)
-    figure.get_layout_engine().set(h_pad=0.1)  # inches, so that no title touches an axis label
+    figure.get_layout_engine().set(h_pad=0.1)  # inches; keeps titles away from axis labels
     return figure, axes[:, 0]
 
 
 def label_end(ax: Any, x: float, y: float, text: str, color: str, shift: float = 0) -> None:
-    """Write a text right of the end of a line, `shift` points higher."""
+    """Write a text to the right of the end of a line, shifted up by `shift` points."""
     options = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
     ax.annotate(text, (x, y), (8, shift), color=ink(color), fontsize=9.5, **options)
 
 
 def log_axis(ax: Any, axis: str, ticks: Sequence[float], texts: Sequence[str] | None = None) -> None:
-    """Give an axis a log scale with these ticks alone."""
+    """Give an axis a log scale with only these ticks."""
     ax.set(**{f"{axis}scale": "log"})
     ax.minorticks_off()
     getattr(ax, f"set_{axis}ticks")(ticks, texts or [f"{tick:,}" for tick in ticks])
@@ -88,7 +88,7 @@ def tokens_by_size() -> dict[int, int]:
 
 
 def size_axis(ax: Any) -> None:
-    """Write training tokens and, below, conversations on the x axis, in a log scale."""
+    """Label the x axis with training tokens and, below them, conversations, on a log scale."""
     tokens = tokens_by_size()
     texts = [
         f"{count / 1e6:.1f}M\n{size:,}" if count > 1e6 else f"{count / 1e3:.0f}k\n{size:,}"
@@ -99,7 +99,7 @@ def size_axis(ax: Any) -> None:
 
 
 def draw_line(ax: Any, name: str, values: dict[int, float], shift: float) -> None:
-    """Draw values by size, with a label at the end; a hollow point has no interval of its own."""
+    """Draw values by size, with a label at the end; points without an interval are hollow."""
     tokens, look = tokens_by_size(), {"ms": 5, **LINES[name]}
     ax.plot([tokens[size] for size in values], [*values.values()], **look)
     hollow = [size for size in values if look["marker"] and not losses(10, name, size)]
@@ -119,12 +119,12 @@ def draw_intervals(
 
 
 def levels_of(name: str) -> dict[int, float]:
-    """Return the test perplexity of a row by size, where it has run."""
+    """Return the test perplexity of a row by size, for the sizes that have been run."""
     return {size: mean(ppls) for size in TEN if (ppls := ppls_of(tested(10), name, size))}
 
 
 def draw_levels(ax: Any, names: Sequence[str], shifts: dict[str, float]) -> None:
-    """Draw test perplexity by training tokens; `shifts` move labels, in points."""
+    """Draw test perplexity by training tokens; `shifts` moves labels, in points."""
     for name in names:
         draw_line(ax, name, levels_of(name), shifts.get(name, 0))
     log_axis(ax, "y", (150, 200, 300, 500, 700, 1_000))
@@ -133,7 +133,7 @@ def draw_levels(ax: Any, names: Sequence[str], shifts: dict[str, float]) -> None
 
 
 def draw_ngrams() -> Any:
-    """Draw test perplexity by training tokens, and how far it is above that of the strongest n-grams."""
+    """Draw test perplexity by training tokens, and its distance from the strongest n-grams."""
     figure, (above, below) = panels(2, 8.4)
     shifts = {"kneser_ney": 22, "kneser_ney_caches": 17, "tuned": 5, STRONGEST: -9, "tuned, copying": -10}
     draw_levels(above, [*LINES], shifts)
@@ -152,7 +152,7 @@ def draw_ngrams() -> Any:
 
 
 def draw_result() -> Any:
-    """Draw the first page's picture: the recipes beside n-grams, narrow enough to be read on a phone."""
+    """Draw the picture of the first page: the recipes and n-grams, narrow enough for a phone."""
     figure, (ax,) = panels(1, 4.2)
     figure.set_figwidth(6.4)
     ax.tick_params(labelsize="small")
@@ -162,7 +162,7 @@ def draw_result() -> Any:
 
 
 def draw_models() -> Any:
-    """Draw how far contexts are above or below what could stand in their place, in test perplexity."""
+    """Draw how much better or worse the test perplexity of contexts is than that of their alternatives."""
     figure, (ax,) = panels(1, 4.4)
     looks = {
         "no contexts": (GREY, "o"),
@@ -185,7 +185,7 @@ def draw_models() -> Any:
 
 
 def draw_memory() -> Any:
-    """Draw test perplexity by the bytes that a model keeps of a sequence after 640 tokens."""
+    """Draw test perplexity by the number of bytes that a model keeps after 640 tokens of a sequence."""
     figure, (ax,) = panels(1, 4.8)
     for name, cost in costs().items():
         ppls = [mean(found) for size in (50, 200) if (found := ppls_of(tested(50), name, size))]
@@ -194,7 +194,7 @@ def draw_memory() -> Any:
         color = BLUE if name.startswith("contexts") else ORANGE if name.startswith("exact") else GREY
         kept = cost.kept_bytes(640) * (
             1.15 if name == "contexts with copying" else 1
-        )  # not on top of contexts
+        )  # keeps the label off the label of contexts
         ax.plot([kept] * len(ppls), ppls, color=color, lw=1, marker="")
         ax.plot(kept, ppls[0], "o", ms=6, color=color)
         ax.plot([kept] * len(ppls[1:]), ppls[1:], "o", ms=6, color=color, mfc="white")
@@ -209,7 +209,7 @@ def draw_memory() -> Any:
 
 
 def draw_forest(name: str) -> Any:
-    """Draw a table of differences: a row for each pair and size, statistically clear ones in colour."""
+    """Draw a table of differences by pair and size, with statistically clear differences in colour."""
     conversations, *pairs = PAIRS[name]
     rows: list[tuple[str, list[Interval]]] = []
     for pair in pairs:
@@ -241,7 +241,7 @@ def draw_forest(name: str) -> Any:
 
 
 def used(runs: Sequence[Cell], tokens: Sequence[int]) -> dict[int, Interval]:
-    """Compute by distance the rise of perplexity in % if the slots from there on take other contexts."""
+    """Compute the rise of perplexity in % if the slots beyond each distance read contexts from elsewhere."""
     losses, intervals = np.array([run["losses"] for run in runs]), {}
     for distance in DISTANCES[:-1]:
         nearest = [max(at for at in map(int, run["rises"]) if at <= distance) for run in runs]
@@ -251,7 +251,7 @@ def used(runs: Sequence[Cell], tokens: Sequence[int]) -> dict[int, Interval]:
 
 
 def draw_evidence() -> Any:
-    """Draw what the window holds, and what the model loses without it, by distance."""
+    """Draw what the window holds by distance, and what the model loses without it."""
     results = read("evidence/evidence")
     figure, (above, below) = panels(2, 7)
     lines = (
@@ -291,11 +291,11 @@ DRAWN = {
 
 
 def draw_card() -> Any:
-    """Draw what a link to the site shows: its name, a sentence, and the result."""
+    """Draw the card that previews links to the site: its name, a sentence, and the result."""
     figure = draw_result()
     (ax,) = figure.axes
     figure.set(size_inches=(12, 6.3))
-    figure.get_layout_engine().set(w_pad=0.25, h_pad=0.25)  # inches around it
+    figure.get_layout_engine().set(w_pad=0.25, h_pad=0.25)  # margin in inches
     figure.suptitle("Context-KV attention", x=0.03, ha="left", fontsize=34, fontweight="bold")
     sentence = "attention reads 32 compressed contexts instead of every token\n\n"
     ax.set_title(sentence + ax.get_title(loc="left"), fontsize=18)
@@ -303,7 +303,7 @@ def draw_card() -> Any:
 
 
 def for_phone(figure: Any) -> Any:
-    """Lay a figure out for a phone: narrow, with larger letters and a legend in the place of end labels."""
+    """Lay out a figure for a phone: narrow, with larger letters and a legend instead of end labels."""
     handles = {}
     for ax in figure.axes:
         ax.set_title(fill(ax.get_title(loc="left"), 44), loc="left", fontsize=LETTERS)
@@ -316,7 +316,7 @@ def for_phone(figure: Any) -> Any:
             text = end.get_text().replace("\n", " ")
             handles[text] = Line2D([], [], label=text, **look)
             end.remove()
-        for name in ax.texts:  # of rows, over the whole width, where the label of the axis would stand
+        for name in ax.texts:  # names of rows span the width and replace the axis labels
             ax.set_ylabel("")
             name.set(text=fill(name.get_text(), 46), x=-0.14, in_layout=False, linespacing=1)
         ax.tick_params(labelsize=LETTERS)
@@ -331,12 +331,12 @@ def for_phone(figure: Any) -> Any:
 
 
 def ends_at(line: Any, point: tuple[float, float]) -> bool:
-    """Tell whether the last point of a line is this one."""
+    """Return whether this is the last point of a line."""
     return len(line.get_xdata()) > 0 and np.allclose(line.get_xydata()[-1], point)
 
 
 def draw_all() -> None:
-    """Draw the figures of the study's page, also for phones, the first page's, and the social card."""
+    """Draw the figures of the study's page (also for phones) and of the first page, and the social card."""
     for name, draw in DRAWN.items():
         draw().savefig(FIGURES / f"{name}.png", dpi=152)
         for_phone(draw()).savefig(FIGURES / f"{name}-narrow.png", dpi=152)

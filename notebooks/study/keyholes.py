@@ -1,9 +1,9 @@
 """Measure which tokens the 32 slots still hold: `python notebooks/study/keyholes.py` writes the rows.
 
-It runs Phase 1 of recipes `exact` and `tuned`, with 50 conversations each, and measures how well the token of
-a context and the tokens before it can be decoded from the context. It also computes the loss of Phase 1 for
-the trained contexts, for those of an untrained block, and for random vectors. `story.py` draws the rows. All
-this takes 10 minutes on one core.
+It runs Phase 1 of the recipes `exact` and `tuned`, with 50 conversations each, and measures how well the
+token of a context and the tokens before it can be decoded from the context. It also computes the loss of
+Phase 1 for the trained contexts, for contexts of an untrained block, and for random vectors. `story.py` draws
+the rows. The script takes 10 minutes on one core.
 """
 
 import json
@@ -19,12 +19,12 @@ import ctxkv_lib as ctxkv
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.method.oacd import oacd_loss
 
-COMPARED = 1_000  # validation tokens whose contexts the losses are of, as in notebook 2
+COMPARED = 1_000  # number of validation tokens whose contexts the losses use, as in notebook 2
 ROWS = TOP / "notebooks" / "study" / "results" / "keyholes" / "keyholes.json"
 
 
 def curve(measured: dict[str, Any]) -> dict[str, Any]:
-    """Return the distances of a probe in tokens, with R² and the share of tokens named correctly at each."""
+    """Return a probe's distances in tokens, with R² and the share of correctly named tokens at each."""
     rows = measured["decodability"]
     return {
         "distance": [row["distance"] for row in rows],
@@ -35,7 +35,7 @@ def curve(measured: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def losses(prepared: Any, seed: int) -> dict[str, float]:
-    """Compute the loss of Phase 1 for trained contexts, for those of an untrained block, and for noise."""
+    """Compute the loss of Phase 1 for contexts of a trained and an untrained block, and for noise."""
     model, config = prepared.model.cpu(), prepared.run.config
     embeddings, rows = distinct_rows(model, prepared.caches["val"].ids[:COMPARED].cpu())
     torch.manual_seed(seed)
@@ -50,7 +50,7 @@ def losses(prepared: Any, seed: int) -> dict[str, float]:
 
 
 def keyholes(recipe: str, seed: int) -> dict[str, Any]:
-    """Train the contexts of a recipe and measure what they hold; `untrained` is the block at its start."""
+    """Train the contexts of a recipe and measure what they hold, as do contexts of an untrained block."""
     settings = {**FIFTY, "runtime.seed": seed}
     prepared = ctxkv.prepare(ctxkv.build_config("offline", recipe, 50, settings=settings))
     probed = encoded(prepared.model, prepared.caches)

@@ -1,10 +1,10 @@
-"""The map of the model, once for each notebook: the parts that the notebook is about are filled."""
+"""Draw the map of the model for each notebook, with the parts filled that the notebook is about."""
 
 from svg import BLUE, INK, RUST, Picture
 from tables import read
 
 PARTS = ("tokens", "table", "block", "cache", "layer", "head", "slots")
-FILLED = {  # by notebook
+FILLED = {  # filled parts by notebook
     0: PARTS,
     1: ("tokens", "slots"),
     2: ("block", "cache"),
@@ -14,9 +14,9 @@ FILLED = {  # by notebook
     6: ("block", "layer"),
 }
 LEFT, RIGHT = 8, 372  # edges of the widest boxes
-QUERY = 361  # where the query passes the narrower boxes
-SPAN = 640  # tokens of the window, which the axis of slots shows
-READ = (38, 173, 308)  # the drawing's tokens whose contexts attention reads
+QUERY = 361  # x at which the query passes the narrower boxes
+SPAN = 640  # tokens in the window, shown on the axis of slots
+READ = (38, 173, 308)  # x of the tokens whose contexts attention reads
 CENTRE = {"text_anchor": "middle"}
 ALTERNATIVE = (
     "Map of the model, from the bottom up. Tokens. The frozen token table. The ContextBlock, which makes "
@@ -29,7 +29,7 @@ OFFSETS = {run["recipe"]: run["offsets"] for run in read("keyholes/keyholes")["r
 
 
 def draw_map(filled: tuple[str, ...]) -> Picture:
-    """Draw the model from the tokens, below, to the next token, above."""
+    """Draw the model, from the tokens at the bottom to the next token at the top."""
     picture = Picture(594, ALTERNATIVE)
     picture.text(190, 14, "next token", font_weight=600, **CENTRE)
     picture.arrow((190, 42), (190, 21))
@@ -75,7 +75,7 @@ def draw_map(filled: tuple[str, ...]) -> Picture:
 def draw_box(
     picture: Picture, filled: bool, y: float, right: float, color: str, title: str, *lines: str
 ) -> None:
-    """Draw a part of the model, filled or as an outline, with its title and smaller lines."""
+    """Draw a part of the model, filled or as an outline, with a title and smaller lines of text."""
     fill, ink = (color, "#ffffff") if filled else ("none", INK)
     height = 32 + 18 * len(lines)
     picture.rect(LEFT, y, right - LEFT, height, fill, stroke=color, stroke_width=1.6, rx=6)
@@ -86,7 +86,7 @@ def draw_box(
 
 
 def draw_slots(picture: Picture, y: float, filled: bool) -> None:
-    """Draw the slots of both recipes on one axis, the present at the right."""
+    """Draw the slots of both recipes on one axis, with the present at the right."""
     notes = {"exact": "slots every 20 tokens", "tuned": "slots 0 to 13, then ever farther apart"}
     for row, (recipe, note) in enumerate(notes.items()):
         top = y + 42 * row
@@ -106,5 +106,5 @@ def draw_slots(picture: Picture, y: float, filled: bool) -> None:
 
 
 def place_of(back: float) -> float:
-    """Return the x of a token so far back."""
+    """Return the x of the token `back` tokens ago."""
     return RIGHT - 2 - (RIGHT - LEFT - 4) * back / SPAN

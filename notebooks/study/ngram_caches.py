@@ -1,11 +1,11 @@
-"""Mix four caches of recent tokens into n-grams, or into a trained model.
+"""Mix four caches of recent tokens into n-gram models, or into a trained model.
 
-`python notebooks/study/ngram_caches.py SAMPLES...` prints n-grams of `results/fair/ngrams.json`, for numbers
-of training conversations. `python notebooks/study/ngram_caches.py RUN...` prints the validation perplexity of
-finished runs with none, one, ... of the caches.
+`python notebooks/study/ngram_caches.py SAMPLES...` prints the rows of `results/fair/ngrams.json` for these
+numbers of training conversations. `python notebooks/study/ngram_caches.py RUN...` prints the validation
+perplexity of finished runs with zero to four caches.
 
-A cache gives probability to tokens that followed the same history among the tokens before. The weight of each
-cache is fitted on the validation text.
+A cache predicts tokens that followed the same history earlier in the text. The weight of each cache is fitted
+on the validation text.
 """
 
 import json
@@ -21,21 +21,21 @@ from ctxkv_lib.data.token_table import corpus_counts, corpus_ids
 from ctxkv_lib.measure import ngrams
 from ctxkv_lib.measure.ngrams import Floats, Ids
 
-WINDOW, NEAR = 640, 100  # tokens that caches of n-grams count, the second only the nearer ones
+WINDOW, NEAR = 640, 100  # tokens counted by the caches of n-grams; the second cache counts only `NEAR`
 
-Streams = Mapping[str, Floats]  # probabilities `[n]` of the tokens of streams; caches are fitted on "val"
+Streams = Mapping[str, Floats]  # token probabilities `[n]` by stream; caches are fitted on "val"
 
 
 def recent_shares(ids: Ids, window: int, order: int = 1) -> Floats:
-    """Compute how often each token but the first followed its history among the up to `window` tokens before.
+    """Compute how often each token (except the first) followed its history in the last `window` tokens.
 
-    Its history is the `order - 1` tokens before it. For ids `[n]`, returns `[n - 1]` shares of the history's
-    occurrences; NaN where the history has not occurred.
+    The history of a token is the `order - 1` tokens before it. For ids `[n]`, returns shares `[n - 1]` of the
+    occurrences of the history, or NaN if the history has not occurred.
     """
     grams, of_history = ids, np.ones(len(ids) - 1)
     for length in range(2, order + 1):
         histories = np.roll(grams, 1)
-        histories[: length - 1] = -np.arange(1, length)  # incomplete, like no other
+        histories[: length - 1] = -np.arange(1, length)  # incomplete histories differ from all others
         of_history = ngrams.recent_shares(histories, window)
         grams = np.unique(histories * (ids.max() + 1) + ids, return_inverse=True)[1]
     with np.errstate(invalid="ignore"):
@@ -43,14 +43,14 @@ def recent_shares(ids: Ids, window: int, order: int = 1) -> Floats:
 
 
 def four_caches(ids: Ids, window: int) -> list[Floats]:
-    """Compute the shares of single tokens, of those among the last `NEAR`, of pairs and of triples."""
+    """Compute the shares for four caches: single tokens, those among the last `NEAR`, pairs, and triples."""
     return [recent_shares(ids, *cache) for cache in ((window, 1), (NEAR, 1), (window, 2), (window, 3))]
 
 
 def with_caches(models: Streams, caches: Mapping[str, list[Floats]]) -> list[Streams]:
-    """Mix caches into a model's probabilities where they have any, each into what the caches before it left.
+    """Mix caches into a model's probabilities one after the other, where the cache has a prediction.
 
-    Returns the probabilities with none, one, two ... of the caches.
+    Returns the probabilities with no cache, the first cache, the first two caches, and so on.
     """
     mixed = [models]
     for number, on_validation in enumerate(caches["val"]):
@@ -76,9 +76,9 @@ def measured(streams: Streams, starts: Ids) -> dict[str, Any]:
 
 
 def ngram_rows(samples: int, preset: str = "offline", **splits: int) -> dict[str, dict[str, Any]]:
-    """Measure n-grams of the training text, and of the token table's text as well, with and without caches.
+    """Measure n-grams that count the training text, and also the token table's text, with and without caches.
 
-    Order, prior and the weights of caches are those with the lowest validation perplexity.
+    Order, prior and cache weights are chosen by the lowest validation perplexity.
     """
     data = ctxkv.build_config(
         preset, "tuned", samples, {f"data.{name}": size for name, size in splits.items()}
@@ -104,7 +104,7 @@ def ngram_rows(samples: int, preset: str = "offline", **splits: int) -> dict[str
 
 
 def print_run(path: str) -> None:
-    """Print the validation perplexity of a run with none, one, ... of the caches."""
+    """Print the validation perplexity of a run with zero to four caches."""
     trained = ctxkv.open_run(path)
     stream = trained.stream("val")
     likely = stream.token_losses().double().neg().exp().numpy()

@@ -1,6 +1,6 @@
-"""Plug-ins of the study: layers that read tokens, other blocks, and other options of recipe `tuned`.
+"""Plug-ins of the study: layers that read tokens, different blocks, and more options for recipe `tuned`.
 
-A configuration names them `plugins:NAME`, with this folder on the Python path; rows of `train.py` do.
+A configuration refers to them as `plugins:NAME`, with this folder on the Python path, as `train.py` does.
 """
 
 import copy
@@ -20,12 +20,12 @@ from ctxkv_lib.method.layer import ContextKVAttention, FeedForward, Layer
 from ctxkv_lib.method.reference import dispersion_loss
 from ctxkv_lib.method.tuned import BiasedAttention, SlotLayer
 
-BURN_IN = 128  # tokens that a GRU reads, in training, before those that matter
-ROWS, STEPS = 16, 64  # segments that a block's training reads side by side; tokens its gradients go back
-DISTANCES = (0, 1, 2, 4, 8, 16)  # of the tokens that an autoencoding block reconstructs
-HELD_OUT = 0.1  # share of the training stream, at its end, that chooses the epoch
-INPUT_DROPOUT, WEIGHT_DECAY = 0.2, 0.01  # of a block's training
-BIASES = {  # of slots, by head
+BURN_IN = 128  # tokens that a GRU reads in training before its outputs count
+ROWS, STEPS = 16, 64  # block training: parallel segments, and tokens of backpropagation through time
+DISTANCES = (0, 1, 2, 4, 8, 16)  # distances of the tokens that an autoencoding block reconstructs
+HELD_OUT = 0.1  # share at the end of the training stream that is held out to choose the epoch
+INPUT_DROPOUT, WEIGHT_DECAY = 0.2, 0.01  # for the training of a block
+BIASES = {  # biases of the slots, by head
     "nearest": "heads prefer slots 1 to 4",
     "per_head": "each head prefers a slot of its own",
     "learned": "begins at 0",
@@ -34,7 +34,7 @@ BIASES = {  # of slots, by head
 
 
 def attention_of(config: ModelConfig, slot_bias: str) -> ContextKVAttention:
-    """Make attention to contexts with one of `BIASES`; without one, keys have their own."""
+    """Make attention to contexts with one of `BIASES`; without it, the keys have a bias."""
     if slot_bias == "none":
         return ContextKVAttention(config)
     attention = BiasedAttention(config)
@@ -48,7 +48,7 @@ def attention_of(config: ModelConfig, slot_bias: str) -> ContextKVAttention:
 
 
 class OtherSlots(SlotLayer):
-    """The layer of recipe `tuned` with options that only the study sets."""
+    """The layer of recipe `tuned`, with options that only the study sets."""
 
     @dataclass(frozen=True)
     class Settings(SlotLayer.Settings):
@@ -74,7 +74,7 @@ class OtherSlots(SlotLayer):
 
 
 class Chunked(OtherSlots):
-    """The same, trained on the batches of layers that read tokens: chunks of consecutive positions."""
+    """The layer of `tuned`, trained on chunks of consecutive positions, like layers that read tokens."""
 
     chunk = 64
 
@@ -92,10 +92,11 @@ class TokenBlock(Block):
 
 
 class TokenLayer(Layer):
-    """Base of layers that read tokens: a subclass adds its layers, `norm` among them, and `mix`.
+    """Base class of layers that read tokens; a subclass adds its layers, including `norm`, and `mix`.
 
-    With x the embedding of a position and m the output of `mix`, the output head reads m and feed-forward of
-    `norm(x + m)`, as in recipe `tuned`. The feed-forward layer is as wide as makes all as large as that.
+    Let x be the embedding of a position and m the output of `mix`. The output head reads m and the
+    feed-forward output for `norm(x + m)`, as in recipe `tuned`. The width of the feed-forward layer is chosen
+    so that the layer has as many weights as the layer of recipe `tuned`.
     """
 
     reads = "tokens"
@@ -134,7 +135,7 @@ def attention_size(config: ModelConfig) -> int:
 
 
 class NoContext(TokenLayer):
-    """A model of the current token only."""
+    """A layer that reads only the current token."""
 
     def add_layers(self, config: ModelConfig) -> None:
         self.norm = nn.Identity()
@@ -144,13 +145,13 @@ class NoContext(TokenLayer):
 
 
 class CausalAttention(TokenLayer):
-    """Attention of a GPT-2 block to the last `context_window` tokens, with a learned bias by distance."""
+    """GPT-2 attention to the last `context_window` tokens, with a learned bias by distance."""
 
     def add_layers(self, config: ModelConfig) -> None:
         h, self.num_heads, self.window = config.hidden_size, config.num_heads, config.context_window
         self.q, self.v, self.out = (nn.Linear(h, h) for _ in range(3))
-        self.k = nn.Linear(h, h, bias=False)  # softmax would drop it
-        with torch.random.fork_rng(devices=[]):  # for the bias alone, which is not random
+        self.k = nn.Linear(h, h, bias=False)  # a bias would cancel in the softmax
+        with torch.random.fork_rng(devices=[]):  # creating the bias draws random numbers
             self.bias = BiasedAttention(replace(config, max_contexts=self.window)).slot_bias
         self.dropout, self.norm, self.history = config.attention_dropout, nn.LayerNorm(h), self.window - 1
 
@@ -171,26 +172,26 @@ class CausalAttention(TokenLayer):
 
 
 class GRU(TokenLayer):
-    """The state of a GRU that reads each row from its beginning."""
+    """A layer that returns the state of a GRU, which reads each row from its beginning."""
 
     history = BURN_IN
 
     def add_layers(self, config: ModelConfig) -> None:
         h = config.hidden_size
-        linear, spare = 4 * h + 6, attention_size(config) - 3 * h  # of 3 units² + linear units + 3 h weights
-        units = max(1, (math.isqrt(linear**2 + 12 * spare) - linear) // 6)  # the most that fit
+        linear, spare = 4 * h + 6, attention_size(config) - 3 * h  # weights: 3 units² + linear units + 3 h
+        units = max(1, (math.isqrt(linear**2 + 12 * spare) - linear) // 6)  # the largest number that fits
         self.gru, self.out = nn.GRU(h, units, batch_first=True), nn.Linear(units, h)
         self.dropout, self.norm = nn.Dropout(config.attention_dropout), nn.LayerNorm(h)
         self.evaluation_history = config.context_window
 
     def mix(self, embeddings: Tensor, start: int) -> Tensor:
-        with torch.autocast(embeddings.device.type, enabled=False):  # under which cuDNN's is fp16, never bf16
+        with torch.autocast(embeddings.device.type, enabled=False):  # cuDNN uses fp16 there, not bf16
             states, _ = self.gru(embeddings.to(self.out.weight.dtype))
         return self.out(self.dropout(states[:, start:]))
 
 
 class GatedBlock(Block):
-    """The cell of a GRU as a ContextBlock (Cho et al., 2014)."""
+    """A GRU cell as a ContextBlock (Cho et al., 2014)."""
 
     def __init__(self, context_dim: int, hidden_size: int) -> None:
         super().__init__()
@@ -209,18 +210,18 @@ class GatedBlock(Block):
 
 
 class TrainedBlock(GatedBlock):
-    """A gated block that is trained before Phase 1, with a head that is thrown away.
+    """A gated block that is trained before Phase 1 with a temporary head.
 
-    Training is truncated backpropagation through time; the epoch with the lowest loss on the held-out end of
-    the training stream is kept. With `phase1.max_iterations=0` nothing else trains it. A subclass makes the
-    head by `make_head(embeddings, tokens)`, and computes the `loss` of contexts `[rows, steps, context_dim]`,
-    where the tokens `seen`, `[rows, n]`, end with the target of the last one.
+    It is trained by truncated backpropagation through time. The epoch with the lowest loss on the held-out
+    end of the training stream is kept. With `phase1.max_iterations=0` nothing else trains the block. A
+    subclass makes the head in `make_head(embeddings, tokens)` and computes the `loss` of contexts
+    `[rows, steps, context_dim]`; the tokens `seen`, `[rows, n]`, end with the target of the last context.
     """
 
     @dataclass(frozen=True)
     class Settings:
         epochs: int = 6
-        learning_rate: float = 0.002  # the highest, of AdamW; it falls to 0 by a cosine
+        learning_rate: float = 0.002  # peak rate of AdamW; it falls to 0 along a cosine
         oacd_weight: float = 0.0
 
     def __init__(self, context_dim: int, hidden_size: int, settings: Settings) -> None:
@@ -228,10 +229,10 @@ class TrainedBlock(GatedBlock):
         self.settings = settings
 
     def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Any) -> None:
-        """Train the block; arguments as of `ContextBlock.init_weights`."""
+        """Train the block; the arguments are the same as for `ContextBlock.init_weights`."""
         train, held_out = split(tokens)
         with torch.enable_grad(), torch.random.fork_rng():
-            torch.manual_seed(self.carry.weight.flatten()[:1].view(torch.int32).item())  # by the run's seed
+            torch.manual_seed(self.carry.weight.flatten()[:1].view(torch.int32).item())  # the run's seed
             head = self.make_head(embeddings, tokens)
             weights = [*self.parameters(), *head.parameters()]
             optimizer = torch.optim.AdamW(weights, weight_decay=WEIGHT_DECAY)
@@ -256,7 +257,7 @@ class TrainedBlock(GatedBlock):
     def losses(
         self, head: Any, embeddings: Tensor, tokens: Tensor, config: Any, dropout: float = 0.0
     ) -> Iterator[Tensor]:
-        """Yield the loss of each window; the state goes on from one to the next, without its gradient."""
+        """Yield the loss of each window; the state is passed on to the next window without its gradient."""
         cut = windows(tokens)
         state = embeddings.new_zeros(len(cut[0]), self.context_dim)
         for number, seen in enumerate(cut):
@@ -269,7 +270,7 @@ class TrainedBlock(GatedBlock):
 
 
 class PredictiveBlock(TrainedBlock):
-    """Trained to predict the next token, with log-frequencies in the head."""
+    """A block trained to predict the next token; the bias of its head is the log-frequency of the tokens."""
 
     def make_head(self, embeddings: Tensor, tokens: Tensor) -> nn.Module:
         head = nn.Linear(self.context_dim, embeddings.shape[1], device=embeddings.device)
@@ -288,7 +289,7 @@ class PredictiveBlock(TrainedBlock):
 
 
 class AutoencodingBlock(TrainedBlock):
-    """Trained to hold what it has read: a linear head reconstructs the tokens `DISTANCES` back."""
+    """A block trained to hold what it has read: a linear head reconstructs the tokens `DISTANCES` back."""
 
     def make_head(self, embeddings: Tensor, tokens: Tensor) -> nn.Module:
         head = nn.Linear(self.context_dim, len(DISTANCES) * embeddings.shape[1], device=embeddings.device)
@@ -296,7 +297,7 @@ class AutoencodingBlock(TrainedBlock):
         return head
 
     def loss(self, head: Any, contexts: Tensor, seen: Tensor, embeddings: Tensor, config: Any) -> Tensor:
-        """Compute the share of the variance that is not reconstructed, of all tokens that were read."""
+        """Compute the unexplained share of the variance of the tokens to reconstruct."""
         read = torch.arange(seen.shape[1] - 1, device=seen.device)[-contexts.shape[1] :, None]
         places = read - seen.new_tensor(DISTANCES)
         wanted = F.embedding(seen[:, places.clamp(min=0)], embeddings)  # (rows, steps, distances, size)
@@ -305,13 +306,13 @@ class AutoencodingBlock(TrainedBlock):
 
 
 def split(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Split a stream `[n]` into what a block is trained on, and its end, which chooses the epoch."""
+    """Split a stream `[n]` into the part that trains a block, and the end, which chooses the epoch."""
     cut = max(2, int(len(tokens) * (1 - HELD_OUT)))
     return tokens[:cut], tokens[cut:]
 
 
 def windows(tokens: Tensor) -> list[Tensor]:
-    """Cut a stream `[n]` into `ROWS` segments; return these up to the last target of each window."""
+    """Cut a stream `[n]` into `ROWS` segments and return them up to the last target of each window."""
     rows = max(1, min(ROWS, len(tokens) // 2))
     length = (len(tokens) - 1) // rows
     segments = torch.stack([tokens[row * length : (row + 1) * length + 1] for row in range(rows)]).long()

@@ -1,7 +1,7 @@
-"""What contexts encode, and whether the model reads it: `python notebooks/study/probe.py RUN...`.
+"""Measure what contexts encode, and whether the model reads it: `python notebooks/study/probe.py RUN...`.
 
 Decodability: ridge regressions predict the embedding of the token at t - d from the context at t. They are
-fitted on one stream and evaluated on another, for the run's contexts and for those of untrained blocks.
+fitted on one stream and evaluated on another, for the run's contexts and for contexts of untrained blocks.
 Generalised cross-validation chooses the strength of the ridge for each distance (Golub, Heath and Wahba,
 1979): where nothing is remembered, the weights shrink to zero.
 
@@ -37,9 +37,9 @@ POSITIONS = 1024  # number of positions with a full window at which other contex
 
 
 class Stream(NamedTuple):
-    """A stream of tokens with the context after each."""
+    """A stream of tokens, with the context after each token."""
 
-    contexts: Tensor  # float32 `[n, context_dim]`, after each token
+    contexts: Tensor  # float32 `[n, context_dim]`
     tokens: Tensor  # int64 `[n]`, rows of a table of embeddings
 
 
@@ -48,18 +48,18 @@ def encoded(model: ContextKV, caches: Mapping[str, Cache]) -> dict[str, Any]:
     """Measure on the CPU what cached contexts encode; only the model's table and window are used.
 
     Args:
-        caches: by split; the regressions are fitted to "train" and evaluated on "val".
+        caches: caches by split; the regressions are fitted to "train" and evaluated on "val".
 
     Returns:
         `decodability`, a list of `{distance, r2, top1}`; `memory_span` in tokens; `window_share`, the share
         of the window that lies within some slot's memory span; `untrained`, the same values for untrained
-        blocks, by the standard deviation of their weights; `offsets`, those of the slots.
+        blocks, by the standard deviation of their weights; `offsets`, the offsets of the slots.
     """
     ids = [caches[split].ids[:-1][:rows].cpu() for split, rows in ROWS.items()]
     lengths = [len(stream) for stream in ids]
     embeddings, rows = (tensor.cpu() for tensor in distinct_rows(model, torch.cat(ids)))
     tokens, shape = rows.split(lengths), model.config
-    window = min(shape.context_window, *(1 + length // 2 for length in lengths))  # half are left to fit
+    window = min(shape.context_window, *(1 + length // 2 for length in lengths))  # half are for the fit
 
     def measured(contexts: Sequence[Tensor]) -> dict[str, Any]:
         train, validation = map(Stream, contexts, tokens)
@@ -82,7 +82,7 @@ def encoded(model: ContextKV, caches: Mapping[str, Cache]) -> dict[str, Any]:
 
 
 def distances(interval: int, window: int) -> list[int]:
-    """List every distance up to an interval, then each one and a half times the last, within the window."""
+    """List all distances up to an interval, and then distances that grow by half, within the window."""
     listed = list(range(min(interval, window - 1) + 1))
     while (further := max(listed[-1] + 1, 3 * listed[-1] // 2)) < window:
         listed.append(further)
@@ -100,7 +100,7 @@ def decodability(
 
     Args:
         train, validation: what is fitted, and what is evaluated.
-        embeddings: float32 `[distinct, hidden_size]`, all of one norm.
+        embeddings: float32 `[distinct, hidden_size]`, all with the same norm.
         distances: 0 is the token just read.
 
     Returns:
@@ -138,7 +138,7 @@ def decodability(
 
 
 def memory_span(by_distance: Sequence[dict[str, float]]) -> int | None:
-    """Return the distance in tokens up to which R² stays above `SPAN_R2`; None if it never is."""
+    """Return the distance in tokens up to which R² stays above `SPAN_R2`; None if no R² is above it."""
     remembered = takewhile(lambda row: row["r2"] > SPAN_R2, by_distance)
     return max((int(row["distance"]) for row in remembered), default=None)
 
@@ -151,14 +151,14 @@ def window_share(offsets: Sequence[int], window: int, span: int | None) -> float
 
 @torch.no_grad()
 def other_contexts(model: ContextKV, cache: Cache) -> dict[str, Any]:
-    """Compute perplexity where contexts are zeros, or those half the stream away.
+    """Compute perplexity with contexts replaced by zeros, or by the contexts half the stream away.
 
     Zero contexts never occur in training, so they harm even a model that ignores the content of contexts.
     Contexts from elsewhere, usually another conversation, harm only a model that reads them.
 
     Returns:
-        `positions`, their number; `changed`, by name (`zero`, `elsewhere`): `ppl`; `percent`, its increase
-        over the run's own contexts at the same positions; `error`, the standard error of that.
+        `positions`, the number of positions; `changed`, by name (`zero`, `elsewhere`): `ppl`; `percent`, its
+        increase over the run's own contexts at the same positions; `error`, the increase's standard error.
     """
     first = min(model.config.context_window, len(cache) - 1)
     count = len(cache) - first

@@ -1,6 +1,6 @@
 """Names of the rows of results on the study's pages, and which rows are compared."""
 
-NAMES = {  # of rows, where the results have another
+NAMES = {  # names on the pages, if they differ from the names in the results
     "tuned": "`tuned` without copying",
     "tuned with copying": "`tuned`, copying added after training",
     "tuned, copying": "`tuned`",
@@ -21,13 +21,13 @@ NAMES = {  # of rows, where the results have another
     "kneser_ney_table_caches": "n-grams and four caches, with the token table's text",
 }
 
-LEFT_OUT = (  # of the table of changes: `tuned` again, and what says nothing that another row does not
+LEFT_OUT = (  # rows left out of the table of changes: `tuned` itself, and rows that add nothing new
     "bias nearest, means to 40 tokens",
     "means to 40 tokens, OACD rate 0.0005",
     "means to 40 tokens, untrained",
     "random init, bias from 0, symmetric table, no current-token bias, all weights decay by the step",
 )
-PAIRS = {  # tables of differences: test conversations, and rows
+PAIRS = {  # tables of differences: number of test conversations, and pairs of rows
     "beside_ngrams": (
         10,
         "exact / kneser_ney",

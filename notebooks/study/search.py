@@ -1,6 +1,6 @@
-"""Search for the settings of a row of part `fair`: one axis after the other, on validation alone.
+"""Search for the settings of a row of part `fair`, one axis after the other, using only validation.
 
-python notebooks/study/search.py ROW... prints what it tries. Finished runs are reused.
+`python notebooks/study/search.py ROW...` prints what it tries. Finished runs are reused.
 """
 
 import sys
@@ -14,14 +14,14 @@ AXES = {
     "phase2.learning_rate": (0.00025, 0.0005, 0.001),
     "phase2.max_epochs": (4, 8),
     "phase2.weight_decay": (1.0, 2.0, 4.0),
-    "layer_dropout": (0.1, 0.2),  # of the row's layer
+    "layer_dropout": (0.1, 0.2),  # dropout of the row's layer
 }
-START = dict(zip(AXES, (0.0005, 4, 2.0, 0.1), strict=True))  # those of recipe `tuned`
+START = dict(zip(AXES, (0.0005, 4, 2.0, 0.1), strict=True))  # the values of recipe `tuned`
 SAMPLES, SEED = 50, 42
 
 
 def search(val_ppl: Callable[[Mapping[str, float]], float]) -> dict[str, float]:
-    """Keep the best value of one axis after the other; `val_ppl` trains with some settings."""
+    """Find the best value of one axis after the other; `val_ppl` trains with given settings."""
     best = dict(START)
     for axis, values in AXES.items():
         best = min(({**best, axis: value} for value in values), key=val_ppl)
@@ -29,7 +29,7 @@ def search(val_ppl: Callable[[Mapping[str, float]], float]) -> dict[str, float]:
 
 
 def trained(row: str, settings: Mapping[str, float]) -> float:
-    """Train a row with these settings, without the test; return its validation perplexity."""
+    """Train a row with these settings and return its validation perplexity; the test is skipped."""
     base = PARTS["fair"][1][row]
     own = {f"layer.{key}" if key == "layer_dropout" else key: value for key, value in settings.items()}
     config = configure({**base, **own, "data.test_samples": 0}, SAMPLES, SEED)

@@ -1,4 +1,4 @@
-"""An ordinary small GPT and LSTM, which share a token table with the output head."""
+"""An ordinary small GPT and LSTM, whose token table is also the output head."""
 
 import math
 from functools import cached_property
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from ctxkv_lib.method.losses import frozen_head_cross_entropy
 
-WEIGHTS = 6_301_440  # besides token table and output bias: as many as Phase 2 trains in `exact`
+WEIGHTS = 6_301_440  # without token table and output bias; equal to what Phase 2 trains in `exact`
 CHUNK = 2048  # tokens of the vocabulary at a time
 
 
 class GPT(nn.Module):
-    """Pre-norm transformer with learned positions, between projections from and to the width of the table."""
+    """Pre-norm transformer with learned positions, and projections from and to the width of the table."""
 
     training_length = evaluation_length = 128  # tokens that are read together
 
@@ -40,9 +40,9 @@ class GPT(nn.Module):
 
 
 class LSTM(nn.Module):
-    """LSTM of one layer with dropout before and after it, and a projection to the width of the table."""
+    """One-layer LSTM with dropout before and after it, and a projection to the width of the table."""
 
-    training_length, evaluation_length = 64, 1280  # in training, the state goes on from row to row
+    training_length, evaluation_length = 64, 1280  # in training, the state is carried on from row to row
 
     def __init__(self, size: int, layers: int, dropout: float) -> None:
         super().__init__()
@@ -58,16 +58,16 @@ class LSTM(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """One of these between a token table, which is also the output head, and an output bias.
+    """A GPT or LSTM with a token table, which is also the output head, and an output bias.
 
-    Only tokens that occur in `counts`, int64 `[vocab_size]`, are trained, and the softmax of training is over
-    these: it takes half the time, and the other tokens keep their share of the probability.
+    Only tokens that occur in `counts`, int64 `[vocab_size]`, are trained, and the softmax in training covers
+    only these tokens. This halves the time, and all other tokens keep their share of the probability.
     """
 
     def __init__(self, body: nn.Module, table: Tensor, bias: Tensor, counts: Tensor) -> None:
         super().__init__()
         self.known = counts.nonzero().flatten()
-        self.place = (counts > 0).cumsum(0) - 1  # of a known token among them
+        self.place = (counts > 0).cumsum(0) - 1  # index of each known token among the known tokens
         self.body, self.whole_table, self.whole_bias = body, table.clone(), bias.clone()
         self.table, self.bias = nn.Parameter(table[self.known]), nn.Parameter(bias[self.known])
 

@@ -1,4 +1,4 @@
-"""Pictures of the first page, the README and the notebooks: `python notebooks/study/story.py` writes them.
+"""Draw the pictures of the first page, the README and the notebooks: `python notebooks/study/story.py`.
 
 All numbers come from `results/`. A picture is an SVG file in `notebooks/pictures`.
 """
@@ -16,10 +16,10 @@ from tables import Interval, cells_of, change, ppls_of, read, tested
 
 LEFT, RIGHT = 8, 372  # edges of strips and axes
 WINDOW = 640  # tokens
-NEAR = 14  # tokens that have a slot each in `tuned`
-BLANK = 0.005  # share of places at which the most frequent token is the right one
-SIZE = 50  # training conversations of the waterfall
-MANY = 200  # and of what could stand in the place of contexts
+NEAR = 14  # number of nearest tokens with a slot each in `tuned`
+BLANK = 0.005  # share of places at which the most frequent token is correct
+SIZE = 50  # training conversations in the waterfall chart
+MANY = 200  # training conversations in the comparison with alternatives to contexts
 BOLD = {"font_weight": 600}
 Row = tuple[str, Interval | None, str]  # name, change in per cent, colour
 KEYHOLES = read("keyholes/keyholes")["runs"]
@@ -40,7 +40,7 @@ def named(recipe: str) -> np.ndarray:
 
 
 def draw_keyholes() -> Picture:
-    """Draw the window of both recipes as strips, a token more coloured the more often it can be named."""
+    """Draw the windows of both recipes as strips; tokens that can be named more often have more colour."""
     exact, tuned = (named(recipe).mean(axis=0) for recipe in ("exact", "tuned"))
     picture = Picture(
         352,
@@ -71,7 +71,7 @@ def log_place(back: float) -> float:
 
 
 def draw_strip(picture: Picture, y: float, shares: np.ndarray, place: Callable[[float], float]) -> None:
-    """Draw the tokens of the window, the present at the right; `place` is 0 there and 1 at the other end."""
+    """Draw the tokens of the window; `place` runs from 0 for the present, at the right, to 1 at the left."""
     width, back = RIGHT - LEFT, 0
     for share, alike in groupby(shares.round(3).tolist()):
         start, back = back, back + len(list(alike))
@@ -93,7 +93,7 @@ def label_axis(picture: Picture, y: float, ticks: dict[int, str], place: Callabl
 
 
 def draw_zoom(picture: Picture, y: float, shares: np.ndarray) -> None:
-    """Draw the tokens from one slot to the next, with the share of them that can be named in per cent."""
+    """Draw the tokens between two slots, with the percentage at which each can be named."""
     width = (RIGHT - LEFT) / len(shares)
     picture.text(LEFT, y + 12, "From one slot to the next, named in % of places:")
     for back, share in enumerate(shares.round(3).tolist()):
@@ -105,7 +105,7 @@ def draw_zoom(picture: Picture, y: float, shares: np.ndarray) -> None:
 
 
 def draw_waterfall() -> Picture:
-    """Draw which part of `tuned` lowers the test perplexity with 50 conversations by how much."""
+    """Draw by how much each part of `tuned` lowers the test perplexity with 50 conversations."""
     levels = waterfall()
     ngrams = mean(ppls_of(tested(10), "kneser_ney_table_caches", SIZE))
     steps = [f"{name}: {value:.0f}" for name, value in levels.items()]
@@ -157,7 +157,7 @@ def waterfall() -> dict[str, float]:
 
 
 def draw_objective() -> Picture:
-    """Draw the loss of Phase 1 for noise, trained contexts and those of an untrained block."""
+    """Draw the loss of Phase 1 for noise, trained contexts, and contexts of an untrained block."""
     runs = [run["losses"] for run in KEYHOLES if run["recipe"] == "exact"]
     names = {"untrained": "untrained block", "trained": "after Phase 1", "noise": "random noise"}
     values = {name: [run[key] for run in runs] for key, name in names.items()}
@@ -185,7 +185,7 @@ def draw_objective() -> Picture:
 def draw_dots(
     title: str, rows: Sequence[Row], ends: tuple[float, float], zero: str = "0: no change"
 ) -> Picture:
-    """Draw changes of the test perplexity in per cent with 95% intervals, a row each, around a line at zero.
+    """Draw changes of the test perplexity in per cent with 95% intervals, one row each, around zero.
 
     A row without an interval is a heading.
     """
@@ -224,7 +224,7 @@ def change_of(found: Interval) -> str:
 
 
 def draw_present() -> Picture:
-    """Draw what the 31 earlier contexts of `exact` are worth: to the trained model, and in training."""
+    """Draw what the 31 earlier contexts of `exact` are worth to the trained model, and in training."""
     results, replaced, absent = read("evidence/evidence"), [], []
     for size in (50, 100, 500):
         runs = [run for run in results["runs"] if (run["recipe"], run["samples"]) == ("exact", size)]
@@ -236,7 +236,7 @@ def draw_present() -> Picture:
 
 
 def draw_instead() -> Picture:
-    """Draw what contexts, and what could stand in their place, gain over the present token alone."""
+    """Draw what contexts and their alternatives gain over the present token alone."""
     names = {
         "contexts": ("contexts", ORANGE),
         "tokens at the same slots": ("tokens at the same 32 slots", BLUE),

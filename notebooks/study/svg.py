@@ -1,7 +1,8 @@
 """Pictures as SVG text, 380 units wide, so that their smallest letters have 12 pixels on a phone.
 
-Backgrounds are transparent, and the ink has a contrast of 4.3 on white as on the site's dark ground: the same
-file serves both themes. Colours are from Okabe and Ito's palette, which colour-blind readers can distinguish.
+Backgrounds are transparent, and the ink has a contrast of 4.3 both on white and on the site's dark
+background, so the same file serves both themes. Colours are from Okabe and Ito's palette, which
+colour-blind readers can distinguish.
 """
 
 from pathlib import Path
@@ -9,11 +10,11 @@ from xml.sax.saxutils import escape, quoteattr
 
 PICTURES = Path(__file__).resolve().parents[1] / "pictures"
 WIDTH = 380  # units of the drawing
-SHOWN = 570  # pixels, where there is room for them
+SHOWN = 570  # width in pixels if there is room
 INK = "#757b84"
 BLUE, ORANGE, RUST = "#0072b2", "#d55e00", "#b34f00"  # white letters can be read on blue and rust
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
-SMALL = 13  # the smallest letters, in units
+SMALL = 13  # smallest font size in units
 
 
 class Picture:
@@ -49,7 +50,7 @@ class Picture:
     def arrow(
         self, start: tuple[float, float], end: tuple[float, float], stroke: str = INK, **more: object
     ) -> None:
-        """Draw a horizontal or vertical line with a head at its end."""
+        """Draw a horizontal or vertical arrow."""
         (x, y), (from_x, from_y) = end, start
         along = (x > from_x) - (x < from_x), (y > from_y) - (y < from_y)
         base = x - 6 * along[0], y - 6 * along[1]
@@ -59,7 +60,7 @@ class Picture:
         self.add("polygon", points=head, fill=stroke)
 
     def svg(self) -> str:
-        """Return the whole file."""
+        """Return the content of the SVG file."""
         size = f'width="{SHOWN}" height="{_written(SHOWN * self.height / WIDTH)}"'
         head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {_written(self.height)}" {size}'
         head += f' role="img" font-family="{FONT}">\n<title>{escape(self.alternative)}</title>\n'

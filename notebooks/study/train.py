@@ -1,7 +1,7 @@
 """Train a part of the study: `python notebooks/study/train.py PART`. All parts take days on 2 cores.
 
-Finished runs are reused; `ctxkv.difference` compares them. README.md says which rows of the results are not
-here, since nothing can train them any more.
+Finished runs are reused; `ctxkv.difference` compares them. README.md says which rows of the results are
+missing here because they can no longer be trained.
 """
 
 import sys
@@ -13,14 +13,14 @@ import pandas as pd
 
 import ctxkv_lib as ctxkv
 
-Settings = Mapping[str, Any]  # of a variant; `recipe` is one of them
+Settings = Mapping[str, Any]  # settings of a variant, including `recipe`
 
 SEEDS = (42, 43, 44)
 FIFTY = {"data.validation_samples": 50, "data.test_samples": 50}
 EXACT, COPYING, OF_TOKENS = {"recipe": "exact"}, {"recipe": "tuned"}, {"recipe": "tuned"}
 UNTRAINED = {"phase1.max_iterations": 0}
 PROPOSED = {**EXACT, "data.test_samples": 50}
-TUNED = {"recipe": "tuned", "layer.copy_weight": 0.0}  # all rows but `tuned, copying` are without
+TUNED = {"recipe": "tuned", "layer.copy_weight": 0.0}  # only the row `tuned, copying` copies
 OTHER = {**TUNED, "layer": "plugins:OtherSlots"}
 PER_HEAD = {**OTHER, "layer.slot_bias": "per_head"}
 LEARNED = {**OTHER, "layer.slot_bias": "learned"}
@@ -35,9 +35,9 @@ TOKENS = {"block": "plugins:TokenBlock", "model.context_dim": 768, "model.interm
 LAST = {**TOKENS, "layer.slots": "uniform", "model.interval": 1}
 PREDICTIVE = {"block": "plugins:PredictiveBlock", "model.intermediate_size": 2560, **UNTRAINED}
 FAST = {"phase2.learning_rate": 0.001, "phase2.max_epochs": 8}  # found by search.py for contexts and the GRU
-DECAYED = {**FAST, "phase2.weight_decay": 4.0}  # and for the others
+DECAYED = {**FAST, "phase2.weight_decay": 4.0}  # found for the other rows
 
-# Training conversations and variants of each part.
+# The numbers of training conversations and the variants of each part.
 PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
     "answer": ((10, 50, 200), {
         "exact": EXACT,
@@ -89,7 +89,7 @@ PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
         "bias nearest, means to 160 tokens": {**TUNED, "block.longest_mean": 160.0},
         "bias nearest, random init, std 0.01": {**TUNED, **RANDOM, "phase1.weight_std": 0.01},
     }),
-    "full": ((100, 500), {  # and `tuned` with 1,000 and 2,000
+    "full": ((100, 500), {  # `tuned` also has 1,000 and 2,000
         "published": {"recipe": "published"}, "exact": EXACT, "tuned": TUNED, "tuned, copying": COPYING,
     }),
     "fair": ((10, 50, 100, 200, 500), {
@@ -113,7 +113,7 @@ PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
         "exact, untrained": {**EXACT, **FIFTY, **UNTRAINED},
         "exact, one slot": {**EXACT, **FIFTY, "model.max_contexts": 1},
     }),
-    "proposals": ((100,), {  # the original's, one change each
+    "proposals": ((100,), {  # proposals of the original, with one change each
         "base": PROPOSED,
         "interval 50": {**PROPOSED, "model.interval": 50},
         "interval 100": {**PROPOSED, "model.interval": 100},

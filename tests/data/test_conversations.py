@@ -82,14 +82,14 @@ def small(hub, monkeypatch):
 def test_rows_run_on_over_shards_which_are_kept_whole(small, split, count, expected, shards):
     assert _load(split, count) == [f"question {n}\nyes" for n in expected]
     assert small.served == [*ultrachat.SHARDS[:shards]]
-    small.status = 500  # from here on the Hub is of no use
+    small.status = 500  # from here on, the Hub fails
     assert _load(split, count - 1) == [f"question {n}\nyes" for n in expected[:-1]]
 
 
 @pytest.mark.parametrize("cause", [200, 403, 404, 429, 503, "no network", "offline mode"])
 def test_what_the_hub_does_not_give_names_the_offline_preset(hub, monkeypatch, cause):
     if cause == "no network":
-        direct_to("http://127.0.0.1:9", monkeypatch)  # where nobody listens
+        direct_to("http://127.0.0.1:9", monkeypatch)  # nothing listens there
     elif cause == "offline mode":
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         forget_connections()
@@ -98,7 +98,7 @@ def test_what_the_hub_does_not_give_names_the_offline_preset(hub, monkeypatch, c
     with pytest.raises(UserError, match=REFUSED) as refused:
         _load("train", 1)
     assert ("; unset HF_HUB_OFFLINE, check the network" in str(refused.value)) == (cause == "offline mode")
-    check_splits(DataConfig())  # what can be said without it
+    check_splits(DataConfig())  # checks what needs no Hub
 
 
 @pytest.mark.parametrize("damage", [lambda body: body[:-4], lambda body: body.replace(b"qu", b"\xff\xff")])
@@ -218,7 +218,7 @@ def test_sizes_that_are_not_asked_for_fit_the_data(tmp_path):
     window["model.max_contexts"] = len(_text(40))  # two windows are eight conversations
     assert _fitted(path, window)[0].data.validation_samples == 8
     data = _fitted(_jsonl(tmp_path, 1010), window)[0].data
-    assert (data.validation_samples, data.test_samples) == (100, 100)  # at most
+    assert (data.validation_samples, data.test_samples) == (100, 100)  # the maximum
     asked = {"data.validation_samples": 3}
     for samples, test in {25: 4, 36: 1, 37: 0}.items():  # the test takes a tenth of what training leaves
         assert _fitted(_jsonl(tmp_path, 40), asked, samples=samples)[0].data.test_samples == test

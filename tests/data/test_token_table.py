@@ -1,4 +1,4 @@
-"""Token tables and token counts: where they come from, what they are, and when they are made anew."""
+"""Token tables and token counts: where they come from, what they contain, and when they are recomputed."""
 
 import math
 import os
@@ -79,7 +79,7 @@ def test_random_table_and_its_scale():
     assert first.fingerprint == again.fingerprint != other.fingerprint
     assert not torch.equal(first.weight, other.weight)
     scaled = load_table(replace(RANDOM, row_length=0.5), 64, 1)
-    assert scaled.weight.norm(dim=1).sort().values[989] == pytest.approx(0.5)  # all but a hundredth
+    assert scaled.weight.norm(dim=1).sort().values[989] == pytest.approx(0.5)  # all but 1%
     factor = scaled.weight[0, 0] / first.weight[0, 0]
     torch.testing.assert_close(scaled.weight, first.weight * factor)
     assert scaled.fingerprint != first.fingerprint

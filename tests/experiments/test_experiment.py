@@ -1,4 +1,4 @@
-"""A run leaves what the contract names, goes on where it was stopped, and is never shown as another."""
+"""A run leaves the promised files, resumes where it was stopped, and is never mistaken for another."""
 
 import re
 import shutil
@@ -132,7 +132,7 @@ def test_a_run_that_is_stopped_behind_its_best_epoch_keeps_that(tiny_settings, t
 def test_a_run_that_was_begun_in_bf16_says_so_where_a_device_has_no_units_for_it(
     tiny_config, tmp_path, monkeypatch, capsys
 ):
-    slow = "goes on in bf16, in which it was begun, but this device has no units for bf16"
+    slow = "was begun in bf16 and continues in it, but this device has no units for bf16"
     monkeypatch.setattr(device, "_cpu_flags", lambda: {"amx_bf16"})
     prepare(tiny_config, tmp_path / "run")
     assert slow not in capsys.readouterr().err

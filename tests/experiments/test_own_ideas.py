@@ -230,14 +230,15 @@ def test_an_idea_of_a_run_that_was_made_with_another_python_gets_a_line(
     upgraded = SimpleNamespace(version_info=SimpleNamespace(major=3, minor=99))
     monkeypatch.setattr(hooks, "sys", upgraded)
     prepare(begun, tmp_path / "run")
-    said = f"made with other Python: {GatedBlock.__module__}:GatedBlock may compute something else here"
+    name = f"{GatedBlock.__module__}:GatedBlock"
+    said = f"made with a different Python: {name} may compute something different here"
     assert said in capsys.readouterr().err
 
 
 def test_a_part_of_this_package_whose_code_has_changed_gets_a_line(capsys):
     name = "ctxkv_lib.method.tuned:StructuredBlock"
     replace(hooks.PlugIn.of(name), code="package-0").require_same_code()
-    said = f"made with other code of this package: {name} may compute something else here"
+    said = f"made with different code of this package: {name} may compute something different here"
     assert said in capsys.readouterr().err
 
 
@@ -308,7 +309,7 @@ class LaterOther(NearestTwo):
 
 @pytest.mark.parametrize(("hook", "part"), [("block", Remembering), ("layer", LaterOther)])
 def test_what_is_not_saved_is_not_trained_in_silence(config, tmp_path, hook, part):
-    with pytest.raises(UserError, match="computes something else than what is saved of it; keep all"):
+    with pytest.raises(UserError, match="computes something different from its saved copy; keep all"):
         run(config, tmp_path / "run", **{hook: part})
 
 

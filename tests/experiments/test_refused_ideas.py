@@ -186,7 +186,7 @@ def test_what_would_be_silently_wrong_is_refused(tiny_config, tmp_path, hook, pa
 @pytest.mark.parametrize("start", [run, prepare, lambda preset: compare([preset, preset])])
 def test_a_preset_is_no_configuration(start):
     with pytest.raises(
-        UserError, match=r"str is no configuration; make one with ctxkv\.build_config\('ci'\)\."
+        UserError, match=r"str is not a configuration; make one with ctxkv\.build_config\('ci'\)\."
     ):
         start("ci")
 

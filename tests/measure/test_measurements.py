@@ -1,4 +1,4 @@
-"""Measurements of a finished run: made when asked for, once, and kept with the run's present weights."""
+"""Measurements of a finished run: they are made once, on request, and kept with the weights."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is trained is what is served: one model, however its tokens come in."""
+"""The served model equals the trained model, however its tokens are passed in."""
 
 import tempfile
 
@@ -86,7 +86,7 @@ def test_every_way_of_reading_gives_the_same_logits(data):
 
 
 def greedy(model, prompt, count):
-    """Token by token with no cache at all."""
+    """Generate token by token without a cache."""
     ids = prompt
     for _ in range(count):
         ids = torch.cat([ids, model(ids[None]).logits[0, -1:].argmax(-1)])

@@ -1,4 +1,4 @@
-"""A saved model loads as what it was, in a process without this package, or is refused in a sentence."""
+"""A saved model loads unchanged in a process without this package, or is refused in one sentence."""
 
 import inspect
 import json

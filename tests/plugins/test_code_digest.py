@@ -1,4 +1,4 @@
-"""The digest of an idea is another one if what it computes can be, and the same one if it cannot."""
+"""The digest of a plug-in changes if its results can change, and stays the same if they cannot."""
 
 import functools
 import importlib

@@ -179,7 +179,7 @@ def test_more_seeds_are_estimated_from_their_spread(printed_by, monkeypatch):
     assert "interval 12: even 100 seeds would leave it unclear; take more test conv" in printed
     assert "interval 13: one seed says nothing about others; train 2 more or more.\n" in printed
     assert "interval 11:" not in printed
-    assert "simple estimate: it takes the difference and its spread over seeds" in printed
+    assert "simple estimate: it assumes that the difference and its spread over seeds" in printed
 
 
 wide = partial(a_run, model__interval=10)

@@ -27,7 +27,7 @@ def test_times_scale_with_the_text_and_a_layer_of_tokens_has_no_phase_1(monkeypa
     assert (sampled["tokens"], sampled["iteration_seconds"]) == (10_000, 25)
     unknown = describe(config.replace({"layer": PreviousToken, "data.source": "ultrachat"}), time=True)
     line = format_info(unknown).splitlines()[-1]
-    assert line == "Each 100,000 tokens: an epoch about 17 min, 3 of them"
+    assert line == "Each 100,000 tokens: about 17 min per epoch, 3 epochs"
     assert "time" not in describe(config)
     untrained = config.replace({"phase1.max_iterations": 0})
     time = describe(untrained, 10_000, 1_000, time=True)["time"]
@@ -64,6 +64,6 @@ def test_settings_of_an_own_part_are_listed_too():
 def test_the_estimate_says_how_many_epochs_are_usual_with_the_settings_of_the_recipe():
     config = build_config("offline")
     words = epochs_ahead(3, 4, 40, usual_epochs(config))
-    assert words == "an epoch about 3 s, 4 to 40 of them; this recipe usually stops after 5 to 9"
+    assert words == "about 3 s per epoch, 4 to 40 epochs; this recipe usually stops after 5 to 9"
     assert usual_epochs(config.replace({"phase2.patience": 2})) is None
     assert usual_epochs(build_config("offline", "tuned")) is None

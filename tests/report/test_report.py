@@ -95,7 +95,7 @@ def test_the_original_stands_beside_runs_that_repeat_it_and_no_others():
     assert row(repeated, "train_ctx") == ["575.0", "574.0"]
     assert row(repeated, "train_ctx in the original's layout (MiB)") == ["574.2", "574.0"]
     assert "the original, 500 samples" not in other + in_bf16
-    assert "other runs cannot be compared with it" in other
+    assert "cannot be compared with them" in other
 
 
 def test_runs_are_compared_in_ascending_order_and_only_on_one_text():
@@ -108,7 +108,7 @@ def test_runs_are_compared_in_ascending_order_and_only_on_one_text():
     runs[0].summary["provenance"]["data"]["validation_fingerprint"] = "another"
     assert "change" not in comparison_table(runs)
     assert "validated on different texts" in write_report(runs)
-    assert "検証に使ったテキストが実験ごとに異なる" in write_report(runs, "ja")
+    assert "検証に使ったテキストが実験によって異なる" in write_report(runs, "ja")
     original = comparison_table({"100": PUBLISHED[100], "500": PUBLISHED[500]})
     assert list(original.loc["Val PPL"]) == ["361.0", "175.7", "-51.3%"]
 
@@ -200,7 +200,7 @@ def test_a_run_that_is_worse_than_guessing_says_so_and_is_not_called_overfitting
     run = sample_run(epochs=[(60_000.0, 70_000.0, 0.0), (50_000.0, 80_000.0, 0.0)])
     english, japanese = write_report([run]), write_report([run], "ja")
     assert "val PPL 70,000.0 is worse than guessing uniformly" in english
-    assert "検証PPL 70,000.0は、一様に推測した場合のPPL 50,257（語彙数）より悪い" in japanese
+    assert "検証PPLは70,000.0で、全トークンを等確率で予測した場合のPPL（語彙数の50,257）より悪い" in japanese
     assert "overfitting" not in english
     assert "過学習" not in japanese
 

@@ -143,7 +143,7 @@ def test_what_is_here_stays_and_what_a_full_drive_holds_too(on_drive, folder, mo
         assert RunFolder.read(folder).records["test"].made_from == {"code": "different"}
     out = capsys.readouterr().out
     assert re.fullmatch(
-        r"Google Drive did not take test-\w+\.tar \(No space left .*\); training continues\.\n", out
+        r"Google Drive refused test-\w+\.tar \(No space left .*\); training continues\.\n", out
     )
     kept = {path: path.read_bytes() for path in on_drive.glob("*/*")}
     assert (

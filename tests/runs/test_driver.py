@@ -1,7 +1,7 @@
 """Stages are reused if they were made from the same, and recomputed, linked or refused if not.
 
 The stages here are toys that write small text files, so that runs can be killed at each of their file
-operations. Whatever is different gives different numbers.
+operations. Different inputs always give different numbers.
 """
 
 import itertools
@@ -234,7 +234,7 @@ def test_contexts_are_linked_from_an_intact_run_beside(finished, expected, monke
     cut(broken / "caches/train")
     new = finished.with_name("new")
     assert SLOWER.run(new) == expected(SLOWER)
-    assert "contexts: taken from run, which was made from the same." in capsys.readouterr().err
+    assert "contexts: taken from run, which was made from the same inputs." in capsys.readouterr().err
     assert (new / "caches/train").samefile(finished / "caches/train") == can_link
     OTHER_CODE.run(finished, again=True)  # leaves the files of the other run as they are
     assert shown(new) == expected(SLOWER)
@@ -274,7 +274,7 @@ def test_folders_of_other_things_are_refused_and_left(finished, tmp_path):
     assert [path.name for path in (tmp_path / "full").iterdir() if path.name != ".lock"] == ["thesis.tex"]
     with pytest.raises(UserError, match="is a file"):
         TOY.run(tmp_path / "full" / "thesis.tex")
-    with pytest.raises(UserError, match="holds runs and is none; name one of them"):
+    with pytest.raises(UserError, match="is not a run but holds runs; name one of them"):
         RunFolder.open(tmp_path)
     with claimed(finished), pytest.raises(UserError, match="is in use by another process; wait"):
         TOY.run(finished)
@@ -304,7 +304,7 @@ def test_a_folder_in_which_nothing_was_computed_goes(tmp_path):
     assert not (tmp_path / "new").exists()
     with claimed(tmp_path / "begun") as folder:
         folder.write("contexts", Record({}))
-    with pytest.raises(UserError, match="has not finished; go on with `ctxkv run --out"):
+    with pytest.raises(UserError, match="has not finished; continue with `ctxkv run --out"):
         finished_run(RunFolder.read(tmp_path / "begun"))
 
 

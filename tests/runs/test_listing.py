@@ -49,7 +49,7 @@ def test_every_run_is_listed_in_its_state(tmp_path, monkeypatch):
     lines = format_results(table).splitlines()
     assert re.search(r"a +finished +366\.4 .*  samples 100", lines[1])
     assert len([line for line in lines if "make it again" in line]) == 3  # damaged ones
-    with pytest.raises(UserError, match="is not a folder; name the one that holds your run folders"):
+    with pytest.raises(UserError, match="is not a folder; name the folder that holds your run folders"):
         results(tmp_path / "nowhere")
 
 

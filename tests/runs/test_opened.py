@@ -78,5 +78,5 @@ def test_a_split_or_a_position_that_is_not_there_is_refused(trained):
         trained.stream("validation")
     last = len(trained.stream("val")) - 1
     for positions in ([], [0, last + 1], [-1], 3):
-        with pytest.raises(UserError, match=f"allowed: a list of some from 0 to {last}"):
+        with pytest.raises(UserError, match=f"allowed: a list of numbers from 0 to {last}"):
             trained.stream("val").logits(positions)

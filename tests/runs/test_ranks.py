@@ -1,4 +1,4 @@
-"""Several processes against one: the same numbers, whoever computes which rows."""
+"""Several processes give the same numbers as one, whichever process computes which rows."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The ordinary models beside the study's: their gradients, their windows, and a whole training."""
+"""The ordinary models of the study: their gradients, their windows, and a whole training run."""
 
 import alternatives
 import pytest

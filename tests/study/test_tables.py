@@ -1,4 +1,4 @@
-"""The tables on the study's page and in the README are what its results say."""
+"""The tables on the study's page and in the README agree with its results."""
 
 import figures
 import matplotlib.pyplot as plt

@@ -73,7 +73,7 @@ def test_without_plotly_a_sentence_stands_beside_the_picture(monkeypatch, capsys
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     shown = explore_runs(sample_run())._repr_mimebundle_()
     assert {*shown} == {"image/png", "text/plain"}
-    assert "get it by `pip install plotly`" in capsys.readouterr().err
+    assert "Install it with `pip install plotly`" in capsys.readouterr().err
 
 
 def test_no_run_is_refused():

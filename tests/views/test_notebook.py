@@ -1,4 +1,4 @@
-"""The experiment of a notebook's form."""
+"""The configuration that a notebook's form builds."""
 
 import sys
 from types import ModuleType
