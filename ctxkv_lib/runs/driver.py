@@ -35,7 +35,7 @@ from ..files import checksums, digest, remove, replacing
 from ..method.loop import Metric
 from ..method.memory import snapshot
 from ..progress import Listener, log
-from .folder import RECORDS, RunFolder
+from .folder import RunFolder
 from .links import link_equal_files
 from .records import OUTPUT_OF, Record, Table, as_json, describe_differences, differences, is_setting
 
@@ -230,9 +230,8 @@ def _link(folder: RunFolder, stage: Stage, stages: Sequence[Stage], made_from: T
 
     Returns None if there is no such run.
     """
-    for file in sorted(folder.path.parent.glob(f"[!.]*/{RECORDS}/{stage.name}.json")):
-        other, record = file.parents[1], Record.read(file)
-        if other == folder.path or record is None or differences(record.made_from, made_from):
+    for other, record in folder.sibling_records(stage.name):
+        if differences(record.made_from, made_from):
             continue
         _clear(folder, stage, stages, made_from)
         with suppress(OSError):  # the files may have gone

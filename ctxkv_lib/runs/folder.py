@@ -81,6 +81,12 @@ class RunFolder:
         except (UserError, AttributeError, LookupError, TypeError):
             raise UserError(_other_version(self.path)) from None
 
+    def sibling_records(self, stage: str) -> Iterator[tuple[Path, Record]]:
+        """Yield each neighbouring run (in the same parent folder) that has a record of a stage, with it."""
+        for file in sorted(self.path.parent.glob(f"[!.]*/{RECORDS}/{stage}.json")):
+            if file.parents[1] != self.path and (record := Record.read(file)):
+                yield file.parents[1], record
+
     def record_file(self, stage: str) -> Path:
         return self.path / RECORDS / f"{stage}.json"
 
@@ -169,7 +175,7 @@ def claimed(path: Path, again: bool = False) -> Iterator[RunFolder]:
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; name another folder with --out.")
-    is_new = not path.exists() or not any(path.iterdir())
+    is_new = not path.exists()
     new_parents = [parent for parent in path.parents if not parent.exists()]
     with locked(path):
         if any(visible_files(path)) and not is_run_folder(path):

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from ..files import damage, replacing
-from .folder import RECORDS, RunFolder
-from .records import Record
+from .folder import RunFolder
 
 
 def link_equal_files(folder: RunFolder, stage: str, files: Mapping[str, str]) -> None:
@@ -19,13 +18,10 @@ def link_equal_files(folder: RunFolder, stage: str, files: Mapping[str, str]) ->
     Args:
         files: sizes and checksums of the files that the stage has written, as in a record.
     """
-    beside = sorted(folder.path.parent.glob(f"[!.]*/{RECORDS}/{stage}.json"))
-    runs = [(file.parents[1], Record.read(file)) for file in beside]
-    runs += [(folder.path, record) for record in folder.records.values()]
+    own = [(folder.path, record) for record in folder.records.values()]
     known = {
         content: path / name
-        for path, record in runs
-        if record
+        for path, record in [*folder.sibling_records(stage), *own]
         for name, content in record.files.items()
         if name.endswith(".safetensors") and (path / name).is_file()
     }
