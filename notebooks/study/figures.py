@@ -151,16 +151,6 @@ def draw_ngrams() -> Any:
     return figure
 
 
-def draw_result() -> Any:
-    """Draw the picture of the first page: the recipes and n-grams, narrow enough for a phone."""
-    figure, (ax,) = panels(1, 4.2)
-    figure.set_figwidth(6.4)
-    ax.tick_params(labelsize="small")
-    names = ["exact", "kneser_ney", "kneser_ney_caches", "tuned, copying", STRONGEST]
-    draw_levels(ax, names, {"tuned, copying": -10, "kneser_ney": 6, "kneser_ney_caches": 8, STRONGEST: -10})
-    return figure
-
-
 def draw_models() -> Any:
     """Draw how much better or worse the test perplexity of contexts is than that of their alternatives."""
     figure, (ax,) = panels(1, 4.4)
@@ -292,8 +282,10 @@ DRAWN = {
 
 def draw_card() -> Any:
     """Draw the card that previews links to the site: its name, a sentence, and the result."""
-    figure = draw_result()
-    (ax,) = figure.axes
+    figure, (ax,) = panels(1, 4.2)
+    ax.tick_params(labelsize="small")
+    names = ["exact", "kneser_ney", "kneser_ney_caches", "tuned, copying", STRONGEST]
+    draw_levels(ax, names, {"tuned, copying": -10, "kneser_ney": 6, "kneser_ney_caches": 8, STRONGEST: -10})
     figure.set(size_inches=(12, 6.3))
     figure.get_layout_engine().set(w_pad=0.25, h_pad=0.25)  # margin in inches
     figure.suptitle("Context-KV attention", x=0.03, ha="left", fontsize=34, fontweight="bold")
@@ -336,11 +328,10 @@ def ends_at(line: Any, point: tuple[float, float]) -> bool:
 
 
 def draw_all() -> None:
-    """Draw the figures of the study's page (also for phones) and of the first page, and the social card."""
+    """Draw the figures of the study's page (also for phones) and the social card."""
     for name, draw in DRAWN.items():
         draw().savefig(FIGURES / f"{name}.png", dpi=152)
         for_phone(draw()).savefig(FIGURES / f"{name}-narrow.png", dpi=152)
-    draw_result().savefig(TOP / ".github" / "result.png", dpi=152)
     draw_card().savefig(FIGURES / "card.png", dpi=100)
     plt.close("all")
 

@@ -16,7 +16,6 @@ def test_committed_tables_are_those_of_the_results(page):
 def test_figures_are_drawn_and_committed():
     for name, draw in {
         **figures.DRAWN,
-        "../../.github/result": figures.draw_result,
         "card": figures.draw_card,
     }.items():
         figure = draw()
