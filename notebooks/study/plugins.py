@@ -1,4 +1,4 @@
-"""Plug-ins of the study: layers that read tokens, different blocks, and more options for recipe `tuned`.
+"""Plug-ins of the study: layers that read tokens, different blocks and Phase 1 losses, and options for `tuned`.
 
 A configuration refers to them as `plugins:NAME`, with this folder on the Python path, as `train.py` does.
 """
@@ -23,6 +23,7 @@ from ctxkv_lib.method.tuned import BiasedAttention, SlotLayer
 BURN_IN = 128  # tokens that a GRU reads in training before its outputs count
 ROWS, STEPS = 16, 64  # block training: parallel segments, and tokens of backpropagation through time
 DISTANCES = (0, 1, 2, 4, 8, 16)  # distances of the tokens that an autoencoding block reconstructs
+RECALLED = 4  # number of last tokens that the loss `Recall` reconstructs
 HELD_OUT = 0.1  # share at the end of the training stream that is held out to choose the epoch
 INPUT_DROPOUT, WEIGHT_DECAY = 0.2, 0.01  # for the training of a block
 BIASES = {  # biases of the slots, by head
@@ -303,6 +304,40 @@ class AutoencodingBlock(TrainedBlock):
         wanted = F.embedding(seen[:, places.clamp(min=0)], embeddings)  # (rows, steps, distances, size)
         errors = (head(contexts).view_as(wanted) - wanted)[:, places >= 0]
         return errors.square().mean() / head.variance
+
+
+def decorrelation(contexts: Tensor) -> Tensor:
+    """Compute the Phase 1 loss of notebook 6: units should vary by at least 1 and not be correlated."""
+    centred = contexts - contexts.mean(dim=0)
+    covariance = centred.T @ centred / len(contexts)
+    variances = covariance.diagonal()
+    crossed = covariance.square().sum() - variances.square().sum()
+    too_small = (1 - (variances + 1e-4).sqrt()).relu()
+    return too_small.mean() + crossed / len(variances)
+
+
+class Recall(nn.Module):
+    """A Phase 1 loss: linear maps of a context reconstruct the embeddings of the last `RECALLED` tokens."""
+
+    def __init__(self, context_dim: int, hidden_size: int) -> None:
+        super().__init__()
+        self.read = nn.ModuleList(nn.Linear(context_dim, hidden_size) for _ in range(RECALLED))
+
+    def forward(self, contexts: Tensor, embeddings: Tensor) -> Tensor:
+        errors = [read(contexts) - embeddings.roll(back, dims=0) for back, read in enumerate(self.read)]
+        squares = torch.stack([error[back:].square().sum() for back, error in enumerate(errors)])
+        return squares.sum() / embeddings.numel()
+
+
+class NextEmbedding(nn.Module):
+    """A Phase 1 loss: a linear map of a context predicts the embedding of the next token."""
+
+    def __init__(self, context_dim: int, hidden_size: int) -> None:
+        super().__init__()
+        self.guess = nn.Linear(context_dim, hidden_size)
+
+    def forward(self, contexts: Tensor, next_embeddings: Tensor) -> Tensor:
+        return (self.guess(contexts) - next_embeddings).square().mean()
 
 
 def split(tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -113,6 +113,13 @@ PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
         "exact, untrained": {**EXACT, **FIFTY, **UNTRAINED},
         "exact, one slot": {**EXACT, **FIFTY, "model.max_contexts": 1},
     }),
+    "objectives": ((10, 50, 100), {  # different losses of Phase 1
+        "exact": {**EXACT, **FIFTY},
+        "exact, untrained": {**EXACT, **FIFTY, **UNTRAINED},
+        "exact, decorrelation": {**EXACT, **FIFTY, "loss": "plugins:decorrelation"},
+        "exact, last tokens": {**EXACT, **FIFTY, "loss": "plugins:Recall"},
+        "exact, next embedding": {**EXACT, **FIFTY, "loss": "plugins:NextEmbedding"},
+    }),
     "proposals": ((100,), {  # proposals of the original, with one change each
         "base": PROPOSED,
         "interval 50": {**PROPOSED, "model.interval": 50},
