@@ -1,4 +1,4 @@
-"""Plug-ins of the study: layers that read tokens, different blocks and Phase 1 losses, and options for `tuned`.
+"""Plug-ins of the study: layers that read tokens, different blocks and Phase 1 losses, and more options.
 
 A configuration refers to them as `plugins:NAME`, with this folder on the Python path, as `train.py` does.
 """
