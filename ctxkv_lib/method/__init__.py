@@ -2,5 +2,5 @@
 
 Read `reference` first: it writes out every step in plain code. Continue with `model`, `windows`, `oacd`,
 `contexts`, `caches`, `phase2` and `scoring`; then `tuned`, `copying` and `optimizer`; and `modeling` last.
-The other modules are details.
+The other modules hold details.
 """
