@@ -22,7 +22,7 @@ def source_text(plugin: PlugIn) -> str:
         text = "".join(linecache.getlines(file))  # IPython keeps the text of its cells there
         try:
             compiled = [*_nested(compile(text, file, "exec"))]
-        except (SyntaxError, ValueError):  # it was edited since
+        except (SyntaxError, ValueError):  # the text was edited after it was run
             continue
         if all(code in compiled for code in codes if code.co_filename == file):
             place = Path(file).name if Path(file).is_file() else "notebook cell"
@@ -31,7 +31,7 @@ def source_text(plugin: PlugIn) -> str:
 
 
 def _codes_of(part: Any) -> list[CodeType]:
-    """Return the code of a function, or that of all methods of a class; of an object, those of its class."""
+    """Return the code of a function, or of all methods of a class. An object stands for its class."""
     while isinstance(part, partial):
         part = part.func
     if inspect.ismethod(part):
