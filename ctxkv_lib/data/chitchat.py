@@ -56,7 +56,7 @@ def _usable_texts(path: Path) -> list[str]:
 
 
 def _choose_texts(path: Path) -> list[str]:
-    """List English conversations of 4 messages or more without contact details, in hash order."""
+    """List English conversations of 4 messages or more without contact details, sorted by hash."""
     dataset = json.loads(path.read_text(encoding="utf-8"))
     names = sorted(dataset, key=lambda name: hashlib.sha256(name.encode()).digest())
     chats = (_messages(dataset[name]["messages"]) for name in names)

@@ -101,5 +101,5 @@ class DataConfig:
 
     @staticmethod
     def size_setting(split: Split) -> str:
-        """Return the name of the setting with a split's size."""
+        """Return the name of the setting that holds a split's size."""
         return "samples" if split == "train" else f"{split}_samples"

@@ -2,7 +2,7 @@
 
 A smaller training set is the beginning of a larger training set, and the other splits do not depend on its
 size. The best epoch is chosen on `validation`, nothing is chosen on `test`, and a token table is made from
-`corpus`. The splits overlap only with `data.corpus=chitchat+own`: there, the corpus contains the training text.
+`corpus`. The splits overlap only with `data.corpus=chitchat+own`, when the corpus contains the training text.
 """
 
 import math

@@ -22,11 +22,11 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbou
     """Make one vector per token from the text of a stream: float32 `[vocab_size, hidden_size]`.
 
     With `neighbours` "around" (symmetric), tokens with the same neighbours have similar vectors. With "sides"
-    (directional), a token's vector holds, for each distance, its factors of the PMI both as the first and as
-    the second token of a pair, so tokens between the same neighbours are similar. A random rotation gives all
-    components the same weight. All vectors are scaled to a norm of about 1, because the SVD gives frequent
-    tokens larger vectors, which would dominate the output head. Tokens that do not occur get noise of norm
-    `NOISE`.
+    (directional), a token's vector holds, for each distance, its factors of the PMI matrix as the first and
+    as the second token of a pair, so tokens between the same neighbours are similar. A random rotation gives
+    all components the same weight. All vectors are scaled to a norm of about 1, because the SVD gives
+    frequent tokens larger vectors, which would dominate the output head. Tokens that do not occur get noise
+    of norm `NOISE`.
     """
     generator = torch.Generator().manual_seed(SEED)
     occurs = torch.bincount(stream.ids.int(), minlength=vocab_size) > 0

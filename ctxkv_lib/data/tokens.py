@@ -98,7 +98,7 @@ def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFa
 def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
     """Join the texts with two newlines, and tokenise the result once.
 
-    `starts` gives the token that holds each conversation's first character, maybe after newlines.
+    `starts` gives the token with each conversation's first character, which newlines may precede.
     """
 
     def make() -> dict[str, torch.Tensor]:

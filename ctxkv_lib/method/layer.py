@@ -96,7 +96,7 @@ class ContextKVAttention(nn.Module):
         self.norm = nn.LayerNorm(size)
 
     def forward(self, embeddings: Tensor, window: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute hidden `[n, hidden_size]` and the attention weights before dropout `[n, num_heads, slots]`.
+        """Return hidden states `[n, hidden_size]` and weights before dropout `[n, num_heads, slots]`.
 
         Args:
             embeddings: x, the normed token embeddings, `[n, hidden_size]`.

@@ -255,7 +255,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
                 is not read: it shifts no positions and changes no context.
             labels: int64 `[batch, length]`, usually `input_ids`; they are shifted here, and -100 is ignored.
             cache: updated in place; `past_key_values` is its name before transformers 5.24.
-            use_cache: whether to return the cache; the default is the configuration's, and False with labels.
+            use_cache: whether to return the cache; by default as in the configuration, or False with labels.
             logits_to_keep: how many of the last columns, or which columns (int64 `[kept]`), get logits; 0
                 means all columns. With labels, the argument is ignored.
             output_hidden_states: whether to return the embeddings and the states that the output head reads.
@@ -330,7 +330,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         return ContextCache(self.model, batch)
 
     def _read(self, embeddings: Tensor, input_ids: Tensor, is_read: Tensor, cache: ContextCache) -> Past:
-        """Compute the context after each column from the context before it, and append all to the cache."""
+        """Compute each column's context from the context before it, and append the contexts to the cache."""
         contexts, context, block = [], cache.contexts[:, -1], self.model.context_block
         with torch.autocast(embeddings.device.type, enabled=False):  # rounding errors would add up
             inputs = block.project_inputs(embeddings.to(context.dtype))

@@ -37,7 +37,7 @@ UNTRAINED = Phase1Result(0, None, "untrained", 0.0)
 
 
 def oacd_loss(contexts: Tensor, centroid_weight: float) -> Tensor:
-    """Compute `-||X - mean(X)||_F / n + centroid_weight * ||mean(X)||^2` of X `[n, context_dim]`."""
+    """Compute `-||X - mean(X)||_F / n + centroid_weight * ||mean(X)||^2` for X `[n, context_dim]`."""
     centroid = contexts.mean(dim=0)
     spread = torch.linalg.vector_norm(contexts - centroid)
     return centroid_weight * centroid.square().sum() - spread / len(contexts)
@@ -102,7 +102,7 @@ def train_context_block(
 
     Args:
         embeddings: normed embeddings of the distinct tokens, `[num_distinct, hidden_size]`.
-        tokens: int64 `[n]`, the stream as rows of `embeddings`.
+        tokens: int64 `[n]`, the stream as row numbers in `embeddings`.
         generator: on the block's device; draws the first contexts and the noise.
         loss: an objective that replaces OACD: a function, or a module on the block's device, whose weights
             are also trained in place. See `objective` for its arguments.

@@ -196,7 +196,7 @@ def batch_gradients(
 
 
 class ShardedDropout(TorchFunctionMode):
-    """A mode in which `nn.Dropout` drops the same in several processes as it would in a single process.
+    """A mode in which `nn.Dropout` drops the same values in several processes as in a single process.
 
     Each process computes the rows `shard` of a batch of `batch_size` rows. For a tensor with one row
     per row of the shard, dropout draws the mask of the whole batch from the random state that all processes

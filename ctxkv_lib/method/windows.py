@@ -1,4 +1,4 @@
-"""Gather the inputs of a position from a cached stream: contexts in slots, or the tokens before it.
+"""Gather the inputs of a position from a cached stream: contexts in slots, or preceding tokens.
 
 Contexts of a stream are padded with one zero row in front: `[num_tokens + 1, context_dim]`. Row `i + 1` is
 the context of position i, and row i is the context before it. Slots before the stream read row 0.
@@ -42,7 +42,7 @@ class ContextWindow:
         return positions[..., None] - offsets
 
     def rows(self, positions: Tensor) -> Tensor:
-        """Return `slots` as rows of padded contexts; 0 where the slot lies before the stream."""
+        """Return `slots` as rows of padded contexts; row 0 where a slot lies before the stream."""
         return (self.slots(positions) + 1).clamp(min=0)
 
     def gather(self, cache: Cache, positions: Tensor, training: bool) -> Batch:

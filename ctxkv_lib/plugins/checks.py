@@ -37,7 +37,7 @@ def try_plugins(model: ContextKV, plugins: Mapping[str, PlugIn]) -> None:
 
 def try_block(model: ContextKV, plugin: PlugIn) -> None:
     embeddings = model.embed(torch.arange(2, device=model.device))
-    contexts = torch.zeros(2, model.config.context_dim, device=model.device)  # as at the start of a stream
+    contexts = torch.zeros(2, model.config.context_dim, device=model.device)  # the contexts before a stream
     block, name = model.context_block, plugin.name
     _refuse_hidden_weights(name, block)
     _refuse_other_meanings(name, block, Block)
@@ -72,7 +72,7 @@ def _try_on_contexts(model: ContextKV, name: str) -> None:
     embeddings = model.embed(torch.arange(2, device=model.device))
     window = torch.zeros(2, len(offsets), model.config.context_dim, device=model.device)
     present = torch.ones(2, len(offsets), dtype=torch.bool, device=model.device)
-    present[0, 1:] = False  # as at the start of a stream
+    present[0, 1:] = False  # at the start of a stream only slot 0 is present
     if not _takes(model.layer.forward, 3):
         hint = 'write reads = "tokens" in the class if it reads rows of tokens. ' * _takes(
             model.layer.forward, 2
@@ -231,8 +231,8 @@ def _in_words(value: Any) -> str:
 def refuse_unsaved(model: ContextKV, loaded: ContextKV, cache: Cache) -> None:
     """Raise a UserError if a trained model differs from `loaded`, its saved copy.
 
-    `loaded` was built with another seed, so that weights that were not saved differ. Both are compared at the
-    first positions of `cache`.
+    `loaded` was built with another seed, so that weights that were not saved differ. Both models are compared
+    at the first positions of `cache`.
     """
     positions = torch.arange(min(COMPARED_POSITIONS, len(cache)))
 

@@ -3,9 +3,9 @@
 A run must not reuse results of different code. A name does not identify code, since every run of a cell
 redefines `__main__:Block`. Source text does not identify it either: it lacks values, closures and helpers,
 and comments change it. The user's own functions, classes, objects and values that a part names are digested
-with it. Installed packages, this package and Python itself count by name only. The digest misses names that
-are looked up as strings (as by `globals()`), patched libraries, and anything that a part reads from files,
-the environment or the clock.
+with it. Installed packages, this package and Python itself are identified by name only. The digest misses
+names that are looked up as strings (for example through `globals()`), patched libraries, and anything that a
+part reads from files, the environment or the clock.
 """
 
 import dis
@@ -38,7 +38,7 @@ def code_digest(part: Any) -> str:
 
     The part is taken apart into components, as `pickle` would do. Components that are not plain values are
     numbered in the order in which they are found. The number stands for the component, which is taken apart
-    later. So cycles of references end, and it matters whether two components are the same object.
+    later. So circular references do no harm, and it matters whether two components are the same object.
     """
     hasher, values, number_of = hashlib.sha256(), [part], {id(part): 0}
 
@@ -88,7 +88,7 @@ def _named_values(function: FunctionType) -> Iterator[Any]:
     """Yield the current values of all names that a function uses and that are defined outside of it.
 
     They are globals, variables of enclosing functions, and modules that the function imports. From a user's
-    module, every attribute that any instruction names is included (`clip` for `tools.clip`), maybe too many.
+    module, every attribute that an instruction names is included (`clip` for `tools.clip`), perhaps too many.
     """
     instructions, scope = _instructions(function.__code__), function.__globals__
     names = {name for _, name in instructions if isinstance(name, str)}
@@ -108,7 +108,7 @@ def _named_values(function: FunctionType) -> Iterator[Any]:
 def _imported_inside(instructions: list[Instruction], package: str | None) -> list[ModuleType]:
     """Return the modules that a function imports in its body.
 
-    Python pushes the level of a relative import and the names, and then imports: three instructions in a row.
+    Python does this in three instructions: push the level of a relative import, push the names, and import.
     """
     modules = []
     for (_, level), (operation, name) in zip(instructions, instructions[2:], strict=False):

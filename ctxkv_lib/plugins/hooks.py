@@ -60,7 +60,7 @@ class PlugIn:
     """One plug-in of a configuration."""
 
     name: str  # `module:Name`; for an object, which only this process has, it ends in `(...)`
-    code: str = ""  # digest of its code, after Python's version, or after "package" for parts of this package
+    code: str = ""  # Python's version, or "package" for a part of this package, and the digest of the code
     settings: dict[str, Any] = field(default_factory=dict)  # the fields of its `Settings`, if it has any
 
     def to_dict(self) -> dict[str, Any]:

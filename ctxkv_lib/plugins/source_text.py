@@ -1,4 +1,4 @@
-"""The source text of a user's part, which its run keeps: the whole file or notebook cell that defines it."""
+"""The source text of a user's part, which is kept with a run: the whole file or notebook cell."""
 
 import inspect
 import linecache
@@ -14,7 +14,7 @@ from .hooks import OF_PACKAGE, PlugIn
 def source_text(plugin: PlugIn) -> str:
     """Return the text that defines a part, after a line with the name of its file or "notebook cell".
 
-    Return "" if the text cannot be found or was edited after it was run, or if the part is this package's.
+    Return "" if the text cannot be found, if it was edited after it was run, or for a part of this package.
     """
     codes = [] if plugin.name.startswith(OF_PACKAGE) else _codes_of(plugin.load())
     for file in dict.fromkeys(code.co_filename for code in codes):
