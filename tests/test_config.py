@@ -37,7 +37,7 @@ def test_a_plug_in_has_its_own_settings_and_a_layer_of_tokens_drops_phase_1():
         ("data.samples", "many", "data.samples is 'many'; allowed: a value of type int or null."),
         ("model.num_heads", "7", "allowed: a divisor of model.hidden_size (768)."),
         ("loss.power", "2", "no plug-in is given; add one with loss=module:Name."),
-        ("block", "", "'' names no plug-in; write package.module:Name."),
+        ("block", "", "'' does not name a plug-in; write package.module:Name."),
         ("layer.copy_weight", "1", "layer.copy_weight is 1.0; allowed: 0 or more, less than 1."),
         ("phase2.learning_rate", "NaN", "allowed: finite numbers."),
         ("runtime.seed", 2**63, "allowed: whole numbers up to 9223372036854775807."),

@@ -11,15 +11,13 @@ from ..errors import DamagedFile
 from ..files import cache_dir, checksum, digest, read_json, source_digest, write_json
 from .hub import package_file
 
-# Rows of each split in the order of `_usable_texts`. No setting changes which rows another split has. All
-# other rows are for training.
+# Rows of each split, in the order of `_usable_texts`. The rows of a split do not depend on the size of
+# another split. All other rows are for training.
 HELD_BACK = {"validation": range(0, 50), "test": range(50, 100), "corpus": range(100, 1100)}
 
 _EMAIL = re.compile(r"\S@\S+\.\w")
-_PHONE = re.compile(
-    r"\d(?:[ ().-]{0,2}\d){6}"
-)  # 7 digits or more, which also matches some other long numbers
-# Words that make up about 0.4 of running English, and less than 0.2 of the few chats in Spanish or nonsense.
+_PHONE = re.compile(r"\d(?:[ ().-]{0,2}\d){6}")  # 7 digits or more; some other long numbers match, too
+# Words that make up about 40% of an English text, but less than 20% of the few chats in Spanish or nonsense.
 _COMMON_WORDS = """
 the a an and or but if i you he she it we they is are am was were be been to of in on for with that this have
 has had do does did not no my your me so what how who when where yes can would will just about
@@ -44,7 +42,7 @@ def _texts_of(split: str) -> list[str]:
     return texts[rows.start : rows.stop]
 
 
-@lru_cache(maxsize=1)  # every split needs it
+@lru_cache(maxsize=1)  # every split needs the texts
 def _usable_texts(path: Path) -> list[str]:
     """Read the usable conversations from the shared cache, or choose them, which takes a second."""
     file = cache_dir() / f"chitchat-{digest([checksum(path), source_digest('data.chitchat')])}.json"
@@ -58,7 +56,7 @@ def _usable_texts(path: Path) -> list[str]:
 
 
 def _choose_texts(path: Path) -> list[str]:
-    """List English conversations of 4 messages or more without contact details, in hash order."""
+    """List English conversations of 4 messages or more without contact details, sorted by hash."""
     dataset = json.loads(path.read_text(encoding="utf-8"))
     names = sorted(dataset, key=lambda name: hashlib.sha256(name.encode()).digest())
     chats = (_messages(dataset[name]["messages"]) for name in names)

@@ -1,4 +1,4 @@
-"""Settings of the data: which conversations, tokenizer and token table."""
+"""Settings of the data: conversations, tokenizer and token table."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -26,18 +26,18 @@ CORPORA = {
     "own": "corpus_samples conversations of the source that are in no other split",
     "chitchat+own": "corpus_samples of chitchat-dataset, and all of yours except validation and test",
 }
-# Settings that are None until the user's own data is read, if they were not given with `path`.
+# Settings that are None until the user's own data is read, unless they were given together with `path`.
 FITTED = ("samples", "validation_samples", "test_samples", "corpus")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which conversations, tokenizer and token table an experiment uses."""
+    """The conversations, tokenizer and token table that an experiment uses."""
 
     source: str = setting("ultrachat", "where the conversations come from", SOURCE_NAMES)
     path: str | None = setting(
         None,
-        "your own conversations, also --data X: a file, a folder of files, or a data set on the Hub "
+        "your own conversations, the same as --data X: a file, a folder of files, or a data set on the Hub "
         "(owner/name)",
     )
     split: str | None = setting(None, "split of a data set on the Hub; by default its only split, or train")
@@ -82,11 +82,11 @@ class DataConfig:
             require(value is not None or bool(self.path), f"data.{name}", value, "a value, without data.path")
         if self.corpus == "chitchat+own" and self.source != "file":
             raise UserError(f"data.corpus is {self.corpus!r}, which needs data.path; allowed: own.")
-        require(bool(self.path) or not self.split, "data.split", self.split, "none without data.path")
+        require(bool(self.path) or not self.split, "data.split", self.split, "None unless data.path is given")
 
     @property
     def reads_corpus(self) -> bool:
-        """Return whether any setting needs split corpus."""
+        """Return whether any setting needs the split `corpus`."""
         return self.table == "cooccurrence" or self.unigram == "corpus"
 
     def size(self, split: Split) -> int:
@@ -94,12 +94,12 @@ class DataConfig:
         size: int | None = getattr(self, self.size_setting(split))
         if size is None:
             raise UserError(
-                f"data.{self.size_setting(split)} fits {self.path} and has not been chosen yet; pass the "
+                f"data.{self.size_setting(split)} has not been chosen to fit {self.path} yet; pass the "
                 "configuration through ctxkv.with_fitting_sizes, or give a number."
             )
         return size
 
     @staticmethod
     def size_setting(split: Split) -> str:
-        """Return the name of the setting with a split's size."""
+        """Return the name of the setting that holds a split's size."""
         return "samples" if split == "train" else f"{split}_samples"

@@ -1,8 +1,8 @@
-"""Conversations of a split: from one of `sources`, or from the user's own data, and how that is split.
+"""Read the conversations of a split from one of `sources` or from the user's own data, which is split here.
 
-A smaller training set is the beginning of a larger one, and the other splits do not depend on its size:
-`validation` chooses the best epoch, `test` chooses nothing, and a token table is made from `corpus`. The four
-splits overlap only with `data.corpus=chitchat+own`, where the training text is part of the corpus.
+A smaller training set is the beginning of a larger training set, and the other splits do not depend on its
+size. The best epoch is chosen on `validation`, nothing is chosen on `test`, and a token table is made from
+`corpus`. The splits overlap only with `data.corpus=chitchat+own`, when the corpus contains the training text.
 """
 
 import math
@@ -18,11 +18,11 @@ from .sources import SOURCES
 from .texts import files_from, read_texts
 
 TENTH = 0.1  # share of the user's conversations for validation, and for the test if there are ten or more
-MOST = 100  # largest size of both splits; more conversations would only cost time
+MOST = 100  # largest size of either split; more conversations would only cost time
 VALIDATION_LIMIT = 1 / 3  # largest share for validation, even if that holds less than LEAST_WINDOWS
-LEAST_WINDOWS = 2  # context windows of text; a split with less says little
+LEAST_WINDOWS = 2  # minimum text of a split, in context windows; results on less text say little
 CHARACTERS_A_TOKEN = 4  # characters per token in English text
-MOST_NAMED = 5  # files that are named in one line
+MOST_NAMED = 5  # maximum number of files that are named in one line
 PURPOSES = {
     "samples": "training",
     "validation_samples": "validation",
@@ -35,7 +35,7 @@ PURPOSES = {
 class Conversations:
     """Conversations in order, with a digest."""
 
-    texts: list[str]  # the messages of each, joined with one newline, without roles; not to be changed
+    texts: list[str]  # messages joined with newlines, without roles; do not change the list
     fingerprint: str
 
     @classmethod
@@ -47,9 +47,9 @@ class Conversations:
 
 
 def load_conversations(data: DataConfig, split: Split) -> Conversations:
-    """Read a split: the first `data.samples` conversations, or `data.validation_samples` and so on.
+    """Read a split. Its size is set by `data.samples`, `data.validation_samples` and so on.
 
-    Raises UserError if the source has fewer, or is missing, damaged or unreachable.
+    Raises UserError if the source has fewer conversations, or is missing, damaged or unreachable.
     """
     return Conversations.of(own_texts(data, split) if data.path else _source_texts(data, split, data.source))
 
@@ -81,7 +81,7 @@ def _source_texts(data: DataConfig, split: Split, source: str) -> list[str]:
 
 
 def own_texts(data: DataConfig, split: Split) -> list[str]:
-    """Read a split of the user's data: training at its beginning; test, table text and validation at its end.
+    """Read a split of the user's data. Training comes first; test, table text and validation come last.
 
     With `data.corpus=chitchat+own`, experiments of all sizes share one text for the token table. Raises
     UserError if the splits are larger than the data.
@@ -107,10 +107,10 @@ def own_texts(data: DataConfig, split: Split) -> list[str]:
 def fitting_sizes(data: DataConfig, context_window: int) -> dict[str, Any]:
     """Choose sizes of splits that fit the user's data: `{name: value}` for the settings that are None.
 
-    Validation comes first. It gets a tenth, or more until it has `LEAST_WINDOWS`, but at most a third. Then
-    the test gets a tenth of all conversations, and training gets the rest. The token table gets its text from
-    chitchat-dataset and from all of the user's conversations except validation and test. Raises UserError if
-    the data cannot be read, or has fewer than two conversations.
+    Validation comes first. It gets a tenth of the conversations, or more if `LEAST_WINDOWS` needs more, but
+    at most a third. Then the test gets a tenth of all conversations, and training gets the rest. The token
+    table gets its text from chitchat-dataset and from all of the user's conversations except validation and
+    test. Raises UserError if the data cannot be read, or has fewer than two conversations.
     """
     missing = [name for name in FITTED if getattr(data, name) is None]
     if not missing:
@@ -123,7 +123,7 @@ def fitting_sizes(data: DataConfig, context_window: int) -> dict[str, Any]:
     enough = max(min(MOST, math.ceil(tenth)), _enough(reversed(texts), count, context_window))
     sizes: dict[str, Any] = {"validation_samples": min(max(1, int(VALIDATION_LIMIT * count)), enough)}
     sizes["corpus"] = "chitchat+own" if data.reads_corpus else "own"
-    sizes |= {"samples": 1, "test_samples": 0}  # the least; both splits share what is left
+    sizes |= {"samples": 1, "test_samples": 0}  # minimum sizes; both splits share what is left
     sizes = {name: sizes[name] for name in missing}
     left = max(0, count - sum(_sizes(replace(data, **sizes)).values()))
     if "test_samples" in sizes:
@@ -134,7 +134,7 @@ def fitting_sizes(data: DataConfig, context_window: int) -> dict[str, Any]:
 
 
 def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tuple[int, int]:
-    """Choose two training sizes to compare: all of the user's data, and a share with enough text."""
+    """Choose two training sizes to compare: all of the training data, and a smaller part with enough text."""
     texts = read_texts(str(data.path), data.split)
     enough = _enough(texts, len(texts), context_window)
     larger = data.size("train")
@@ -144,8 +144,8 @@ def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tup
 def describe_split(data: DataConfig) -> str:
     """Describe how the user's data is split and how the token table is made.
 
-    Files in a folder that give training nothing are named: a folder sorted by language or author may have a
-    whole file in the test. Raises UserError if the data is too small.
+    If the data is a folder, files without training conversations are named: a folder that is sorted by
+    language or author may have a whole file in the test. Raises UserError if the data is too small.
     """
     own_texts(data, "train")
     sizes = ", ".join(f"{count:,} for {PURPOSES[name]}" for name, count in _sizes(data).items())

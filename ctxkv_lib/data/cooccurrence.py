@@ -1,7 +1,8 @@
-"""Count pairs of neighbouring tokens in a text, and make token vectors by a truncated SVD of the pairs' PMI.
+"""Make token vectors from a text: a truncated SVD of the pointwise mutual information (PMI) of token pairs.
 
-References: Levy and Goldberg, "Neural word embedding as implicit matrix factorization" (2014); smoothing:
-Levy, Goldberg and Dagan, "Improving distributional similarity with lessons learned from word embeddings".
+References: Levy and Goldberg, "Neural word embedding as implicit matrix factorization" (2014); for the
+smoothing, Levy, Goldberg and Dagan, "Improving distributional similarity with lessons learned from word
+embeddings".
 """
 
 import torch
@@ -21,10 +22,11 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbou
     """Make one vector per token from the text of a stream: float32 `[vocab_size, hidden_size]`.
 
     With `neighbours` "around" (symmetric), tokens with the same neighbours have similar vectors. With "sides"
-    (directional), a token's vector holds, for each distance, its factors of the PMI both as the first and as
-    the second token of a pair, so tokens between the same neighbours are similar. A random rotation gives all
-    components the same weight. All vectors are scaled to a norm of about 1, because the SVD gives frequent
-    tokens larger vectors, which would dominate the head. Tokens that do not occur get noise of norm `NOISE`.
+    (directional), a token's vector holds, for each distance, its factors of the PMI matrix as the first and
+    as the second token of a pair, so tokens between the same neighbours are similar. A random rotation gives
+    all components the same weight. All vectors are scaled to a norm of about 1, because the SVD gives
+    frequent tokens larger vectors, which would dominate the output head. Tokens that do not occur get noise
+    of norm `NOISE`.
     """
     generator = torch.Generator().manual_seed(SEED)
     occurs = torch.bincount(stream.ids.int(), minlength=vocab_size) > 0
@@ -52,7 +54,7 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbou
 def count_pairs(stream: TokenStream, vocab_size: int, reach: int) -> torch.Tensor:
     """Count how often a token (row) occurs at most `reach` tokens before another (column) in a conversation.
 
-    Returns: sparse COO float32 `[vocab_size, vocab_size]`, coalesced.
+    Returns a sparse, coalesced COO tensor, float32 `[vocab_size, vocab_size]`.
     """
     counts = _sparse(torch.empty(2, 0).long(), torch.empty(0).long(), vocab_size)
     for first in range(0, len(stream.ids), _BLOCK):

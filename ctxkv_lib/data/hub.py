@@ -1,4 +1,4 @@
-"""Find files from outside: on the Hugging Face Hub, through its own cache, and in installed packages."""
+"""Find files on the Hugging Face Hub, through its own cache, and in installed packages."""
 
 import errno
 import importlib.util
@@ -20,7 +20,7 @@ LONGEST_REASON = 200  # maximum characters of a library's message that an error 
 
 @contextmanager
 def hub_errors(failure: str, advice: str) -> Iterator[None]:
-    """Turn an error from the Hub's libraries into a UserError that says: `failure` (the error); `advice`."""
+    """Turn an error from the Hub's libraries into a UserError with the text `failure (error); advice.`"""
     from huggingface_hub import constants
 
     try:
@@ -28,7 +28,7 @@ def hub_errors(failure: str, advice: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # its class depends on the versions of four libraries
-        if is_disk_full(error):  # hf_xet says so only in its message
+        if is_disk_full(error):  # hf_xet reports a full disk only in its message
             raise OSError(errno.ENOSPC, str(error)) from error
         reason = _first_sentences(str(error))
         advice = f"unset HF_HUB_OFFLINE, {advice}" if constants.HF_HUB_OFFLINE else advice
@@ -36,7 +36,7 @@ def hub_errors(failure: str, advice: str) -> Iterator[None]:
 
 
 def _first_sentences(text: str) -> str:
-    """Return the sentences of `text` that fit in a line, at least the first, without the final period."""
+    """Return the first sentences of `text`, at least one, that fit in a line, without the final period."""
     text = " ".join(text.split())
     end = text.rfind(". ", 0, LONGEST_REASON)
     if len(text) > LONGEST_REASON and end > 0:
@@ -47,7 +47,7 @@ def _first_sentences(text: str) -> str:
 def download(repository: tuple[str, str], path: str, kind: str = "model") -> Path:
     """Return the path of a file from a pinned repository, and download it into the Hub's cache if needed.
 
-    `kind` is "model" or "dataset". Raises a UserError if the Hub cannot be reached or refuses.
+    `kind` is "model" or "dataset". Raises a UserError if the Hub cannot be reached or refuses the request.
     """
     repo, revision = repository
     failure = f"{path} of {repo} could not be read from the Hugging Face Hub"
@@ -59,16 +59,16 @@ def download(repository: tuple[str, str], path: str, kind: str = "model") -> Pat
 
 @cache
 def dataset_files(name: str, split: str | None) -> list[Path]:
-    """Download the files of one split of a data set on the Hub; None takes its only split, or train.
+    """Download the files of one split of a data set on the Hub; None means its only split, or train.
 
     If the data set has several configurations, `name` chooses one: "owner/name:configuration". Raises a
     UserError if there is no such data set or split, or if the Hub cannot be reached.
     """
-    failure = f"{name} is no file or folder, and could not be opened as a data set on the Hugging Face Hub"
+    failure = f"{name} is not a file or folder, and could not be opened as a data set on the Hugging Face Hub"
     with hub_errors(failure, "check the name and the network connection, or name a file"):
         from datasets import DownloadManager, disable_progress_bars, load_dataset_builder
 
-        disable_progress_bars()  # huggingface_hub has its own
+        disable_progress_bars()  # huggingface_hub shows its own
         repo, _, configuration = name.partition(":")
         config = load_dataset_builder(repo, configuration or None).config
         splits = {str(key): [*urls] for key, urls in config.data_files.items()}

@@ -11,7 +11,7 @@ FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # used where the formula is undefined; Ken
 
 
 def discounts(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Estimate the discounts for counts of 0 (which has none), 1, 2, and 3 or more: float64 `[4]`."""
+    """Estimate the discounts for counts of 0 (no discount), 1, 2, and 3 or more: float64 `[4]`."""
     n1, n2, n3, n4 = (np.count_nonzero(counts == n) for n in (1, 2, 3, 4))
     if min(n1, n2, n3) > 0:
         share = n1 / (n1 + 2 * n2)
@@ -24,5 +24,5 @@ def discounts(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 def smoothed_unigram(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Turn counts int64 `[vocab_size]` into probabilities, discounted towards the uniform distribution."""
     taken, total = discounts(counts)[np.minimum(counts, 3)], counts.sum()
-    kept = taken.cumsum()[-1] / total  # adds one by one, as bincount does
+    kept = taken.cumsum()[-1] / total  # cumsum adds one by one, as bincount does
     return (counts - taken) / total + kept / len(counts)

@@ -1,9 +1,9 @@
 """The sources of conversations besides the user's own data, in one table.
 
-A new source is an entry of `SOURCES` and a module with two functions: like `chitchat` if an installed package
-has the conversations (then `pyproject.toml` gets an extra), or like `ultrachat` if the Hub has them (then
-`hub` pins the commit). All other code asks this table: the setting `data.source` (`config`), the splits
-(`conversations`), `report.info` and the licence in `report.model_card`.
+To add a source, write an entry in `SOURCES` and a module with two functions. Follow `chitchat` if an
+installed package has the conversations, and add an extra to `pyproject.toml`. Follow `ultrachat` if the Hub
+has the conversations, and pin the commit in `hub`. All other code reads this table: the setting `data.source`
+(`config`), the splits (`conversations`), `report.info` and the licence in `report.model_card`.
 """
 
 from collections.abc import Callable

@@ -23,7 +23,7 @@ CHATS = ("messages", "conversations")  # fields that hold a list of messages, as
 CHATGPT, CLAUDE = (
     ("mapping", "current_node"),
     ("chat_messages",),
-)  # fields in what users export from these services
+)  # fields of the files that users export from these services
 # The known forms of a record, by their fields. The first form whose fields are all present is read.
 FORMS: tuple[tuple[str, ...], ...] = (
     *((name,) for name in CHATS),
@@ -38,7 +38,7 @@ FORMS: tuple[tuple[str, ...], ...] = (
 )
 ALLOWED = "; ".join(" and ".join(form) for form in FORMS)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")  # owner/name, or owner/name:configuration
-LONGEST_CELL = 2**31 - 1  # characters: the largest limit that csv takes on all systems
+LONGEST_CELL = 2**31 - 1  # in characters; the largest limit that csv accepts on all systems
 PARQUET_ROWS = 256  # rows read at a time
 
 
@@ -46,7 +46,7 @@ def read_texts(source: str | Path, split: str | None = None) -> list[str]:
     """Read the text of each conversation, in order. Callers share the list and must not change it.
 
     `source` is a file, a folder (its files are read in the order of their paths), or a data set on the Hub.
-    `split` names a split of that data set; None takes its only split, or train. Raises a UserError if there
+    `split` names a split of that data set; None means its only split, or train. Raises a UserError if there
     is nothing to read, or if a record holds no conversation; the error names the file and the place.
     """
     texts, _ = _read_files(source, split)
@@ -86,7 +86,7 @@ def _read(files: tuple[Path, ...], *_: tuple[int, int]) -> tuple[list[str], dict
     starts: dict[Path, int] = {}
     for file in files:
         if _kind(file) not in FILE_READERS:
-            raise UserError(f"{file} is of no known kind; allowed: {KINDS}.")
+            raise UserError(f"{file} has an unknown file type; allowed: {KINDS}.")
         start, records = len(texts), FILE_READERS[_kind(file)](file)
         try:
             texts += filter(None, (text_of(f"{file}, {place}", record) for place, record in records))
@@ -133,7 +133,7 @@ def _parsed(path: Path, text: str, first_line: int = 1) -> Any:
 def _table(path: Path) -> Records:
     """Read CSV or TSV with a header line, whose names may be in upper case.
 
-    The separator of CSV is the most frequent one in the header.
+    In CSV, the separator is whichever of `,`, `;` and tab is most frequent in the header.
     """
     csv.field_size_limit(LONGEST_CELL)
     lines, begin = _lines(path), 1  # begin: the line where the current record begins
@@ -147,7 +147,7 @@ def _table(path: Path) -> Records:
         for record in reader:
             where = f"line {begin}"
             if any(record.get(None) or ()) or None in record.values():
-                raise UserError(f"{path}, {where} has not as many cells as the header; quote separators.")
+                raise UserError(f"{path}, {where} needs as many cells as the header; quote separators.")
             yield where, record
             begin = reader.line_num + 1
     except csv.Error as error:
@@ -186,7 +186,7 @@ KINDS = f"{', '.join(FILE_READERS)}, all but .parquet also as .gz"
 
 
 def _form(where: str, names: Iterable[str]) -> tuple[str, ...]:
-    """Return the form of a record that has the fields `names`; raise a UserError if there is none."""
+    """Return the form of a record that has the fields `names`; raise a UserError if no form fits."""
     found = [*names]
     if form := next((form for form in FORMS if {*form} <= {*found}), None):
         return form
@@ -197,11 +197,11 @@ def _form(where: str, names: Iterable[str]) -> tuple[str, ...]:
 def text_of(where: str, record: Any) -> str:
     """Join the texts of a record, without roles; raise a UserError naming `where` if its form is unknown.
 
-    An empty conversation is an error, too, except in a service's export, which users cannot edit: there the
-    text is empty.
+    An empty conversation is an error, too, except in an export from a service, which users cannot edit. Then
+    the text is empty.
     """
     if not isinstance(record, dict):
-        raise UserError(f'{where} is no record; write an object with fields, as {{"messages": [...]}}.')
+        raise UserError(f'{where} is not a record; write an object with fields, like {{"messages": [...]}}.')
     form = _form(where, record)
     try:
         text = "\n".join(_messages(record, form))
@@ -238,7 +238,7 @@ def _messages(record: dict[str, Any], form: tuple[str, ...]) -> Iterator[str]:
 
 
 def _texts(contents: Iterable[Any]) -> Iterator[Any]:
-    """Yield the text of each message's content; from a list of parts, join the texts and leave out images."""
+    """Yield the text of each message's content; for a list of parts, join the texts and leave out images."""
     for content in contents:
         if not isinstance(content, list):
             yield content

@@ -1,7 +1,7 @@
 """Load or make the frozen token table: GPT-2's `wte`, a table made from text alone, or random numbers.
 
-Input embeddings are normed, so the scale of a table affects only the output head. The vectors of tokens that
-occur have a norm of 1 in a table made here, and of about 4 in GPT-2's.
+Input embeddings are normed, so the scale of a table affects only the output head. In a table made
+from text, the vectors of tokens that occur have a norm of 1; in GPT-2's table, the norm is about 4.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ def load_table(
 
     Args:
         seed: the random seed, which table=random uses.
-        corpus: split `corpus`, which table=cooccurrence uses.
+        corpus: the split `corpus`, which table=cooccurrence uses.
 
     Raises:
         UserError: the source cannot be read, or its width is not `hidden_size`.
@@ -66,12 +66,12 @@ def table_fingerprint(data: DataConfig, hidden_size: int, seed: int, corpus: Con
 
 
 def corpus_ids(data: DataConfig, corpus: Conversations) -> torch.Tensor:
-    """Return the token ids of split corpus, uint16 `[num_tokens]`."""
+    """Return the token ids of the split `corpus`, uint16 `[num_tokens]`."""
     return train_stream(corpus, load_tokenizer(data.tokenizer)).ids
 
 
 def corpus_counts(data: DataConfig, corpus: Conversations) -> torch.Tensor:
-    """Count each token in split corpus: int64 `[vocab_size]`."""
+    """Count each token in the split `corpus`: int64 `[vocab_size]`."""
     return torch.bincount(corpus_ids(data, corpus).int(), minlength=GPT2_VOCAB_SIZE)
 
 
@@ -91,7 +91,7 @@ def _cooccurrence_key(data: DataConfig, corpus: Conversations | None, hidden_siz
 
 
 def _cooccurrence_table(data: DataConfig, corpus: Conversations | None, hidden_size: int) -> torch.Tensor:
-    """Make a table from split `corpus` alone, or take it from the shared cache."""
+    """Make a table from the split `corpus` alone, or take it from the shared cache."""
     assert corpus is not None
 
     def make() -> dict[str, torch.Tensor]:

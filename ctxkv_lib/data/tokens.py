@@ -67,8 +67,8 @@ def _tokenizer(name: str, vocabulary_file: Path, merges_file: Path) -> "PreTrain
         vocabulary, merges = models.BPE.read_file(str(vocabulary_file), str(merges_file))
         if (len(vocabulary), len(merges), vocabulary.get(END_OF_TEXT)) != GPT2_SIZES:
             raise ValueError(f"it has {len(vocabulary):,} tokens and {len(merges):,} merges, not GPT-2's")
-        return GPT2Tokenizer(vocab=vocabulary, merges=merges)  # type: ignore[arg-type]  # tuples are right
-    except Exception as error:  # tokenizers raises nothing narrower
+        return GPT2Tokenizer(vocab=vocabulary, merges=merges)  # type: ignore[arg-type]  # tuples work, too
+    except Exception as error:  # tokenizers raises a plain Exception
         raise UserError(
             f"data.tokenizer={name} cannot be used ({error}); delete {vocabulary_file.resolve()} and "
             f"{merges_file.resolve()}, and install or download them again."
@@ -98,13 +98,13 @@ def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFa
 def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
     """Join the texts with two newlines, and tokenise the result once.
 
-    `starts` gives the token that holds each conversation's first character; it may begin with newlines.
+    `starts` gives the token with each conversation's first character, which newlines may precede.
     """
 
     def make() -> dict[str, torch.Tensor]:
         texts = conversations.texts
         encoded = tokenizer("\n\n".join(texts), add_special_tokens=False, return_offsets_mapping=True)
-        ends = np.asarray([end for _, end in encoded["offset_mapping"]])  # in characters, non-decreasing
+        ends = np.asarray([end for _, end in encoded["offset_mapping"]])  # in characters; never decreasing
         lengths = np.asarray([len(text) + len("\n\n") for text in texts])
         starts = np.searchsorted(ends, np.cumsum(lengths) - lengths, side="right")
         ids = torch.tensor(encoded["input_ids"], dtype=torch.uint16)
@@ -130,7 +130,7 @@ def cached_tensors(name: str, key: str, make: Maker) -> dict[str, torch.Tensor]:
             return read_tensors(path)
         except DamagedFile as error:
             log(f"{path} is damaged ({error.reason}) and will be remade.")
-    for leftover in path.parent.glob(".*.part"):  # an old one belongs to a killed process
+    for leftover in path.parent.glob(".*.part"):  # an old file was left by a killed process
         with suppress(OSError):  # another process may be about to rename it
             if leftover.stat().st_mtime < time.time() - LEFTOVER_SECONDS:
                 remove(leftover)

@@ -14,8 +14,8 @@ SHARDS = (
     "data/train_sft-00001-of-00003-0a1804bcb6ae68c6.parquet",
     "data/train_sft-00002-of-00003-ee46ed25cfae92c6.parquet",
 )
-# Row numbers of each split, counted over all shards. No setting changes which rows another split has. The
-# published validation rows are the first 20 of validation.
+# Row numbers of each split, counted over all shards. The rows of a split do not depend on the size of another
+# split. The published experiment validated on the first 20 rows of `validation`.
 SPLITS = {
     "train": (range(50_000), range(56_000, 207_865)),
     "validation": (range(50_000, 50_500),),
@@ -37,7 +37,7 @@ def row_numbers(split: str, count: int) -> list[int]:
 def read(split: str, count: int) -> list[str]:
     """Read the first `count` conversations of a split; raises UserError if the Hub cannot be reached."""
     wanted = {*row_numbers(split, count)}
-    return [*islice(_texts(wanted), count)]  # reads no shard beyond the last wanted row
+    return [*islice(_texts(wanted), count)]  # does not read shards after the last wanted row
 
 
 def _texts(wanted: set[int]) -> Iterator[str]:

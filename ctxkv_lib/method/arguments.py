@@ -1,4 +1,4 @@
-"""Check the arguments of `modeling.ContextKVForCausalLM.forward`; saved with every model."""
+"""Check the arguments of `modeling.ContextKVForCausalLM.forward`. This file is saved with every model."""
 
 from typing import Any
 
@@ -31,13 +31,13 @@ def columns_read(
     assert input_ids is not None
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     fits = mask.ndim == 2 and len(mask) == shape[0] and mask.shape[1] >= shape[1]
-    if not fits or mask.is_floating_point():  # formatted here: `torch.compile` cannot read a dtype's name
+    if not fits or mask.is_floating_point():  # format only on failure: `torch.compile` cannot format dtypes
         told = f"{mask.dtype} {tuple(mask.shape)}".removeprefix("torch.")
         allowed = "[batch, length or more], 1 where a column is read, 0 where it is padding"
         require(False, "attention_mask", told, allowed)
     is_read = mask[:, -shape[1] :].bool()
     is_first = cache is None or not cache.get_seq_length()
-    if position_ids is not None and is_first:  # later, the check would make a GPU wait at every token
+    if position_ids is not None and is_first:  # a check at every token would make a GPU wait
         moved = bool(((position_ids != is_read.cumsum(dim=1) - 1) & is_read).any())
         allowed = "positions that grow by 1 per token; packed texts must be separate rows"
         require(not moved, "position_ids", "restarted", allowed)
@@ -47,7 +47,7 @@ def columns_read(
 def next_tokens(
     input_ids: Tensor, labels: Tensor | None, shift_labels: Tensor | None, ignored: int
 ) -> Tensor | None:
-    """Return the token to predict at each column, int64 `[batch, length]`; None without labels."""
+    """Return the token to predict at each column, int64 `[batch, length]`, or None without labels."""
     targets = shift_labels
     if targets is None and labels is not None:
         targets = F.pad(labels, (0, 1), value=ignored)[:, 1:]

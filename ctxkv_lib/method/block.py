@@ -31,7 +31,7 @@ class Block(nn.Module):
         """Initialise the weights before Phase 1. The default keeps the weights from the constructor.
 
         `embeddings`, `[num_distinct, hidden_size]`, are the normed embeddings of the distinct training
-        tokens; `tokens`, int64 `[n]`, is the training stream as rows of `embeddings`.
+        tokens; `tokens`, int64 `[n]`, is the training stream as row numbers in `embeddings`.
         """
 
     def project_inputs(self, embeddings: Tensor) -> Tensor:

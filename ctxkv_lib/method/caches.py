@@ -44,7 +44,7 @@ class Cache(_Tensors):
         contexts: padded (see `windows`), float32 or bfloat16 `[n + 1, context_dim]`; None if the layer reads
             tokens.
         embeddings: normed token embeddings, float32 `[n, hidden_size]`, which the published layout stores;
-            with None, the model looks up the same values in its own table.
+            if None, the model looks up the same values in its own table.
     """
 
     ids: Tensor
@@ -67,11 +67,11 @@ class Batch(_Tensors):
         tokens: the current tokens, int32 `[n]`.
         targets: the next tokens, int64 `[n]`.
         inputs: the other arguments of the layer's `forward`: `window` and `present`, or `start`.
-        embeddings: the normed embeddings of `tokens`, float32 `[n, hidden_size]`; with None, the model looks
+        embeddings: the normed embeddings of `tokens`, float32 `[n, hidden_size]`; if None, the model looks
             them up.
         rows: rows of consecutive tokens, int32 `[rows, length]`, for a layer that reads tokens: it gets the
-            embeddings of the rows. With None, the layer gets the embeddings of `tokens`.
-        places: int64 `[n]`, the index of each of the n positions in the layer's flattened hidden states. With
+            embeddings of the rows. If None, the layer gets the embeddings of `tokens`.
+        places: int64 `[n]`, the index of each of the n positions in the layer's flattened hidden states. If
             None, the layer returns exactly the hidden states of the n positions.
         copied: tokens and shares, both `[n, reach]`, for `copying.mix`; None if nothing is copied.
     """
@@ -89,5 +89,5 @@ class Batch(_Tensors):
 
 
 def rows_of(tensor: Tensor, rows: Tensor) -> Tensor:
-    """Gather rows of a tensor that may lie on another device than `rows`."""
+    """Gather rows of a tensor that may be on a different device from `rows`."""
     return tensor[rows.to(tensor.device)]

@@ -43,7 +43,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Phase1Config:
-    """OACD training of the ContextBlock, and how the context caches are computed from it."""
+    """The settings of Phase 1 (see `oacd`), and of the context caches that the trained block computes."""
 
     max_iterations: int = setting(
         60,
@@ -86,7 +86,7 @@ class Phase1Config:
         0.90, "training stops once this share of positions has converged", SHARE, "share of positions"
     )
     plateau_rate: float = setting(
-        0.50, "above this share of converged positions, plateau_gain counts", SHARE, "share of positions"
+        0.50, "plateau_gain applies only above this share of converged positions", SHARE, "share of positions"
     )
     plateau_gain: float = setting(
         0.01,
@@ -120,7 +120,7 @@ class Phase1Config:
 
 @dataclass(frozen=True)
 class Phase2Config:
-    """Next-token training of the layer on the caches."""
+    """The settings of Phase 2, which trains the layer to predict the next token."""
 
     max_epochs: int = setting(
         40,
@@ -137,7 +137,7 @@ class Phase2Config:
         {
             "adamw": "AdamW at a constant rate, as published",
             "scheduled": "AdamW with warm-up and cosine decay of the rate, weight decay for matrices only "
-            "(the same per epoch for any size), and averaged weights",
+            "(the same per epoch for a text of any length), and averaged weights",
         },
     )
     learning_rate: float = setting(1e-3, "learning rate of AdamW, which has torch's default betas", RATE)
@@ -151,5 +151,5 @@ class Phase2Config:
 
     @property
     def least_epochs(self) -> int:
-        """Return how many epochs run before training can stop: the first always improves, then `patience`."""
+        """Return the minimum number of epochs: the first, which always improves, and `patience` more."""
         return min(1 + self.patience, self.max_epochs)

@@ -1,8 +1,9 @@
 """Compute the contexts of a stream by the original's parallel passes or by the exact recurrence.
 
 `tokens`, int64 `[n]`, are row numbers in the list of distinct tokens (see `distinct_rows`).
-`projected_inputs`, `[num_distinct, context_dim]`, has one row per distinct token. Contexts are padded, `[n +
-1, context_dim]`: row 0 is the context before the first token, and row i + 1 is the context after token i.
+`projected_inputs`, `[num_distinct, context_dim]`, has one row per distinct token. Contexts are padded:
+`[n + 1, context_dim]`. Row 0 is the context before the first token, and row i + 1 is the context after
+token i.
 
 `runs.stages._stream_contexts` calls one of the two methods to compute the contexts of the training text, the
 validation text, the test split and any other text. Only four other places call a block:
@@ -22,19 +23,19 @@ from .block import Block
 from .config import Phase1Config
 
 PASS_ROWS = 2**14  # contexts computed at a time in a parallel pass
-SEGMENTS = 256  # maximum number of segments of a stream, which are computed in lock-step
+SEGMENTS = 256  # maximum number of segments of a stream; all segments are computed in lock-step
 # Minimum segment length in tokens. Most trained blocks forget their start within one segment, so one round is
 # usually enough to get the end of a segment right.
 SEGMENT = 128
 ROUNDS = 8  # maximum number of lock-step rounds; after that, finishing token by token is cheaper
-# Share of the tolerance within which two contexts agree at a segment boundary. It is below 1 because
-# differences at several boundaries may add up.
+# Two contexts at a segment boundary agree if they differ by at most this share of the tolerance. The share is
+# below 1 because differences at several boundaries may add up.
 AGREEMENT = 1 / 4
 
 
 @torch.no_grad()
 def distinct_rows(model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Embed the distinct tokens in `ids`, integers `[n]` of any dtype, on any device.
+    """Embed the distinct tokens in `ids`, an integer tensor `[n]` of any dtype and on any device.
 
     Returns normed embeddings `[num_distinct, hidden_size]`, and the row of each id among them, int64 `[n]`.
     Both are on the model's device.
@@ -73,9 +74,9 @@ def draw_contexts(count: int, width: int, std: float, generator: torch.Generator
 
 @torch.no_grad()
 def parallel_pass(block: Block, projected_inputs: Tensor, tokens: Tensor, contexts: Tensor) -> Tensor:
-    """Advance all contexts at once, in place: each is computed from the old context of the token before it.
+    """Advance all contexts at once, in place, and return them.
 
-    Return `contexts`.
+    Each context is computed from the old context of the token before it.
     """
     before = contexts[:1].clone()  # the old context just before the next part
     for part, rows in zip(contexts[1:].split(PASS_ROWS), tokens.split(PASS_ROWS), strict=True):
@@ -89,15 +90,15 @@ def parallel_pass(block: Block, projected_inputs: Tensor, tokens: Tensor, contex
 def exact_contexts(
     block: Block, projected_inputs: Tensor, tokens: Tensor, tolerance: float, before: Tensor | None = None
 ) -> Tensor:
-    """Compute the same padded contexts as reading the stream token by token.
+    """Compute the padded contexts that reading the stream token by token would give.
 
     The stream is cut into segments, which are computed in lock-step. In the first round every segment starts
     from zeros. In later rounds a segment is computed again if its predecessor did not end where the segment
     started; it then starts from its predecessor's end. Invariant: after round k, the first k segments are
     final, because the first segment starts correctly and each later segment is final one round after its
-    predecessor at the latest. So the rounds end; a block that forgets within a segment takes two rounds.
-    After `ROUNDS` rounds only the first unfinished segment is computed in each round, which reads the rest
-    token by token. The result has the dtype and device of `projected_inputs`.
+    predecessor at the latest. So the loop ends; with a block that forgets within a segment, it ends after two
+    rounds. After `ROUNDS` rounds only the first unfinished segment is computed in each round, so the rest is
+    read token by token. The result has the dtype and device of `projected_inputs`.
 
     Args:
         tolerance: target error per component. It is not a bound: at the start of a segment an error of a

@@ -17,10 +17,10 @@ class Copying(NamedTuple):
     """The strength of copying, and how strongly it prefers similar contexts."""
 
     weight: float  # total probability of copied tokens, less than 1
-    sharpness: float  # factor of the cosine of two contexts; at 0 all tokens in reach weigh the same
+    sharpness: float  # multiplies the cosine of two contexts; at 0, all tokens in reach have equal weight
 
     def shares(self, contexts: Tensor, rows: Tensor, first: Tensor, reach: int) -> Tensor:
-        """Compute the probability that each of the `reach` previous contexts adds to its next token.
+        """Compute the probability that each of the `reach` previous contexts adds to the token that followed.
 
         Args:
             contexts: the contexts in text order, `[batch, m, context_dim]`.

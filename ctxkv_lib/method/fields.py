@@ -36,10 +36,10 @@ def setting(default: Any, reason: str, allowed: Allowed | Mapping[str, str] = AN
     """Return a dataclass field for one setting.
 
     Args:
-        default: its default value.
+        default: the default value.
         reason: what the setting is for, or why its default is what it is.
         allowed: the allowed values, or a mapping from each allowed name to its meaning.
-        unit: the unit of its value.
+        unit: the unit of the value.
     """
     meanings = allowed if isinstance(allowed, Mapping) else {}
     named = Allowed(", ".join(meanings), lambda value: value in tuple(meanings))

@@ -32,8 +32,7 @@ class Layer(nn.Module):
       such a layer on rows of tokens;
     - `runs.generation` and `runs.opened` handle streams whose `Cache.contexts` is None;
     - `runs.config` refuses a block or a loss together with such a layer, `experiments` refuses several
-      processes, and
-      `runs.export` saves no model for transformers;
+      processes, and `runs.export` saves no model for transformers;
     - `report.info` shows no window and no caches, and `report.times` times no Phase 1.
 
     Attributes:
@@ -42,7 +41,7 @@ class Layer(nn.Module):
         chunk: how many consecutive positions an epoch visits together; None means 1, or 64 if the layer reads
             tokens.
         history: how many tokens before a position the layer gets in training, if it reads tokens.
-        evaluation_history: how many it gets in evaluation; None means as many as in training.
+        evaluation_history: how many of these tokens it gets in evaluation; None means as many as in training.
         current_token_bias: a number that is added to the logit of the current token.
         copying: how the model copies outside of training; None turns copying off.
     """
@@ -60,7 +59,7 @@ class Layer(nn.Module):
         return [slot * config.interval for slot in range(config.max_contexts)]
 
     def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
-        """Initialise the weights before Phase 2; arguments as for `Block.init_weights`."""
+        """Initialise the weights before Phase 2; takes the arguments of `Block.init_weights`."""
 
 
 def weight_of(layer: nn.Module, dtype: torch.dtype) -> Tensor:
@@ -76,7 +75,7 @@ def weight_of(layer: nn.Module, dtype: torch.dtype) -> Tensor:
 
 
 class ContextKVAttention(nn.Module):
-    """Attention of one token over its window of contexts: `LayerNorm(x + attention(x, window))`.
+    """Attention from one token to its window of contexts: `LayerNorm(x + attention(x, window))`.
 
     Keys and values are never formed. With `k_s = W_k c_s + b_k` and a head's query q, the score is
     `q . k_s = (W_k^T q) . c_s + q . b_k`. Softmax drops the last term, which is the same for all slots.
@@ -97,7 +96,7 @@ class ContextKVAttention(nn.Module):
         self.norm = nn.LayerNorm(size)
 
     def forward(self, embeddings: Tensor, window: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute hidden `[n, hidden_size]` and the attention weights before dropout `[n, num_heads, slots]`.
+        """Return hidden states `[n, hidden_size]` and weights before dropout `[n, num_heads, slots]`.
 
         Args:
             embeddings: x, the normed token embeddings, `[n, hidden_size]`.
@@ -108,7 +107,7 @@ class ContextKVAttention(nn.Module):
         return self.norm(embeddings + attended), weights
 
     def attend(self, embeddings: Tensor, window: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute what attention adds to the embeddings, and its weights; arguments as for `forward`."""
+        """Compute what attention adds to the embeddings, and its weights, from the arguments of `forward`."""
         heads = (self.num_heads, self.head_dim)
         query = self.q(embeddings).unflatten(1, heads) * self.head_dim**-0.5
         key_weight = weight_of(self.k, query.dtype).unflatten(0, heads)  # (heads, head_dim, context_dim)

@@ -1,12 +1,12 @@
-"""The hooks that the training loops call: the one interface for what long runs need.
+"""The hooks that the training loops call to save and resume, show progress, and share work among processes.
 
-`Loop` adds nothing, so both phases can be read and run without anything else.
+In `Loop` the hooks do nothing, so both phases can be read and run by themselves.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-if TYPE_CHECKING:  # `ctxkv list` uses this module and starts without torch
+if TYPE_CHECKING:  # `ctxkv list` imports this module and starts without torch
     from torch import Tensor
 
 Metric = dict[str, Any]  # a line of metrics.jsonl

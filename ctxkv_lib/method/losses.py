@@ -6,22 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-VOCABULARY_CHUNK = 2048  # table rows per chunk on a CPU; the logits of a batch then fit in its cache
-LEAST_LOG_SHARE = -80.0  # lower limit before exp; below exp(-87) float32 is denormal
+VOCABULARY_CHUNK = 2048  # table rows per chunk on a CPU, so that a batch's logits fit in the CPU's cache
+LEAST_LOG_SHARE = -80.0  # lower limit of log-probabilities before exp; float32 is denormal below exp(-87)
 LARGEST_EXPONENT = 60  # limit for |log| of a sum of exponentials; exp overflows float32 and bfloat16 at 88
 # Positions per chunk when the logits of the whole vocabulary are computed. The logits take 100 MiB on a CPU,
 # and 1 GiB on other devices, where larger chunks need fewer kernel launches.
 CPU_ROWS, GPU_ROWS = 512, 2048
 
-# Losses `[n]`; correctness `[n]`, or `[0]` with an average; and, on request, the average of the table's rows
-# weighted by softmax, `[n, hidden_size]`.
+# Losses `[n]`; whether each prediction is correct, `[n]`, or `[0]` if averages are requested; and the
+# averages of the table's rows, weighted by softmax, `[n, hidden_size]`, or None.
 Outcome = tuple[Tensor, Tensor, Tensor | None]
 # The arguments `table`, `bias`, `read` and `token_bias` of `frozen_head_cross_entropy`.
 Head = tuple[Tensor, Tensor | None, Tensor | None, float]
 
 
 class _FrozenHeadCrossEntropy(torch.autograd.Function):
-    """Compute the loss and, on the way, the gradient of the hidden state.
+    """Compute the loss and, in the same pass, its gradient with respect to the hidden state.
 
     With the table frozen, d loss / d hidden = softmax(hidden @ table.T) @ table - table[target]. Biases
     of the logits change the softmax but not this formula.
@@ -45,9 +45,9 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
 
 
 def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Outcome:
-    """Compute the logits of a chunk of the vocabulary at a time.
+    """Compute the loss with the logits of one chunk of the vocabulary at a time.
 
-    With l[v] the logit of token v and any number c, for each position::
+    Let l[v] be the logit of token v, and c any number. For each position::
 
         total = sum over v of exp(l[v] - c)
         loss = log(total) - (l[target] - c)
@@ -55,7 +55,7 @@ def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) 
 
     Both sums are accumulated chunk by chunk. The number c keeps exponentials in range: it is the mean of the
     target logits, and is subtracted at no cost through the bias of the matrix product. It is rounded to a
-    whole number so that biases stay exact. If logits differ too much for this, the batch is computed by rows.
+    whole number so that biases stay exact. If logits are too far apart for any c, `_by_rows` does the work.
     """
     table, bias, read, token_bias = head
     queries, places = hidden.to(table.dtype), torch.arange(len(hidden))
@@ -63,11 +63,11 @@ def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) 
         bias = table.new_zeros(len(table))
     target_logit = (queries.to(hidden.dtype) * table[targets]).sum(dim=1)
     shifted = bias - (target_logit + bias[targets]).mean().round()
-    target_logit += shifted[targets]  # c is subtracted, as in all logits from here on
+    target_logit += shifted[targets]  # c is now subtracted, as from all logits below
     if read is not None:
         target_logit += token_bias * (read == targets)
     total = torch.zeros_like(target_logit)
-    own = peak = total[:0] if averages else total  # exponentials of the target logit and of the largest
+    own = peak = total[:0] if averages else total  # exponentials of the target logit and the largest logit
     average = torch.zeros_like(hidden) if averages else None
     for start in range(0, len(table), VOCABULARY_CHUNK):
         chunk = slice(start, start + VOCABULARY_CHUNK)
@@ -75,7 +75,7 @@ def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) 
         exponentials = F.linear(queries, rows, shifted[chunk])  # (n, chunk); still logits here
         if read is not None:
             column, inside = _column(read - start, len(rows))
-            exponentials[places, column] += token_bias * inside  # `scatter_add_` of bfloat16 is slow
+            exponentials[places, column] += token_bias * inside  # `scatter_add_` is slow with bfloat16
         exponentials.exp_()
         total = total + exponentials.sum(dim=1, dtype=hidden.dtype)
         if average is not None:
@@ -93,12 +93,12 @@ def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) 
 
 
 def _column(columns: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Clamp columns `[n]` to a chunk, int64 `[n]`, and return which lie in it, bool `[n]`."""
+    """Return columns `[n]` clamped to a chunk, int64 `[n]`, and which of them lie in it, bool `[n]`."""
     return columns.long().clamp(0, width - 1), (columns >= 0) & (columns < width)
 
 
 def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Outcome:
-    """Compute the logits of the whole vocabulary at once, a chunk of positions at a time."""
+    """Compute the loss with the logits of the whole vocabulary, one chunk of positions at a time."""
     table, bias, read, token_bias = head
     on_cpu, parts = hidden.device.type == "cpu", []
     size = CPU_ROWS if on_cpu else GPU_ROWS
@@ -122,7 +122,7 @@ def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Out
 
 
 def add_to_logit(logits: Tensor, columns: Tensor, number: float) -> None:
-    """Add a number, in place, to one logit of each row `[..., n]`; `columns` are integers `[...]`."""
+    """Add `number`, in place, to one logit of each row `[..., n]`: the one in `columns`, integers `[...]`."""
     column = columns.long()[..., None]
     logits.scatter_add_(-1, column, logits.new_full((1,), number).expand_as(column))
 
@@ -135,21 +135,21 @@ def frozen_head_cross_entropy(
     read: Tensor | None = None,
     token_bias: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Compute next-token loss and accuracy of `hidden @ table.T + bias`, differentiable in `hidden` only.
+    """Compute loss and correctness of each prediction from the logits `hidden @ table.T + bias`.
 
     Args:
-        hidden: float `[n, hidden_size]`.
-        table: float `[vocab_size, hidden_size]`; gets no gradient. Matrix products use its dtype.
-            With bfloat16 and a float32 `hidden`, sums over the vocabulary are float32. On a CPU, the
-            exponentials of logits are rounded to bfloat16: at most 0.004 nats at one token, and less than
-            0.0001 on average.
+        hidden: float `[n, hidden_size]`, the only argument that gets a gradient.
+        table: float `[vocab_size, hidden_size]`; matrix products use its dtype. With a bfloat16 table and a
+            float32 `hidden`, sums over the vocabulary are float32. On a CPU, the exponentials of logits are
+            then rounded to bfloat16, which changes the loss by at most 0.004 nats at one token, and by less
+            than 0.0001 on average.
         targets: int64 `[n]`.
         bias: float `[vocab_size]`, also frozen; converted to the table's dtype.
         read: integers `[n]`, the current tokens, whose logits get `token_bias` added; None adds nothing.
 
     Returns:
-        losses float `[n]` in nats, and correct bool `[n]` (no logit is larger than the target's). If `hidden`
-        needs a gradient, correct is empty, `[0]`: training does not use it, and it costs a pass over logits.
+        losses, float `[n]` in nats, and correct, bool `[n]`: True if no logit is larger than the target's. If
+        `hidden` needs a gradient, correct is empty, `[0]`, to save a pass over the logits.
     """
     bias = None if bias is None else bias.to(table.dtype)
     head = table, bias, read if token_bias else None, token_bias

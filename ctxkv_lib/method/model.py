@@ -21,12 +21,12 @@ from .windows import ContextWindow, TokenWindow
 MIXED_ROWS = 256  # positions per chunk when logits with copies are computed
 TOKEN_CHUNK = 64  # consecutive positions that an epoch visits together if the layer reads tokens
 
-Shard = Callable[[int], slice]  # which rows of a batch a process takes; see `Loop.shard`
+Shard = Callable[[int], slice]  # returns the rows of a batch that a process takes; see `Loop.shard`
 
 
 @functools.cache
 def _derived(kind: Any, base: Any) -> Any:
-    """Return a class that takes from `base` what `kind`, a user's class, does not define."""
+    """Return a subclass of `kind`, a user's class, that inherits everything else from `base`."""
 
     def reduce(part: Any, _: int) -> tuple[Any, ...]:  # pickle looks up the class that the user wrote
         return _blank, (kind, base), vars(part)
@@ -36,13 +36,13 @@ def _derived(kind: Any, base: Any) -> Any:
 
 
 def _blank(kind: Any, base: Any) -> Any:
-    """Return an object of the class derived from both, whose state pickle then restores."""
+    """Return an empty object of the class derived from both; pickle then restores its state."""
     derived: Any = _derived(kind, base)
     return derived.__new__(derived)
 
 
 def with_defaults(part: nn.Module, base: Any) -> Any:
-    """Let a part that does not inherit from `base` use its defaults; return the part."""
+    """Give a part the defaults of `base` if its class does not inherit from `base`; return the part."""
     if not isinstance(part, base):
         kind: Any = type(part)
         part.__class__ = _derived(kind, base)  # torch's own parametrizations do the same
@@ -61,7 +61,7 @@ class ContextKV(nn.Module):
     The output head *is* the table (`hidden @ wte.weight.T`). Table and embedding norm are never trained.
 
     Attributes:
-        log_unigram: a bias of the logits, float32 `[vocab_size]`, never trained; or None.
+        log_unigram: a bias that is added to the logits, float32 `[vocab_size]`, never trained; or None.
         context_block: what Phase 1 trains; None if the layer reads tokens.
         layer: what Phase 2 trains.
         window: gathers what the layer reads from a cache at a position.
@@ -105,7 +105,7 @@ class ContextKV(nn.Module):
         return {"block": self.context_block, "layer": self.layer}[hook]
 
     def set_phase(self, phase: Literal[1, 2]) -> None:
-        """Train the block (1) or the layer (2), and nothing else."""
+        """Choose what is trained: only the block in Phase 1, and only the layer in Phase 2."""
         self.requires_grad_(False)
         (self.context_block if phase == 1 else self.layer).requires_grad_(True)
 
@@ -143,7 +143,7 @@ class ContextKV(nn.Module):
     def batch(self, cache: Cache, positions: Tensor) -> Batch:
         """Gather on the model's device what the layer reads at `positions`, int64 `[n]` on any device.
 
-        Outside of training the batch also has what the model copies.
+        Outside of training, the batch also holds what the model copies.
         """
         batch = self.window.gather(cache, positions, self.training)
         if self.layer.copying and not self.training and len(positions):
@@ -151,12 +151,12 @@ class ContextKV(nn.Module):
         return batch.to(self.device)
 
     def batches(self, cache: Cache, order: Tensor, size: int, shard: Shard | None = None) -> Iterator[Batch]:
-        """Gather the positions of `order`, int64 `[n]`, in batches of `size`; only the shard of each."""
+        """Yield batches of `size` positions in `order`, int64 `[n]`; with `shard`, one process's part."""
         for positions in order.to(cache.ids.device).split(size) if len(order) else ():
             yield self.batch(cache, positions if shard is None else positions[shard(len(positions))])
 
     def _copied(self, cache: Cache, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute what is copied at each position; runs of consecutive positions are compared together."""
+        """Compute what is copied at each position, for one run of consecutive positions at a time."""
         copying, reach = self.layer.copying, self.window.offsets[-1]
         assert copying is not None
         assert cache.contexts is not None
@@ -189,10 +189,10 @@ class ContextKV(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Compute loss and correctness of each prediction without copies: see `frozen_head_cross_entropy`.
 
-        `table` is the token table in the dtype of the matrix products; None takes the model's own.
+        `table` is the token table in the dtype of the matrix products; None means the model's own table.
         """
         table = self.wte.weight if table is None else table
-        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # sums are float32 or more
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # sum in float32 or wider
         bias, token_bias = self.log_unigram, self.layer.current_token_bias
         return frozen_head_cross_entropy(hidden, table, targets, bias, tokens, token_bias)
 

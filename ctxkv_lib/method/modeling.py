@@ -22,9 +22,9 @@ from .model import ContextKV, class_as_written
 from .own_code import save_part
 from .tuned import SlotLayer, StructuredBlock
 
-# The output field and argument for the cache, which transformers 5.24 renamed.
+# Name of the cache among the model's arguments and outputs; transformers 5.24 renamed it.
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
-ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to bound their memory
+ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to limit memory
 SHAPES = [field.name for field in dataclasses.fields(ModelConfig)]
 # Classes that may replace published parts, by name. A saved model with a user's part adds its class here.
 PARTS: dict[str, Any] = {"StructuredBlock": StructuredBlock, "SlotLayer": SlotLayer}
@@ -67,7 +67,7 @@ class ContextKVConfig(PretrainedConfig):
 
 
 class Past(NamedTuple):
-    """The last m contexts of each text without gaps, and the rows of the new columns among them."""
+    """The last m contexts of each text, without gaps, and which of their rows belong to new columns."""
 
     contexts: Tensor  # `[batch, m, context_dim]`, zero before the text
     tokens: Tensor  # int64 `[batch, m]`
@@ -78,22 +78,22 @@ class Past(NamedTuple):
 class ContextCache(Cache):
     """The key-value cache of generation: the contexts that a window can reach, of constant size."""
 
-    is_croppable = False  # generation that checks one step late whether to stop would otherwise crop it
+    is_croppable = False  # otherwise, generation that notices its end one step late would crop the cache
 
     def __init__(self, model: ContextKV, batch: int) -> None:
         super().__init__(layers=[])
         shape, like = (batch, model.window.offsets[-1] + 1), model.wte.weight  # (batch, reach + 1)
-        self.contexts = like.new_zeros(*shape, model.config.context_dim)  # the last context of a text is last
+        self.contexts = like.new_zeros(*shape, model.config.context_dim)  # a text's last context comes last
         self.tokens = like.new_zeros(shape, dtype=torch.int64)  # the token of each context
-        self.lengths = torch.zeros_like(self.tokens[:, 0])  # tokens read of each text, padding excluded
-        self.columns = 0  # columns of `input_ids` read, padding included
+        self.lengths = torch.zeros_like(self.tokens[:, 0])  # tokens read from each text, without padding
+        self.columns = 0  # columns of `input_ids` that were read, with padding
 
     def extend(self, contexts: Tensor, tokens: Tensor, is_read: Tensor) -> Past:
-        """Append new columns and return all rows, each text's last context in the last row.
+        """Append new columns and return all rows, with each text's last context in the last row.
 
         A slot is found by counting rows back, so padding must not leave gaps. Empty rows (padding, or rows
         before the text) move to the front by a stable sort, which keeps the order of the other rows. Before
-        and after this, text i is the last `lengths[i]` rows.
+        and after this call, text i occupies the last `lengths[i]` rows.
 
         `contexts`, `[batch, length, context_dim]`, are the contexts after each column; `is_read` is False at
         padding.
@@ -159,11 +159,11 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = ContextKVConfig
     config: ContextKVConfig
-    _is_stateful = True  # no assisted decoding, since contexts cannot be unread
+    _is_stateful = True  # disables assisted decoding, since contexts cannot be unread
     _no_split_modules = ["ContextKV"]  # noqa: RUF012 (`device_map="auto"` leaves it whole)
 
     def __init__(self, config: ContextKVConfig, model: ContextKV | None = None) -> None:
-        """Wrap a trained model, whose tensors are shared, or build one."""
+        """Wrap a trained model, sharing its tensors, or build a new model."""
         super().__init__(config)
         self.model = config.build() if model is None else model
         self.post_init()
@@ -194,15 +194,15 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **options: Any) -> Any:  # type: ignore[override]
         """Load as transformers does, with the table and the block frozen.
 
-        Raises ValueError for weights of different code, or a model on several devices.
+        Raises ValueError if the weights do not fit this code, or if the model is on several devices.
         """
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **options)
         model, info = loaded
         other = [name for kind in ("missing", "unexpected", "mismatched") for name in info[f"{kind}_keys"]]
         if other:
             raise ValueError(
-                f"The weights are not those of this code: {min(map(str, other))}; load a folder of another "
-                "version with trust_remote_code=True and its own code, or train again."
+                f"The weights do not fit this code: {min(map(str, other))} differs; load a folder from "
+                "another version with trust_remote_code=True and its own code, or train again."
             )
         devices = {
             str(weight.device) for weight in model.parameters()
@@ -214,7 +214,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # type: ignore[override]
-        """Save as transformers does, with the files of a user's own parts; raises like `save_part`."""
+        """Save as transformers does, and add the files of a user's own parts; see `save_part` for errors."""
         lost = dict(self.named_buffers()).keys() - self.state_dict().keys()
         require(not lost, "a buffer", min(lost, default=""), "those saved with the weights (persistent=True)")
         super().save_pretrained(save_directory, **options)
@@ -230,7 +230,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         table: Any = value
         self.model.wte, unigram = table, self.model.log_unigram
         if unigram is not None:
-            more = table.num_embeddings - len(unigram)  # if negative, `pad` cuts
+            more = table.num_embeddings - len(unigram)  # if this is negative, `pad` cuts
             self.model.log_unigram = F.pad(unigram, (0, more), value=unigram.mean().item())
 
     @can_return_tuple
@@ -251,27 +251,27 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: int64 `[batch, length]`, the new tokens only.
-            attention_mask: `[batch, >= length]`; columns of 0 among the last `length` are padding. Padding
+            attention_mask: `[batch, >= length]`; zeros in the last `length` columns mark padding. Padding
                 is not read: it shifts no positions and changes no context.
-            labels: int64 `[batch, length]`, usually `input_ids`; shifted inside, -100 is ignored.
+            labels: int64 `[batch, length]`, usually `input_ids`; they are shifted here, and -100 is ignored.
             cache: updated in place; `past_key_values` is its name before transformers 5.24.
-            use_cache: whether to return the cache; the default is the configuration's, and False with labels.
-            logits_to_keep: number of last columns, or columns int64 `[kept]`, whose logits are returned; 0
-                returns all. It is ignored with labels.
+            use_cache: whether to return the cache; by default as in the configuration, or False with labels.
+            logits_to_keep: how many of the last columns, or which columns (int64 `[kept]`), get logits; 0
+                means all columns. With labels, the argument is ignored.
             output_hidden_states: whether to return the embeddings and the states that the output head reads.
                 Both have gradients, which cost time and memory if they reach back through the contexts. The
                 default is the configuration's.
             output_attentions: whether to return attention weights `[batch, heads, length, slots]`; the
                 default is the configuration's.
             options: `num_items_in_batch`, `ignore_index` and `shift_labels` as transformers' losses take them
-                (the last with or without `labels`), and some that change nothing.
+                (`shift_labels` also without `labels`), and some options that change nothing.
 
         Returns:
             logits `[batch, kept, vocab_size]`; with labels, the mean loss in nats. In training with labels,
             logits are computed only if they are read (`TrainingOutput`). Training does not copy.
 
         Raises:
-            ValueError: there is nothing to read, or an argument does not fit.
+            ValueError: there is nothing to read, or an argument has a wrong shape or value.
         """
         config = self.config
         shows_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -321,7 +321,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         return output
 
     def _cache_to_extend(self, batch: int, cache: Cache | None) -> ContextCache:
-        """Return the cache to extend: a new one if `cache` is None, or empty and of another class."""
+        """Return the cache to extend: a new cache if `cache` is None, or empty and of a different class."""
         if isinstance(cache, ContextCache):
             require(len(cache.lengths) == batch, f"texts in {CACHE_NAME}", len(cache.lengths), f"{batch}")
             return cache
@@ -330,7 +330,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         return ContextCache(self.model, batch)
 
     def _read(self, embeddings: Tensor, input_ids: Tensor, is_read: Tensor, cache: ContextCache) -> Past:
-        """Compute the context after each column, from the one before, and append them to the cache."""
+        """Compute each column's context from the context before it, and append the contexts to the cache."""
         contexts, context, block = [], cache.contexts[:, -1], self.model.context_block
         with torch.autocast(embeddings.device.type, enabled=False):  # rounding errors would add up
             inputs = block.project_inputs(embeddings.to(context.dtype))
@@ -340,7 +340,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         return cache.extend(torch.stack(contexts, dim=1), input_ids, is_read)
 
     def _attend(self, x: Tensor, past: Past) -> tuple[Tensor, Tensor | None]:
-        """Compute hidden states `[batch, n, hidden_size]` and any weights `[batch, heads, n, slots]`.
+        """Compute hidden states `[batch, n, hidden_size]`, and any weights `[batch, heads, n, slots]`.
 
         `x` are the embeddings at the rows of `past`. Windows are gathered in chunks to limit memory.
         """
@@ -377,7 +377,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         cache: ContextCache | None = None,
         past_key_values: ContextCache | None = None,
-        next_sequence_length: int | None = None,  # the cache knows it, too
+        next_sequence_length: int | None = None,  # not used: the cache has this number
         **kwargs: Any,  # `generate` accepts the arguments of `forward` only with this name
     ) -> dict[str, Any]:
         """Return the unread part of `input_ids`, and every other argument, for `forward`."""

@@ -1,8 +1,8 @@
 """Phase 1: train the ContextBlock with OACD until its contexts converge.
 
 OACD (Origin-Anchored Centroid Dispersion) spreads contexts around their centroid and anchors the centroid at
-the origin. Every iteration gives each position the *previous iteration's* context of the position before it,
-so all positions are computed at once.
+the origin. In every iteration, each position starts from the context that the *previous iteration* computed
+for the position before it, so all positions are computed at once.
 """
 
 import math
@@ -37,7 +37,7 @@ UNTRAINED = Phase1Result(0, None, "untrained", 0.0)
 
 
 def oacd_loss(contexts: Tensor, centroid_weight: float) -> Tensor:
-    """Compute `-||X - mean(X)||_F / n + centroid_weight * ||mean(X)||^2` of X `[n, context_dim]`."""
+    """Compute `-||X - mean(X)||_F / n + centroid_weight * ||mean(X)||^2` for X `[n, context_dim]`."""
     centroid = contexts.mean(dim=0)
     spread = torch.linalg.vector_norm(contexts - centroid)
     return centroid_weight * centroid.square().sum() - spread / len(contexts)
@@ -74,7 +74,7 @@ class Objective:
 
 
 class StoppingRule:
-    """Stop at `stop_rate`, or if the rate is above `plateau_rate` and hardly grows several times in a row."""
+    """The rule that ends Phase 1: enough positions have converged, or their share has stopped growing."""
 
     def __init__(self, config: Phase1Config) -> None:
         self.config, self.last_rate, self.stalled = config, -math.inf, 0
@@ -102,7 +102,7 @@ def train_context_block(
 
     Args:
         embeddings: normed embeddings of the distinct tokens, `[num_distinct, hidden_size]`.
-        tokens: int64 `[n]`, the stream as rows of `embeddings`.
+        tokens: int64 `[n]`, the stream as row numbers in `embeddings`.
         generator: on the block's device; draws the first contexts and the noise.
         loss: an objective that replaces OACD: a function, or a module on the block's device, whose weights
             are also trained in place. See `objective` for its arguments.
@@ -121,7 +121,7 @@ def train_context_block(
     optimizer = torch.optim.Adam([*weights, *objective.weights], lr=config.learning_rate)
     rule = StoppingRule(config)
     contexts = draw_contexts(len(tokens), block.context_dim, config.initial_std, generator)
-    total, planned = 0.0, range(2, config.max_iterations + 1)  # the draw is iteration 1
+    total, planned = 0.0, range(2, config.max_iterations + 1)  # iteration 1 is the random draw
     for iteration in loop.track(planned, "Phase 1", config.max_iterations, done=1):
         began = time.perf_counter()
         mean_loss, rate = train_iteration(
@@ -154,7 +154,7 @@ def train_iteration(
     """
     optimizer.zero_grad()
     projected = block.project_inputs(embeddings)  # once per distinct token
-    inputs = projected.detach().requires_grad_(projected.requires_grad)  # collects all batches' gradients
+    inputs = projected.detach().requires_grad_(projected.requires_grad)  # accumulates all batches' gradients
     batches, read = tokens.split(config.batch_size), 0
     total_loss, converged = torch.zeros(2, device=tokens.device)
     before = contexts[:1].clone()  # the old context just before the batch
@@ -182,7 +182,7 @@ def train_iteration(
 
 def _check_finite(block: Block, iteration: int, loss: float, config: Phase1Config) -> None:
     names, weights = zip(*block.named_parameters(), strict=True)
-    finite = torch.stack([weight.isfinite().all() for weight in weights]).tolist()  # waits once for a GPU
+    finite = torch.stack([weight.isfinite().all() for weight in weights]).tolist()  # waits for a GPU once
     if (is_lost := not math.isfinite(loss)) or not all(finite):
         cause = f"the loss is {loss}" if is_lost else f"{names[finite.index(False)]} is not finite"
         raise Diverged(

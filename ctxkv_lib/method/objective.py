@@ -1,8 +1,8 @@
 """The arguments of a Phase 1 objective, which asks for tensors by the names of its parameters.
 
-An objective is a function, or the `forward` of an `nn.Module` class that is made from
-`(context_dim, hidden_size)`, whose weights are trained with the block and dropped after Phase 1. It returns a
-scalar for a batch of n consecutive positions. Its parameters may be:
+An objective is a function, or the `forward` of an `nn.Module` class that is constructed from
+`(context_dim, hidden_size)`. The module's weights are trained with the block and dropped after Phase 1. An
+objective returns a scalar for a batch of n consecutive positions. Its parameters may be:
 
 - `contexts`, `[n, context_dim]`: the contexts after reading the tokens. Their gradient trains the block.
 - `previous`, `[n, context_dim]`: the contexts before reading the tokens, as the block got them: the
@@ -23,7 +23,7 @@ BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ON
 
 
 def asked_tensors(objective: Callable[..., Any]) -> tuple[str, ...]:
-    """Return which of `TENSORS` a function or a module asks for; () means contexts, by position."""
+    """Return which of `TENSORS` a function or module asks for; () if it takes only contexts, by position."""
     try:
         parameters = inspect.signature(getattr(objective, "forward", objective)).parameters.values()
     except ValueError:  # a function that is written in C may have no signature

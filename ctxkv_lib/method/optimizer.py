@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .config import Phase2Config
 
-WARMUP = 0.05  # share of the planned steps in which the rate rises from 0
+WARMUP = 0.05  # share of the planned steps during which the learning rate rises from 0
 # Reference number of training tokens. Weight decay is scaled so that the decay per epoch stays the same.
 DECAY_TOKENS = 50_000
 EMA_DECAY = 0.99  # decay of the moving average of the weights; the average is validated and kept
@@ -19,12 +19,12 @@ Weights = Mapping[str, nn.Parameter]  # trained parameters by name
 
 
 class Stepper:
-    """AdamW at a constant rate, as published.
+    """AdamW at a constant learning rate, as published.
 
     Attributes:
         optimizer: the optimiser, whose state is saved when a run stops.
-        averages: averaged weights by name, which are validated and kept instead of the trained weights. If it
-            is empty, the trained weights are.
+        averages: averaged weights by name, which are validated and kept instead of the trained weights. If
+            there are none, the trained weights are validated and kept.
     """
 
     def __init__(self, weights: Weights, config: Phase2Config, positions: int) -> None:
@@ -38,7 +38,7 @@ class Stepper:
         return [{"params": [*self.weights.values()], "weight_decay": config.weight_decay}]
 
     def schedule(self, number: int) -> None:
-        """Prepare step `number`, counted from 0. Here the rate is constant, so nothing changes."""
+        """Prepare step `number`, counted from 0. Here the learning rate is constant, so nothing changes."""
 
     def step(self) -> None:
         """Take one step with the current gradients, without waiting for a GPU."""
@@ -58,7 +58,7 @@ class Stepper:
 
 
 class ScheduledAdamW(Stepper):
-    """AdamW with warm-up and cosine decay, weight decay on matrices only, and an average of the weights."""
+    """AdamW with warm-up and cosine decay, weight decay on matrices only, and a moving average of weights."""
 
     def __init__(self, weights: Weights, config: Phase2Config, positions: int) -> None:
         super().__init__(weights, config, positions)
@@ -68,9 +68,10 @@ class ScheduledAdamW(Stepper):
         self.averages = {name: weight.detach().clone() for name, weight in weights.items()}
 
     def groups(self, config: Phase2Config, positions: int) -> list[dict[str, Any]]:
-        """Group matrices and other weights; the decay per epoch is the same for a text of any length.
+        """Return a group of matrices and a group of other weights. Only matrices have weight decay.
 
-        Reference: Wang and Aitchison (2024), who find that regularisation depends on the decay per epoch.
+        The decay per epoch is the same for a text of any length. Reference: Wang and Aitchison (2024), who
+        find that regularisation depends on the decay per epoch.
         """
         matrices, others = list[nn.Parameter](), list[nn.Parameter]()
         for name, weight in self.weights.items():  # a bias may also have two dimensions

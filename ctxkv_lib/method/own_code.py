@@ -8,9 +8,10 @@ from .fields import require
 
 
 def save_part(kind: type, modeling: Path) -> None:
-    """Add the file of a user's own class to a saved model; it may import files that are saved with it.
+    """Add the file of a user's own class to a saved model.
 
-    Raises ValueError if the class is not in a module, or if its file imports files that are not saved.
+    The file may import installed packages and files that are saved with every model. Raises ValueError for
+    any other import, or if the class is not in a module.
     """
     name, allowed = kind.__name__, "a class of a module, not of a notebook, script or function"
     is_found = getattr(inspect.getmodule(kind), name, None) is kind and kind.__module__ != "__main__"

@@ -54,8 +54,8 @@ def train_layer(
 ) -> Phase2Result:
     """Train `model` in place and leave it with the best epoch's weights.
 
-    Each epoch's order and dropout are drawn from (seed, epoch) alone, so a resumed run gives the
-    same numbers as an uninterrupted run. Raises Diverged if the loss is not finite.
+    Each epoch's order and dropout depend only on the seed and the epoch, so a resumed run gives the same
+    numbers as an uninterrupted run. Raises Diverged if the loss is not finite.
 
     Args:
         precision: the dtype of matrix products in training, fp32 or bf16 (see `batch_gradients`). Sums, the
@@ -102,8 +102,9 @@ def epoch_order(count: int, seed: int, epoch: int, chunk: int = 1) -> Tensor:
     """Draw the order in which an epoch visits `count` positions, int64 `[count]` on the CPU.
 
     It is a permutation that depends on `seed` and `epoch` alone. A stream of more than `POOL` positions is
-    permuted as blocks, and the positions are permuted within each pool of blocks. With a `chunk` above 1,
-    chunks of consecutive positions are permuted; each epoch cuts the stream at different places.
+    cut into blocks; the blocks are permuted and grouped into pools, and the positions are permuted within
+    each pool. With a `chunk` above 1, chunks of consecutive positions are permuted, and each epoch cuts the
+    stream at different places.
     """
     generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
     positions = torch.arange(count)
@@ -137,7 +138,7 @@ def train_epoch(
     torch.manual_seed(epoch_seed(seed, epoch))  # dropout
     size, steps = config.batch_size, -(-len(train) // config.batch_size)
     table = model.wte.weight.detach().to(DTYPES[precision])
-    sum_dtype = torch.float32 if model.device.type == "mps" else torch.float64  # sums up to millions of steps
+    sum_dtype = torch.float32 if model.device.type == "mps" else torch.float64  # millions of steps may add up
     total, last_sum = torch.zeros((), dtype=sum_dtype, device=model.device), 0.0
     batches = model.batches(train, epoch_order(len(train), seed, epoch, model.window.chunk), size, loop.shard)
     for step, batch in enumerate(loop.track(batches, f"Epoch {epoch} of {config.max_epochs}", steps)):
@@ -182,7 +183,7 @@ def train_step(
 def batch_gradients(
     model: ContextKV, table: Tensor, count: int, batch: Batch, precision: str = "fp32"
 ) -> Tensor:
-    """Add the gradients of a batch's summed loss, divided by `count`; return the sum, on the device.
+    """Add the gradients of a batch's summed loss divided by `count`; return the summed loss, on the device.
 
     With bf16, the layer (by autocast) and the output head (whose table is bf16) compute matrix products in
     bf16. Sums are float32.
@@ -195,7 +196,7 @@ def batch_gradients(
 
 
 class ShardedDropout(TorchFunctionMode):
-    """A mode in which `nn.Dropout` drops in each process what it would drop in a single process.
+    """A mode in which `nn.Dropout` drops the same values in several processes as in a single process.
 
     Each process computes the rows `shard` of a batch of `batch_size` rows. For a tensor with one row
     per row of the shard, dropout draws the mask of the whole batch from the random state that all processes

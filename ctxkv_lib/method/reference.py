@@ -1,12 +1,12 @@
 """The published method in slow and obvious code, with which tests compare the package.
 
-It computes like the original and imports nothing from the package. Sizes: n tokens, vocabulary V,
+It computes what the original computes, and imports nothing from the package. Sizes: n tokens, vocabulary V,
 `hidden_size` H, `context_dim` C, batch B, S slots. `p` is a dict of float32 tensors:
 `context_block.linear.weight` [C, C+H], `attention.{q,k,v,out}.weight`, `feed_forward.{up,down}.weight`, a
-`.norm` for each of the three, and their biases. `table` [V, H] is the raw token embedding, which is also the
-output head. Training updates the tensors in `p` in place, so pass clones. `ids` are input tokens, each with
-one context; `train_ids` and `val_ids` have one more token, the last target. `config` and
-`shape` have the fields of `Phase1Config`, `Phase2Config` and `ModelConfig`.
+`.norm.weight` for each of these three parts, and all biases. `table` [V, H] is the raw token embedding, which
+is also the output head. Training updates the tensors in `p` in place, so pass clones. `ids` are input tokens,
+each with one context; `train_ids` and `val_ids` have one more token, the last target. `config` has the fields
+of `Phase1Config` or `Phase2Config`, and `shape` the fields of `ModelConfig`.
 """
 
 import math
@@ -29,7 +29,7 @@ def normed_embedding(table, ids):
 
 
 def context_block(p, c, x):
-    """c' = LayerNorm(c + GELU(Linear(concat(c, x)))): (n, C), (n, H) -> (n, C)."""
+    """Compute c' = LayerNorm(c + GELU(Linear(concat(c, x)))): (n, C), (n, H) -> (n, C)."""
     return norm(p, "context_block", c + F.gelu(linear(p, "context_block.linear", torch.cat([c, x], dim=-1))))
 
 
@@ -39,7 +39,7 @@ def shifted(contexts):
 
 
 def dispersion_loss(x, centroid_weight):
-    """-||X - mean(X)||_F / n + centroid_weight * ||mean(X)||^2 for X (n, C)."""
+    """Compute -||X - mean(X)||_F / n + centroid_weight * ||mean(X)||^2 for X (n, C)."""
     mean = x.mean(dim=0)
     return -torch.norm(x - mean) / len(x) + centroid_weight * (mean**2).sum()
 
@@ -50,9 +50,10 @@ def trainable(p, prefixes):
 
 
 def phase1_iteration(p, optimizer, x, contexts, generator, config):
-    """Do one pass over the stream and one optimizer step: x (n, H), contexts (n, C) of the last iteration.
+    """Do one pass over the stream and one optimizer step.
 
-    Returns the new contexts (n, C), the mean loss, and the convergence rate.
+    `x` is (n, H), and `contexts` (n, C) come from the previous iteration. Returns the new contexts (n, C),
+    the mean loss, and the convergence rate.
     """
     previous = shifted(contexts)
     starts = range(0, len(x), config.batch_size)
@@ -76,7 +77,7 @@ def phase1_iteration(p, optimizer, x, contexts, generator, config):
 
 
 def phase1(p, table, train_ids, config, seed):
-    """Train the ContextBlock; rates are shares in [0, 1]; `losses[0]` and `rates[0]` are from iteration 2."""
+    """Train the ContextBlock. Rates are in [0, 1]; `losses[0]` and `rates[0]` belong to iteration 2."""
     generator = torch.Generator().manual_seed(seed)
     parameters = trainable(p, ("context_block.",))
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
@@ -109,7 +110,7 @@ def parallel_pass(p, table, ids, contexts):
 
 
 def validation_contexts(p, table, ids, passes, initial_std, generator):
-    """Do `passes` parallel passes from N(0, initial_std): (n,) -> (n, C)."""
+    """Do `passes` parallel passes, starting from contexts drawn from N(0, initial_std): (n,) -> (n, C)."""
     size = len(ids), len(p["context_block.linear.weight"])
     contexts = torch.randn(size, generator=generator) * initial_std
     for _ in range(passes):
@@ -119,7 +120,7 @@ def validation_contexts(p, table, ids, passes, initial_std, generator):
 
 @torch.no_grad()
 def exact_contexts(p, table, ids):
-    """Compute the true recurrence, one position at a time from a zero vector: (n,) -> (n, C)."""
+    """Compute contexts by the true recurrence, one position at a time from a zero vector: (n,) -> (n, C)."""
     c = torch.zeros(1, len(p["context_block.linear.weight"]))
     contexts = []
     for x in normed_embedding(table, ids):
@@ -129,7 +130,7 @@ def exact_contexts(p, table, ids):
 
 
 def effective_rank(contexts, max_rows, generator):
-    """exp(entropy of the normalised singular values) / C, a share in (0, 1], of at most `max_rows` rows."""
+    """Compute exp(entropy of the normalised singular values) / C, in (0, 1], of at most `max_rows` rows."""
     if len(contexts) > max_rows:
         contexts = contexts[torch.randperm(len(contexts), generator=generator)[:max_rows]]
     s = torch.linalg.svdvals(contexts)
@@ -138,7 +139,7 @@ def effective_rank(contexts, max_rows, generator):
 
 
 def gather_slots(contexts, positions, shape):
-    """contexts[i - interval * k] for k < max_contexts, zero before the start: (B, S, C) and exists (B, S)."""
+    """Gather contexts[i - interval * k] for k < max_contexts, (B, S, C), and return which exist, (B, S)."""
     index = positions[:, None] - shape.interval * torch.arange(shape.max_contexts, device=positions.device)
     exists = index >= 0
     return contexts[index.clamp(min=0)] * exists[..., None], exists
@@ -180,7 +181,7 @@ def evaluate(p, table, all_ids, contexts, batch_size, shape):
 
 
 def phase2(p, table, train_ids, train_contexts, val_ids, val_contexts, shape, config, permutations):
-    """Train attention and feed-forward; `permutations(epoch)` orders the train positions, epochs from 1.
+    """Train attention and feed-forward; `permutations(epoch)` is the order of positions in an epoch from 1.
 
     Afterwards `p` holds the weights of the last epoch, not of the best. Dropout uses torch's global state.
     """

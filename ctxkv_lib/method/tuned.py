@@ -1,4 +1,4 @@
-"""The parts of recipe `tuned`: a block that encodes running means, and a layer with slots of its own.
+"""The parts of recipe `tuned`: a block that encodes running means, and a layer with geometric slots.
 
 Every saved model includes this file, so it imports only torch and files that are saved with it.
 """
@@ -17,12 +17,12 @@ from .fields import SHARE, WEIGHT, Allowed, at_least, check_settings, require, s
 from .layer import ContextKVAttention, FeedForward, Layer
 
 MEANS, SHORTEST_MEAN = 3, 4.0  # number of running means, and length of the shortest in tokens
-MEAN_STD = 0.6  # standard deviation of their units, relative to the units of the current token
+MEAN_STD = 0.6  # standard deviation of the means' units, relative to the current token's units
 LINEAR = 6.0  # for z above this, GELU(z) equals z to within 1e-8
 STEADY = 100.0  # square of the constant unit, relative to the sum of squares of all other units
 
-LARGEST_NEAR_SLOT = 4.0  # initially preferred slots run from 1 to this number, evenly on a log scale
-SLOT_BIAS = 4.0  # with scores of 0, one of 32 slots with this bias gets 64% of a head's attention
+LARGEST_NEAR_SLOT = 4.0  # heads initially prefer slots 1 to this number, spread evenly on a log scale
+SLOT_BIAS = 4.0  # if all scores are 0, one slot of 32 with this bias gets 64% of a head's attention
 BIASED_SLOTS = 32
 
 
@@ -33,7 +33,7 @@ class StructuredBlock(ContextBlock):
     class Settings:
         longest_mean: float = setting(
             40.0,
-            "initialised to encode running means over 4 tokens up to this many",
+            "length of the longest running mean that the block is initialised to encode; the shortest is 4",
             at_least(SHORTEST_MEAN),
             "tokens",
         )
@@ -49,11 +49,12 @@ class StructuredBlock(ContextBlock):
 
     @torch.no_grad()
     def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
-        """Initialise the weights deterministically; arguments as for `Block.init_weights`.
+        """Initialise the weights deterministically; takes the arguments of `Block.init_weights`.
 
-        Half of the units hold the token's largest principal components, each scaled half-way to equal
-        variance. The other units hold the principal components of running means, all with equal variance. The
-        means are over `SHORTEST_MEAN` to `longest_mean` tokens, evenly on a log scale. One unit is left over.
+        Half of the units hold the current token's largest principal components, each divided by the square
+        root of its standard deviation. The other units hold the principal components of running means, all
+        with equal variance. The lengths of the means run from `SHORTEST_MEAN` to `longest_mean` tokens,
+        spread evenly on a log scale. One unit is left for a constant.
         """
         mean, axes, deviations = principal_components(embeddings, tokens)
         averaged = self.context_dim // (2 * MEANS)  # units per mean
@@ -71,11 +72,11 @@ class StructuredBlock(ContextBlock):
     def init_linear_recurrence(self, mean: Tensor, carried: Tensor, weights: Tensor, variance: float) -> None:
         """Initialise the weights so that a step is almost linear: `c' = carried @ c + weights @ (x - mean)`.
 
-        GELU(z) is z if z is large, so all units get the same large bias, which the norm subtracts with their
-        mean. The last unit is constant and larger than all others together, so the norm divides by a
-        constant. The norm's scale of that unit is 0, so contexts are 0 there. `variance` is the mean variance
-        of a context. `carried` is `[context_dim - 1, context_dim - 1]` and `weights` is `[context_dim - 1,
-        hidden_size]`.
+        GELU(z) is nearly z for large z, so all units get the same large bias, which the norm subtracts with
+        their mean. The last unit is constant and larger than all others together, so the norm always divides
+        by nearly the same number. The norm multiplies that unit by 0, so contexts are 0 there. `variance` is
+        the mean variance of a context. `carried` is `[context_dim - 1, context_dim - 1]`, and `weights` is
+        `[context_dim - 1, hidden_size]`.
         """
         size = self.context_dim
         steady = math.sqrt(STEADY * variance * size)
@@ -90,9 +91,9 @@ class StructuredBlock(ContextBlock):
 def principal_components(embeddings: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute mean, principal axes and standard deviations of a stream; see `init_weights` for arguments.
 
-    All are float32 on the CPU. The axes are the rows of `[hidden_size, hidden_size]`, sorted by decreasing
-    variance, each with a positive largest component. Deviations are at least a thousandth of the largest, and
-    at least 1e-6, so that none is 0.
+    All are float32 on the CPU. The axes are rows of a `[hidden_size, hidden_size]` tensor, sorted by
+    decreasing variance, each with a positive largest component. Deviations are at least a
+    thousandth of the largest, and at least 1e-6, so that none is 0.
     """
     shares = torch.bincount(tokens.cpu(), minlength=len(embeddings)).float() / len(tokens)
     rows = embeddings.float().cpu()
@@ -120,8 +121,8 @@ def geometric_offsets(config: ModelConfig) -> list[int]:
 class BiasedAttention(ContextKVAttention):
     """Attention to contexts with a learned bias for each slot's score; keys have no bias.
 
-    Each head is initialised to prefer one of slots 1 to 4; more heads prefer nearer slots. The preferred slot
-    starts with the same share of attention for any number of slots.
+    Each head is initialised to prefer one of slots 1 to 4; more heads prefer the nearer slots. The preferred
+    slot starts with the same share of attention for any number of slots.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -141,7 +142,7 @@ class SlotLayer(Layer):
 
     @dataclass(frozen=True)
     class Settings:
-        current_token_bias: float = setting(-5.0, "added to the current token's logit: repeats are rare")
+        current_token_bias: float = setting(-5.0, "added to the current token's logit, as repeats are rare")
         input_dropout: float = setting(
             0.2, "dropout on the token embeddings that the layer reads", SHARE, "share"
         )

@@ -1,4 +1,4 @@
-"""Gather the inputs of a position from a cached stream: contexts in slots, or the tokens before it.
+"""Gather the inputs of a position from a cached stream: contexts in slots, or preceding tokens.
 
 Contexts of a stream are padded with one zero row in front: `[num_tokens + 1, context_dim]`. Row `i + 1` is
 the context of position i, and row i is the context before it. Slots before the stream read row 0.
@@ -28,12 +28,12 @@ class ContextWindow:
         self._on_device: dict[torch.device, Tensor] = {}
 
     def slots(self, positions: Tensor) -> Tensor:
-        """Return the positions that each of `positions`, int64 `[...]`, sees, nearest first.
+        """For each of `positions`, int64 `[...]`, return the positions that it sees, nearest first.
 
-        They are int64 `[..., slots]`, negative where the slot lies before the stream.
+        The result is int64 `[..., slots]`, and negative where a slot lies before the stream.
         """
         device = positions.device
-        offsets = self._on_device.get(device)  # cached, since every copy to a GPU makes it wait
+        offsets = self._on_device.get(device)  # cached, since each copy waits for the GPU
         # If the model was built on the meta device, the tensor stored under a device may lie elsewhere.
         if offsets is None or offsets.device != device:
             offsets = torch.tensor(self.offsets, device=device)
@@ -42,7 +42,7 @@ class ContextWindow:
         return positions[..., None] - offsets
 
     def rows(self, positions: Tensor) -> Tensor:
-        """Return `slots` as rows of padded contexts; 0 where the slot lies before the stream."""
+        """Return `slots` as rows of padded contexts; row 0 where a slot lies before the stream."""
         return (self.slots(positions) + 1).clamp(min=0)
 
     def gather(self, cache: Cache, positions: Tensor, training: bool) -> Batch:
@@ -60,7 +60,8 @@ class TokenWindow:
     Attributes:
         offsets: None, since there are no slots.
         chunk: how many consecutive positions an epoch visits together.
-        history: how many tokens before a position are read: a dict with keys True (training) and False.
+        history: how many tokens before a position are read: a dict with keys True (in training) and
+            False (in evaluation).
     """
 
     offsets = None
@@ -70,10 +71,10 @@ class TokenWindow:
         self.chunk = chunk
 
     def gather(self, cache: Cache, positions: Tensor, training: bool) -> Batch:
-        """Gather a row for each run of consecutive `positions`, or for a part of it, with its history."""
+        """Gather one row of tokens, with its history, per run of consecutive `positions`; split long runs."""
         breaks = (positions.diff() != 1).nonzero().flatten() + 1
         runs = positions.cpu().tensor_split(breaks.cpu())
-        spans, rows = [], []  # span: the first requested column and the one past the last
+        spans, rows = [], []  # span: the first requested column, and the column after the last
         for part in (part for run in runs for part in run.split(LONGEST_ROW)):
             start, stop = int(part[0]), int(part[-1]) + 1
             first = max(0, start - self.history[training])
@@ -86,5 +87,5 @@ class TokenWindow:
 
 
 def _tokens(cache: Cache, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the current tokens, int32 `[n]`, and the next ones, int64 `[n]`."""
+    """Return the current tokens, int32 `[n]`, and the next tokens, int64 `[n]`."""
     return rows_of(cache.ids, positions), rows_of(cache.ids, positions + 1).long()

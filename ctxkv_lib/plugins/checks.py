@@ -1,8 +1,8 @@
 """Find silent mistakes in a user's part before anything is trained.
 
 Each part is tried on a few positions. This finds wrong shapes and types, numbers that are not finite, rows
-that depend on each other, reading ahead, random numbers in evaluation, and weights that torch does not know
-of. After training, the model is compared with its saved copy. Every other mistake raises an ordinary
+that depend on each other, layers that read ahead, random numbers in evaluation, and weights that torch does
+not know of. After training, the model is compared with its saved copy. Every other mistake raises an ordinary
 exception.
 """
 
@@ -22,14 +22,14 @@ from ..method.oacd import Objective
 from ..method.scoring import token_scores
 from .hooks import HOOKS, PlugIn, imported
 
-TRIED = 64  # number of rows or tokens for a trial
+TRIED = 64  # number of rows or tokens in a trial
 COMPARED_POSITIONS = 256  # positions at which a model is compared with its saved copy
 CLOSE = 1e-4  # tolerance for the rounding of float32, with a margin
 
 
 @torch.no_grad()
 def try_plugins(model: ContextKV, plugins: Mapping[str, PlugIn]) -> None:
-    """Try plug-ins, by hook; raises a UserError that names what is wrong."""
+    """Try the plug-in of each hook. Raises a UserError that says what is wrong."""
     model.eval()
     for hook, plugin in plugins.items():
         imported(HOOKS[hook].trial)(model, plugin)
@@ -37,7 +37,7 @@ def try_plugins(model: ContextKV, plugins: Mapping[str, PlugIn]) -> None:
 
 def try_block(model: ContextKV, plugin: PlugIn) -> None:
     embeddings = model.embed(torch.arange(2, device=model.device))
-    contexts = torch.zeros(2, model.config.context_dim, device=model.device)  # as at the start of a stream
+    contexts = torch.zeros(2, model.config.context_dim, device=model.device)  # the contexts before a stream
     block, name = model.context_block, plugin.name
     _refuse_hidden_weights(name, block)
     _refuse_other_meanings(name, block, Block)
@@ -72,14 +72,14 @@ def _try_on_contexts(model: ContextKV, name: str) -> None:
     embeddings = model.embed(torch.arange(2, device=model.device))
     window = torch.zeros(2, len(offsets), model.config.context_dim, device=model.device)
     present = torch.ones(2, len(offsets), dtype=torch.bool, device=model.device)
-    present[0, 1:] = False  # as at the start of a stream
+    present[0, 1:] = False  # at the start of a stream only slot 0 is present
     if not _takes(model.layer.forward, 3):
         hint = 'write reads = "tokens" in the class if it reads rows of tokens. ' * _takes(
             model.layer.forward, 2
         )
         raise UserError(
-            f"forward of {name} cannot be called with (embeddings, window, present), as a layer that reads "
-            f"contexts is; {hint or 'give it these arguments.'}".strip()
+            f"forward of {name} cannot be called with (embeddings, window, present), which is how a layer "
+            f"that reads contexts is called; {hint or 'give it these arguments.'}".strip()
         )
     hidden, weights = model.apply_layer(embeddings, window, present)
     _refuse_wrong(name, hidden, embeddings.shape)
@@ -99,8 +99,8 @@ def _try_on_tokens(model: ContextKV, name: str) -> None:
     if not _takes(model.layer.forward, 2):
         hint = 'remove reads = "tokens"' if _takes(model.layer.forward, 3) else "give it these arguments"
         raise UserError(
-            f"forward of {name} cannot be called with (embeddings, start), as a layer that reads tokens is; "
-            f"{hint}."
+            f"forward of {name} cannot be called with (embeddings, start), which is how a layer that reads "
+            f"tokens is called; {hint}."
         )
 
     def read(rows: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def try_loss(model: ContextKV, plugin: PlugIn) -> None:
     objective = Objective(compute, (embeddings, ids[:-1]), (embeddings, ids[1:]))
     contexts, previous = torch.randn(2, TRIED, model.config.context_dim, generator=draw).to(model.device)
     contexts.requires_grad_()
-    with torch.enable_grad():  # a loss may work in place, which a leaf does not allow, so pass a copy
+    with torch.enable_grad():  # a loss may change the clone in place, since it is not a leaf
         value = objective.loss(contexts.clone(), previous, slice(TRIED))
     if not isinstance(value, Tensor) or value.shape != () or not value.isfinite():
         raise UserError(f"{plugin.name} returned {_in_words(value)}; a loss must return a finite scalar.")
@@ -160,7 +160,7 @@ def _refuse_hidden_weights(name: str, part: nn.Module) -> None:
 
 
 def _refuse_other_meanings(name: str, part: nn.Module, base: type[nn.Module]) -> None:
-    """Refuse weights that take a name of the base class, and an `init_weights` that cannot be called."""
+    """Refuse weights whose name has a meaning in `base`, and an `init_weights` that cannot be called."""
     registered = {**part._parameters, **part._buffers, **part._modules}
     if taken := sorted(registered.keys() & (vars(base).keys() | base.__annotations__.keys())):
         raise UserError(
@@ -168,13 +168,13 @@ def _refuse_other_meanings(name: str, part: nn.Module, base: type[nn.Module]) ->
         )
     if not _takes(part.init_weights, 3):  # type: ignore[arg-type]
         raise UserError(
-            f"init_weights of {name} cannot be called with (embeddings, tokens, config), as it is before "
-            "training; give it these arguments, or another name."
+            f"init_weights of {name} cannot be called with (embeddings, tokens, config), which is how it is "
+            "called before training; give it these arguments, or another name."
         )
 
 
 def _components(value: Any) -> Iterator[Any]:
-    """Yield the modules and tensors in a plain attribute, but not the tensors that torch computes anew."""
+    """Yield the modules and tensors in a plain attribute, except tensors that were computed from weights."""
     if isinstance(value, nn.Module) or (isinstance(value, Tensor) and value.grad_fn is None):
         yield value
     elif isinstance(value, Mapping):
@@ -205,7 +205,7 @@ def _refuse_other_calls(name: str, compute: Callable[..., Tensor], *inputs: Tens
 def _refuse_mixed_rows(name: str, compute: Callable[..., Tensor], *inputs: Tensor) -> None:
     """Refuse a plug-in if a row it returns depends on the other row, or on earlier calls.
 
-    `inputs` have two rows. The second row of numbers, x, is replaced by 1 - x, so that the two differ.
+    `inputs` have two rows. In the second row, each number x is replaced by 1 - x, so that the rows differ.
     """
     inputs = tuple(x if x.dtype == torch.bool else torch.stack([x[0], 1 - x[1]]) for x in inputs)
     outputs = []
@@ -215,7 +215,7 @@ def _refuse_mixed_rows(name: str, compute: Callable[..., Tensor], *inputs: Tenso
     both, first, second = outputs
     if not torch.allclose(both, torch.stack([first[0], second[1]]), atol=CLOSE):
         raise UserError(
-            f"What {name} returns in a row depends on other rows of what it is given, or on earlier calls; "
+            f"What {name} returns in a row depends on other rows of its arguments, or on earlier calls; "
             "compute each row from that row alone, as with batch_first=True."
         )
 
@@ -231,8 +231,8 @@ def _in_words(value: Any) -> str:
 def refuse_unsaved(model: ContextKV, loaded: ContextKV, cache: Cache) -> None:
     """Raise a UserError if a trained model differs from `loaded`, its saved copy.
 
-    `loaded` was built with another seed, so that weights that were not saved differ. Both are compared at the
-    first positions of `cache`.
+    `loaded` was built with another seed, so that weights that were not saved differ. Both models are compared
+    at the first positions of `cache`.
     """
     positions = torch.arange(min(COMPARED_POSITIONS, len(cache)))
 
@@ -248,6 +248,6 @@ def refuse_unsaved(model: ContextKV, loaded: ContextKV, cache: Cache) -> None:
     for trained_output, loaded_output in zip(outputs(model), outputs(loaded), strict=True):
         if not torch.allclose(trained_output, loaded_output, rtol=1e-2, atol=1e-2):
             raise UserError(
-                "The model computes something different from its saved copy; keep all that a plug-in "
-                "computes with in parameters or registered buffers."
+                "The model computes something different from its saved copy; keep all numbers that a "
+                "plug-in uses in parameters or registered buffers."
             )

@@ -1,11 +1,11 @@
 """Digest a user's class or function and everything that it computes with, as it is in memory.
 
-Different code means a different result. A name does not identify code, since every run of a cell redefines
-`__main__:Block`. Source text does not either: it lacks values, closures and helpers, and has comments.
-The user's own functions, classes, objects and values that a part names are digested with it. Installed
-packages, this package and Python itself count by name only. The digest misses names that are looked up as
-strings (as by `globals()`), patched libraries, and anything that a part reads from files, the environment or
-the clock.
+A run must not reuse results of different code. A name does not identify code, since every run of a cell
+redefines `__main__:Block`. Source text does not identify it either: it lacks values, closures and helpers,
+and comments change it. The user's own functions, classes, objects and values that a part names are digested
+with it. Installed packages, this package and Python itself are identified by name only. The digest misses
+names that are looked up as strings (for example through `globals()`), patched libraries, and anything that a
+part reads from files, the environment or the clock.
 """
 
 import dis
@@ -24,7 +24,7 @@ import torch
 from ..errors import is_of_user
 from ..files import PACKAGE
 
-PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))  # described by their repr
+PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))  # types described by repr
 # Attributes that Python adds to a class.
 WRITTEN_BY_PYTHON = ("__doc__", "__firstlineno__", "__static_attributes__", "__annotate_func__")
 OF_THIS_MACHINE = ("device", "_Environ")
@@ -36,9 +36,9 @@ Instruction = tuple[Any, Any]  # the operation's name, and its argument
 def code_digest(part: Any) -> str:
     """Return the digest of a user's class or function: 12 hexadecimal digits.
 
-    The part is taken apart into components, as `pickle` would do it. A component that is not a plain value is
-    described by a number, in the order in which values are found, and is taken apart later. So cycles of
-    references end, and it matters whether two components are the same object.
+    The part is taken apart into components, as `pickle` would do. Components that are not plain values are
+    numbered in the order in which they are found. The number stands for the component, which is taken apart
+    later. So circular references do no harm, and it matters whether two components are the same object.
     """
     hasher, values, number_of = hashlib.sha256(), [part], {id(part): 0}
 
@@ -60,7 +60,7 @@ def code_digest(part: Any) -> str:
 
 
 def _components(value: Any) -> Iterator[Any]:
-    """Yield what a value is made of."""
+    """Yield the components of a value."""
     if isinstance(value, torch.Tensor):
         dense = value.detach().cpu().to_dense().resolve_conj().resolve_neg().contiguous().flatten()
         yield from (str(value.dtype), (*value.shape,), dense.view(torch.uint8).numpy().tobytes())
@@ -77,7 +77,7 @@ def _components(value: Any) -> Iterator[Any]:
         yield from (getattr(value, "__module__", ""), value.__name__, getattr(value, "__wrapped__", None))
     elif type(value).__name__ not in OF_THIS_MACHINE:
         yield from (getattr(value, name, None) for name in ("__wrapped__", "fget", "fset"))
-        try:  # to take it apart as `pickle` would
+        try:  # take the value apart as `pickle` would
             for component in value.__reduce_ex__(4):
                 yield (*component,) if isinstance(component, Iterator) else component
         except Exception:  # a lock has no components, and a user's object may raise anything
@@ -85,10 +85,10 @@ def _components(value: Any) -> Iterator[Any]:
 
 
 def _named_values(function: FunctionType) -> Iterator[Any]:
-    """Yield the values that a function's instructions name outside of it, as they are now.
+    """Yield the current values of all names that a function uses and that are defined outside of it.
 
-    They are globals, variables of enclosing functions, and what is imported inside. For a user's module,
-    attributes that any instruction names are included (`clip` for `tools.clip`); that may be too many.
+    They are globals, variables of enclosing functions, and modules that the function imports. From a user's
+    module, every attribute that an instruction names is included (`clip` for `tools.clip`), perhaps too many.
     """
     instructions, scope = _instructions(function.__code__), function.__globals__
     names = {name for _, name in instructions if isinstance(name, str)}
@@ -106,9 +106,9 @@ def _named_values(function: FunctionType) -> Iterator[Any]:
 
 
 def _imported_inside(instructions: list[Instruction], package: str | None) -> list[ModuleType]:
-    """Return the modules that a function imports itself.
+    """Return the modules that a function imports in its body.
 
-    Python pushes the level of a relative import and the names, and then imports: three instructions in a row.
+    Python does this in three instructions: push the level of a relative import, push the names, and import.
     """
     modules = []
     for (_, level), (operation, name) in zip(instructions, instructions[2:], strict=False):
@@ -119,12 +119,12 @@ def _imported_inside(instructions: list[Instruction], package: str | None) -> li
 
 
 def _instructions(code: CodeType) -> list[Instruction]:
-    """Return what code and the functions inside it do, without line numbers and docstrings."""
+    """Return the instructions of code and of the functions inside it, without line numbers and docstrings."""
     instructions = [
         (step.opname, code.co_consts[step.arg or 0] if step.opname == "KW_NAMES" else step.argval)
-        for step in dis.get_instructions(code)  # Python 3.11 does not name keywords here
+        for step in dis.get_instructions(code)  # Python 3.11 gives no keyword names here
     ]
-    # A class body writes its docstring and line as it writes any attribute: load a value, store it by name.
+    # A class body sets its docstring and line number like any attribute: load a value, then store it by name.
     dropped = set[int]()
     for place, (operation, name) in enumerate(instructions):
         if operation == "STORE_NAME" and name in WRITTEN_BY_PYTHON:

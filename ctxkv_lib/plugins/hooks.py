@@ -1,12 +1,13 @@
 """Plug-ins: a user's classes and functions that replace parts of the method.
 
 A configuration names a plug-in as `module:Name`, with its settings and the digest of its code. The name alone
-says little: each run of a notebook's cell defines another `__main__:Block`. So `PlugIn.of` digests what the
-part computes with, as it is in memory (`code_digest`), and keeps the part itself in `_given`, by name and
-digest. The digest counts in two places: `runs.inputs.settings_table` makes it a part of what the stages are
-made from, and `runs.names.run_folder_of` a part of the folder's name. A later process has the name and the
-digest only: `PlugIn.load` imports the name and refuses a part with a different digest. With a different
-version of Python, or for a part of this package, it only prints a line, since the code may well be the same.
+does not identify the code: each run of a notebook cell defines another `__main__:Block`. So `PlugIn.of`
+digests what the part computes with, as it is in memory (`code_digest`), and keeps the part itself in
+`_given`, by name and digest. The digest is used in two places: `runs.inputs.settings_table` lists it among
+the inputs of a stage, and `runs.names.run_folder_of` makes it a part of the folder's name. A later process
+has only the name and the digest: `PlugIn.load` imports the name and refuses a part with a different digest.
+With a different version of Python, or for a part of this package, it only prints a message, since the code
+may well be the same.
 """
 
 import dataclasses
@@ -32,13 +33,13 @@ class Hook:
 
     help: str  # help text of its command-line option
     arguments: tuple[str, ...]  # arguments of the class or function that makes the module
-    is_module: bool  # whether the result is a part of the model; `ContextKV.part` says where it sits
-    trial: str  # the function that tries it before anything is trained, as `module:name`
+    is_module: bool  # whether the result is a part of the model, which `ContextKV.part` returns
+    trial: str  # `module:name` of the function that tries the part before training
 
 
 _CHECKS = "ctxkv_lib.plugins.checks:"
-# `method.block.Block`, `method.objective` and `method.layer.Layer` say what each is given and returns. A loss
-# may also be a function, which is the objective itself and is not called with these arguments.
+# `method.block.Block`, `method.objective` and `method.layer.Layer` document what each part takes and returns.
+# A loss may also be a function, which is itself the objective and is not called with these arguments.
 HOOKS = {
     "block": Hook("your own ContextBlock", ("context_dim", "hidden_size"), True, f"{_CHECKS}try_block"),
     "loss": Hook("your own Phase 1 loss", ("context_dim", "hidden_size"), False, f"{_CHECKS}try_loss"),
@@ -47,7 +48,7 @@ HOOKS = {
 OF_PHASE_1 = ("block", "loss")  # hooks that do not exist if the layer reads tokens
 READS = ("contexts", "tokens")  # what a layer may read
 OF_PACKAGE, TUNED = "ctxkv_lib.", "ctxkv_lib.method.tuned:"
-BOUND = "(...)"  # ends the name of an object, which holds values besides its code
+BOUND = "(...)"  # the end of an object's name; an object holds values besides its code
 # Parts that this process was given, by name and digest; a cell may since have redefined the name.
 _given: dict[tuple[str, str], Any] = {}
 # Maps a part's digest after training to its digest before, for parts that modify their own state.
@@ -59,7 +60,7 @@ class PlugIn:
     """One plug-in of a configuration."""
 
     name: str  # `module:Name`; for an object, which only this process has, it ends in `(...)`
-    code: str = ""  # digest of its code, after Python's version, or after "package" for parts of this package
+    code: str = ""  # Python's version, or "package" for a part of this package, and the digest of the code
     settings: dict[str, Any] = field(default_factory=dict)  # the fields of its `Settings`, if it has any
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,17 +68,17 @@ class PlugIn:
 
     @classmethod
     def of(cls, part: Any, hook: str = "") -> "PlugIn":
-        """Make a plug-in of a class, a function, or its `module:Name`, with default settings.
+        """Make a plug-in with default settings from a class, a function, or its `module:Name`.
 
         A loss may be any callable that is not a module, such as a `functools.partial`. Raises a UserError for
-        anything else, for a part that does not take what its hook gives it, and for a layer that reads
+        anything else, for a part that does not take the arguments of its hook, and for a layer that reads
         something unknown.
         """
         name, part = (part, imported(part)) if isinstance(part, str) else (None, part)
         is_loss = hook == "loss" and callable(part) and not hasattr(part, "forward")
         if not (_is_defined(part) or is_loss):
             raise UserError(
-                f"An object of type {type(part).__name__} is no plug-in; give a class or a function, or "
+                f"An object of type {type(part).__name__} is not a plug-in; give a class or a function, or "
                 "package.module:Name."
             )
         name = name or _name_of(part)
@@ -91,7 +92,7 @@ class PlugIn:
         return plugin
 
     def _refuse_other_hook(self, hook: str) -> None:
-        """Raise a UserError if the part cannot be called as its hook is."""
+        """Raise a UserError if the part cannot be called with the arguments of the hook."""
         part, names, is_module = self.load(), HOOKS[hook].arguments, HOOKS[hook].is_module
         settings = {} if getattr(part, "Settings", None) is None else {"settings": None}
         kind = _class_in(part)
@@ -100,7 +101,7 @@ class PlugIn:
             allowed = "a class or function" if is_module else "a function, or an nn.Module class,"
             called = ", ".join([*names, *settings])
             raise UserError(
-                f"{self.name} is no {hook}: a {hook} is {allowed} that is called with ({called}). Is it "
+                f"{self.name} is not a {hook}: a {hook} is {allowed} that is called with ({called}). Is it "
                 f"meant for another of {', '.join(HOOKS)}?"
             )
         if not is_module:
@@ -118,7 +119,7 @@ class PlugIn:
 
     @property
     def reads(self) -> Any:
-        """What a layer reads, contexts unless its class says otherwise: one of `READS`."""
+        """Return what a layer reads, one of `READS`; the default is contexts."""
         return getattr(self.load(), "reads", READS[0])
 
     def load(self) -> Any:
@@ -132,7 +133,7 @@ class PlugIn:
         return _given[key] if key in _given else imported(self.name)
 
     def require_same_code(self) -> None:
-        """Raise a UserError if the code of the part, or code it uses, has changed since the configuration."""
+        """Raise a UserError if the code of the part, or code it uses, has changed since the run was made."""
         code = _code_of(self.name, self._part())
         if code == self.code:
             return
@@ -167,7 +168,7 @@ class PlugIn:
         return self.make(model.config.context_dim, model.config.hidden_size).to(model.device)
 
     def keep_code(self) -> None:
-        """Keep the digest, even if the plug-in has modified its own state in training."""
+        """Keep the digest of the code, even if the plug-in has modified its own state in training."""
         _digest_before[_code_of(self.name, self.load())] = self.code
 
 
@@ -176,7 +177,7 @@ def _is_defined(part: Any) -> bool:
 
 
 def _class_in(part: Any) -> Any:
-    """Return the class that a part is, or whose arguments a partial binds; None if there is none."""
+    """Return the class if a part is a class or a partial of a class; otherwise return None."""
     kind = part.func if isinstance(part, partial) else part
     return kind if inspect.isclass(kind) else None
 
@@ -193,9 +194,9 @@ def _fits(function: Any, arguments: Sequence[str], named: Mapping[str, Any]) -> 
 
 
 def _name_of(part: Any) -> str:
-    """Return `module:Name`, for an object with `(...)` at the end.
+    """Return `module:Name`, followed by `(...)` for an object.
 
-    The name of a partial is that of its function, and the name of another object is that of its class.
+    A partial is named after its function, and any other object is named after its class.
     """
     if isinstance(part, partial):
         return _name_of(part.func).removesuffix(BOUND) + BOUND
@@ -206,9 +207,9 @@ def _name_of(part: Any) -> str:
 
 
 def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a plug-in, none if it has no `Settings`, with these values, as JSON holds them.
+    """Return the settings of a plug-in with the given values, in JSON's types; {} if it has no `Settings`.
 
-    Raises a UserError if they cannot be made, or JSON cannot hold them.
+    Raises a UserError if the settings cannot be made, or if JSON cannot hold them.
     """
     kind = getattr(part, "Settings", None)
     if kind is None:
@@ -217,7 +218,7 @@ def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(kind(**values))))
     except TypeError as error:
         raise UserError(
-            f"{kind.__qualname__} holds no settings ({error}); make it a dataclass whose fields have "
+            f"{kind.__qualname__} cannot hold settings ({error}); make it a dataclass whose fields have "
             "defaults that JSON can hold."
         ) from None
     if reserved := settings.keys() & {"plugin", "code"}:
@@ -235,12 +236,12 @@ def _code_of(name: str, part: Any) -> str:
 
 
 def imported(name: str) -> Any:
-    """Import `module:Name`; raises a UserError if there is none."""
+    """Import `module:Name`; raises a UserError if it does not exist."""
     module, colon, path = name.partition(":")
     if not (module and colon and path):
-        raise UserError(f"{name!r} names no plug-in; write package.module:Name.")
+        raise UserError(f"{name!r} does not name a plug-in; write package.module:Name.")
     if path.endswith(BOUND):
-        raise UserError(f"{name} is an object, which lives in one process only; give it again.")
+        raise UserError(f"{name} is an object, which exists in one process only; give it again.")
     try:
         return attrgetter(path)(import_module(module))
     except (ImportError, AttributeError, ValueError) as error:

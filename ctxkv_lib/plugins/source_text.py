@@ -1,4 +1,4 @@
-"""The source text of a user's part, which its run keeps: the whole file or notebook cell that defines it."""
+"""The source text of a user's part, which is kept with a run: the whole file or notebook cell."""
 
 import inspect
 import linecache
@@ -14,7 +14,7 @@ from .hooks import OF_PACKAGE, PlugIn
 def source_text(plugin: PlugIn) -> str:
     """Return the text that defines a part, after a line with the name of its file or "notebook cell".
 
-    Return "" if the text cannot be found or was edited after it was run, or if the part is this package's.
+    Return "" if the text cannot be found, if it was edited after it was run, or for a part of this package.
     """
     codes = [] if plugin.name.startswith(OF_PACKAGE) else _codes_of(plugin.load())
     for file in dict.fromkeys(code.co_filename for code in codes):
@@ -22,7 +22,7 @@ def source_text(plugin: PlugIn) -> str:
         text = "".join(linecache.getlines(file))  # IPython keeps the text of its cells there
         try:
             compiled = [*_nested(compile(text, file, "exec"))]
-        except (SyntaxError, ValueError):  # it was edited since
+        except (SyntaxError, ValueError):  # the text was edited after it was run
             continue
         if all(code in compiled for code in codes if code.co_filename == file):
             place = Path(file).name if Path(file).is_file() else "notebook cell"
@@ -31,7 +31,7 @@ def source_text(plugin: PlugIn) -> str:
 
 
 def _codes_of(part: Any) -> list[CodeType]:
-    """Return the code of a function, or that of all methods of a class; of an object, those of its class."""
+    """Return the code of a function, or of all methods of a class. An object stands for its class."""
     while isinstance(part, partial):
         part = part.func
     if inspect.ismethod(part):

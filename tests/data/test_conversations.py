@@ -280,7 +280,7 @@ def test_sizes_are_chosen_when_the_data_is_read_however_it_was_named(tmp_path):
         ({"samples": None}, "data.samples is None; allowed: a value, without data.path"),
         ({"source": "file"}, "data.source is 'file' without data.path; name your file"),
         ({"path": ""}, "data.path is ''; allowed: a path"),
-        ({"split": "train"}, "data.split is 'train'; allowed: none without data.path"),
+        ({"split": "train"}, "data.split is 'train'; allowed: None unless data.path is given"),
         ({"corpus": "chitchat+own"}, "data.corpus is 'chitchat\\+own', which needs data.path; allowed: own"),
     ],
 )

@@ -197,16 +197,16 @@ def _parquet(**columns):
         ("blank.jsonl", b"\n \n", " has no conversations; write"),
         ("plain.jsonl.gz", b'{"text": "a"}', " cannot be read"),
         ("cut.jsonl.gz", gzip.compress(b'{"text": "a"}', mtime=0)[:-10], " cannot be read"),
-        ("chats.docx", b"PK", r" is of no known kind; allowed: \.jsonl, .*\.parquet, all but"),
+        ("chats.docx", b"PK", r" has an unknown file type; allowed: \.jsonl, .*\.parquet, all but"),
         ("wide.txt", "hello".encode("utf-16"), ", line 1 is not UTF-8 .*; save it as UTF-8"),
-        ("array.json", b'[{"text": "a"}, 3]', ", item 2 is no record"),
+        ("array.json", b'[{"text": "a"}, 3]', ", item 2 is not a record"),
         (
             "pretty.json",
             b'{\n"text": "a"}',
             ", line 1 is not JSON .*; write one record per line, or one array",
         ),
         ("names.csv", b"id,words\n1,hello\n", ", line 1 has the fields id, words; allowed"),
-        ("bare.csv", b"text\nhello\nfriend, today\n", ", line 3 has not as many cells .*; quote"),
+        ("bare.csv", b"text\nhello\nfriend, today\n", ", line 3 needs as many cells .*; quote"),
         ("merged.csv", b'n,text\n1,"a\nb"\n2,"c\n3,"d"\n4,e\n', ", line 4 is not CSV .*; close"),
         ("bad.parquet", b"PAR1", " cannot be read as Parquet"),
         ("no_utf8.parquet", _parquet(text=pa.array([b"\xff"]).view(pa.string())), " cannot be read as Parq"),
@@ -263,7 +263,7 @@ def test_data_sets_on_the_hub_are_read_by_their_name(hub, tmp_path):
     assert found[2] == "me/chats has no split dev; allowed for data.split: train, test."
     assert found[3:5] == ["['long']", "['dev']"]
     assert found[5] == "me/two:short has no split train; allowed for data.split: dev, check."
-    assert "me/two is no file or folder, and could not be opened" in found[6]
+    assert "me/two is not a file or folder, and could not be opened" in found[6]
     assert "['short', 'long']" in found[6]
     assert "RepositoryNotFoundError" in found[7]
     assert hub.served.count("data/train-00000-of-00002.jsonl") == 1  # whole, and kept by huggingface_hub

@@ -149,7 +149,7 @@ def test_a_loss_may_be_any_callable_known_by_the_values_that_it_holds(config, tm
     prepared = prepare(one, tmp_path / "run")
     assert prepared.run.summary["phase1"]["iterations"] > 1
     assert config.replace({"loss": losses[0]}).plugins["loss"] == plugin  # whatever a call has counted
-    with pytest.raises(UserError, match=r"is an object, which lives in one process only; give it again\."):
+    with pytest.raises(UserError, match=r"is an object, which exists in one process only; give it again\."):
         replace(plugin, code="3-0").load()
 
 

@@ -99,7 +99,7 @@ def test_weights_of_other_code_are_refused(tmp_path, name):
         weights[name] = torch.ones(2, 2)
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(
-        ValueError, match=rf"not those of this code: {name}; load a folder of another version"
+        ValueError, match=rf"do not fit this code: {name} differs; load a folder from another version"
     ):
         ContextKVForCausalLM.from_pretrained(tmp_path)
 
