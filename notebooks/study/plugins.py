@@ -29,8 +29,8 @@ INPUT_DROPOUT, WEIGHT_DECAY = 0.2, 0.01  # for training a block
 BIASES = {  # initial biases of the slots, which differ by head
     "nearest": "heads prefer slots 1 to 4",
     "per_head": "each head prefers a slot of its own",
-    "learned": "begins at 0",
-    "none": "none",
+    "learned": "all biases start at 0",
+    "none": "no biases",
 }
 
 
