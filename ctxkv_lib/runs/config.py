@@ -21,7 +21,7 @@ from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.fields import Allowed, at_least, check_settings, require, setting
 from ..plugins.hooks import HOOKS, OF_PHASE_1, READS, TUNED, PlugIn, settings_of
 
-# Largest integer that a setting may be, by group. LARGEST_COUNT is the limit for all other groups. With these
+# Largest allowed integers, by group of settings. LARGEST_COUNT is the limit in all other groups. With these
 # limits, products of sizes and counts stay below 2^63.
 LARGEST = {"model": 2**20, "runtime": 2**63 - 1}
 LARGEST_COUNT = 2**31 - 1
@@ -191,7 +191,7 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
 
 
 def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
-    """For each experiment, return the settings that differ between them, such as `{"data.samples": 500}`.
+    """Return one dict per experiment with the settings that differ, such as `{"data.samples": 500}`.
 
     The digest of a plug-in's code is left out, since it means nothing to a reader.
     """

@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..progress import log
 from .folder import RunFolder
 
-NEW_SETTINGS = hasattr(torch.backends.cudnn, "conv")  # torch 2.9 added its new precision settings
+NEW_SETTINGS = hasattr(torch.backends.cudnn, "conv")  # torch 2.9 added `fp32_precision`
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of bf16 units in /proc/cpuinfo (x86 and Arm)
 
 

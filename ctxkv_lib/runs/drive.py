@@ -31,7 +31,7 @@ SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") e
 
 @contextmanager
 def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> Iterator[Listener]:
-    """Restore run folders from Google Drive before the block, and save copies of them there during it.
+    """Restore run folders from Google Drive before the block, and save copies there while it runs.
 
         with kept_on_drive(folder, listener=live) as listener:
             run(config, folder, listener)

@@ -1,7 +1,7 @@
 """Run the stages of an experiment: reuse finished stages, compute the rest, and report differences.
 
 For each stage, `run_stages` first asks whether its record can be reused (`_reusable`). If not, it calls the
-stage's function, which computes and writes the files, and records the stage with its metrics and memory
+stage's function, which computes and writes the files. Then it records the stage with its metrics and memory
 snapshots. These rules decide what happens:
 
 - `stages.experiment_stages` lists the stages. Each stage has a table of what it is made from: settings by
@@ -119,7 +119,7 @@ class Stage:
         return as_json(table)
 
     def differences(self, folder: RunFolder) -> Table:
-        """Return how `made_from` differs from this stage's record. Without a record, return nothing."""
+        """Return how `made_from` differs from this stage's record. Without a record, return {}."""
         if self.name not in folder.records:
             return {}
         return differences(folder.records[self.name].made_from, as_json(self.made_from), [*self.made_from])
@@ -139,7 +139,7 @@ def prepare_folder(folder: RunFolder, stages: Sequence[Stage], again: bool) -> N
     """Delete outdated files from a locked run folder, or refuse the folder.
 
     Args:
-        again: whether a result of different code, texts or precision may be replaced.
+        again: whether a result from different code, texts or precision may be replaced.
 
     Raises:
         UserError: The folder was made with different settings, or `again` is False and its Phase 2 was

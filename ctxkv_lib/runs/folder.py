@@ -98,7 +98,7 @@ class RunFolder:
         )
 
     def unreadable(self, stage: str = "[!.]*") -> str:
-        """Describe the first record that cannot be read; return "" if there is none. Default: any stage."""
+        """Describe the first record of `stage` (default: any) that cannot be read; return "" if all can."""
         files = sorted((self.path / RECORDS).glob(f"{stage}.json"))
         return next((f"{file} is damaged" for file in files if file.stem not in self.records), "")
 
@@ -141,7 +141,7 @@ def _line(metric: Metric) -> str:
 
 
 def _no_run(path: Path) -> str:
-    """Explain why a folder holds no run, and what to name instead."""
+    """Explain why a folder holds no run, and which folder to name instead."""
     if (path / OLD_RECORD).is_file():
         return _other_version(path)
     if any(path.glob(RUNS_BELOW)):

@@ -104,7 +104,7 @@ def is_setting(name: str) -> bool:
 
 
 def describe_differences(pairs: Table, between: str = " → ") -> str:
-    """Describe differences in words: settings and the precision by both values, digests only by name."""
+    """Describe differences in words. Both values of settings and the precision are shown, but no digests."""
     words = []
     for name, (before, now) in pairs.items():
         if name.startswith(OUTPUT_OF):

@@ -50,7 +50,7 @@ from .presets import usual_epochs
 from .provenance import provenance
 from .training import RunHooks
 
-SCAN_TOKENS = 2**18  # tokens per chunk when contexts are computed: 256 MiB
+SCAN_TOKENS = 2**18  # tokens per chunk when contexts are computed (256 MiB)
 EMBEDDED_TOKENS = 2**13  # tokens per chunk when embeddings are written
 # Settings that the stage `contexts` is made from. Other settings, e.g. `model.interval`, only affect Phase 2.
 CONTEXT_SETTINGS: tuple[str, ...] = ("phase1", "block", "loss", "model.context_dim", "model.hidden_size")
@@ -277,7 +277,7 @@ def _sizes_mib(caches: dict[str, Cache]) -> dict[str, float]:
 
 
 def load_streams(inputs: Inputs, path: Path) -> tuple[dict[str, Cache], str]:
-    """Load the ContextBlock and both streams for Phase 2. Also return a text with their location."""
+    """Load the ContextBlock and both streams for Phase 2. Also return a text on where the streams are."""
     load_block(inputs.model, path)
     caches, placement = place_caches(load_caches(path / "caches"), inputs.device)
     print_on_terminal(f"Caches: {placement}")

@@ -24,7 +24,7 @@ class Run:
 
     path: Path
     config: ExperimentConfig
-    summary: dict[str, Any]  # summary.json
+    summary: dict[str, Any]  # content of summary.json
     metrics: list[Metric]  # metrics of both phases: the lines of metrics.jsonl, with memory use
 
     def __repr__(self) -> str:
@@ -102,7 +102,7 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
 
 
 def context_window(model: ModelConfig, train_tokens: int | None) -> dict[str, int | None]:
-    """Describe the context window. `theoretical_max` is its number of contexts without `max_contexts`."""
+    """Describe the context window. `theoretical_max` is its number of contexts if there were no limit."""
     return {
         "interval": model.interval,
         "max_contexts": model.max_contexts,

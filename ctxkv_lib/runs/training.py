@@ -35,7 +35,7 @@ class RunHooks(Loop):
             is the file for saved states. Phase 1 saves no state, since it takes only seconds.
 
     Attributes:
-        tell: called once, early in the first epoch, with the expected duration of its steps in seconds.
+        tell: called once, soon after training begins, with the expected seconds for an epoch's steps.
     """
 
     tell: Callable[[float], None] | None = None

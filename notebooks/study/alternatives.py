@@ -50,7 +50,7 @@ def batches(ids: Tensor, length: int, rows: int) -> Tensor:
 
 
 def read_texts(samples: int, preset: str) -> tuple[Tensor, Tensor, Any, Tensor, Tensor]:
-    """Return training and validation tokens, the test stream, the token table, and counts of its text."""
+    """Return training and validation tokens, the test stream, the token table, and its text's counts."""
     splits = {"data.test_samples": 50} if preset == "offline" else {}
     config = ctxkv.build_config(preset, "tuned", samples, splits)
     texts = read_splits(config)
@@ -121,7 +121,7 @@ def train(
 
 
 def search(model: str) -> None:
-    """Search one axis after the other with 50 conversations. Keep the value with the best validation."""
+    """Search axes one by one with 50 conversations. Keep values with the lowest validation perplexity."""
     best, val_ppls = tuple(START.values()), dict[tuple[Any, ...], float]()
     for place, values in enumerate(AXES.values()):
         for settings in ((*best[:place], value, *best[place + 1 :]) for value in values):

@@ -1,6 +1,6 @@
-"""Measure by distance what contexts hold and what is used: `python notebooks/study/evidence.py RUN...`.
+"""Measure by distance what contexts hold and models use: `python notebooks/study/evidence.py RUN...`.
 
-The script prints both for each finished run, with an interval over the conversations of the validation text.
+For each finished run, the script prints both, with an interval over the validation conversations.
 """
 
 import sys

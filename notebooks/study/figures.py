@@ -133,7 +133,7 @@ def draw_levels(ax: Any, names: Sequence[str], shifts: dict[str, float]) -> None
 
 
 def draw_ngrams() -> Any:
-    """Draw test perplexity by training tokens, and its distance from the strongest n-grams."""
+    """Draw test perplexity by training tokens, also relative to the strongest n-grams."""
     figure, (above, below) = panels(2, 8.4)
     shifts = {"kneser_ney": 22, "kneser_ney_caches": 17, "tuned": 5, STRONGEST: -9, "tuned, copying": -10}
     draw_levels(above, [*LINES], shifts)

@@ -1,7 +1,7 @@
 """Measure which tokens the 32 slots still hold: `python notebooks/study/keyholes.py`.
 
-It runs Phase 1 of the recipes `exact` and `tuned`, with 50 conversations each, and measures how well the
-token of a context and the tokens before it can be decoded from the context. It also computes the loss of
+The script runs Phase 1 of the recipes `exact` and `tuned`, with 50 conversations each, and measures how well
+the token of a context and the tokens before it can be decoded from the context. It also computes the loss of
 Phase 1 for the trained contexts, for contexts of an untrained block, and for random vectors. `story.py` draws
 the results. The script takes 10 minutes on one core.
 """

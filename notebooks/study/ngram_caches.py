@@ -43,7 +43,7 @@ def recent_shares(ids: Ids, window: int, order: int = 1) -> Floats:
 
 
 def four_caches(ids: Ids, window: int) -> list[Floats]:
-    """Compute shares for four caches: tokens, tokens among the last `NEAR`, pairs, and triples."""
+    """Compute shares for four caches: single tokens (all, and the last `NEAR`), pairs, and triples."""
     return [recent_shares(ids, *cache) for cache in ((window, 1), (NEAR, 1), (window, 2), (window, 3))]
 
 

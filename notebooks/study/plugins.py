@@ -119,7 +119,7 @@ class TokenLayer(Layer):
         self.feed_forward = FeedForward(config.hidden_size, width, settings.layer_dropout)
 
     def forward(self, embeddings: Tensor, start: int) -> Tensor:
-        """Compute hidden states `[rows, length - start, hidden_size]` of `[rows, length, hidden_size]`."""
+        """Map embeddings `[rows, length, hidden_size]` to states `[rows, length - start, hidden_size]`."""
         embeddings = self.input_dropout(embeddings)
         added = self.layer_dropout(self.mix(embeddings, start))
         return added + self.feed_forward(self.norm(embeddings[:, start:] + added))
@@ -307,7 +307,7 @@ class AutoencodingBlock(TrainedBlock):
 
 
 def decorrelation(contexts: Tensor) -> Tensor:
-    """Compute notebook 6's Phase 1 loss: units should have a deviation of at least 1 and be uncorrelated."""
+    """Compute notebook 6's Phase 1 loss: units should be uncorrelated, with standard deviations above 1."""
     centred = contexts - contexts.mean(dim=0)
     covariance = centred.T @ centred / len(contexts)
     variances = covariance.diagonal()

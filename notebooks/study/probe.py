@@ -32,7 +32,7 @@ UNTRAINED_STDS = (CONTEXT_WEIGHT_STD, 0.01)  # standard deviations of the untrai
 TOLERANCE = 1e-5  # largest error of a component of the untrained blocks' contexts
 SPAN_R2 = 0.01  # a token counts as forgotten if its R² is at most this
 NAMED_ROWS = 1024  # number of positions for `top1`, enough for a precision of 0.015
-STRENGTHS = torch.logspace(-6, 4, 41, dtype=torch.float64)  # ridge strengths / mean eigenvalue
+STRENGTHS = torch.logspace(-6, 4, 41, dtype=torch.float64)  # multiples of the mean eigenvalue
 POSITIONS = 1024  # number of positions with a full window at which other contexts are read
 
 
@@ -59,7 +59,7 @@ def encoded(model: ContextKV, caches: Mapping[str, Cache]) -> dict[str, Any]:
     lengths = [len(stream) for stream in ids]
     embeddings, rows = (tensor.cpu() for tensor in distinct_rows(model, torch.cat(ids)))
     tokens, shape = rows.split(lengths), model.config
-    window = min(shape.context_window, *(1 + length // 2 for length in lengths))  # half are for the fit
+    window = min(shape.context_window, *(1 + length // 2 for length in lengths))  # half remain for the fit
 
     def measured(contexts: Sequence[Tensor]) -> dict[str, Any]:
         train, validation = map(Stream, contexts, tokens)
@@ -107,7 +107,7 @@ def decodability(
         for each distance: `distance`; `r2`, the explained share of the embedding's variance; `top1`, the
         share of positions at which the right token is the nearest to the decoded embedding.
     """
-    skipped, results = max(distances), []  # skip positions without a token at every distance
+    skipped, results = max(distances), []  # skip the first positions, which lack distant tokens
     centre = train.contexts[skipped:].mean(dim=0)
     fitted, evaluated = (stream.contexts[skipped:] - centre for stream in (train, validation))
     values, vectors = torch.linalg.eigh((fitted.T @ fitted).double())
@@ -127,7 +127,7 @@ def decodability(
         projected = vectors.T @ (context_sums.T @ embeddings).double()  # V'X'Y: (context_dim, hidden_size)
         explained = projected.square().sum(dim=1) / values
         residual = variance - (explained * (2 * shrinkage - shrinkage.square())).sum(dim=1)
-        strength = strengths[(residual / degrees_of_freedom.square()).argmin()]  # by cross-validation
+        strength = strengths[(residual / degrees_of_freedom.square()).argmin()]  # chosen by cross-validation
         weights = (vectors @ (projected / (values + strength)[:, None])).float()
         scores = evaluated[:NAMED_ROWS] @ (weights @ embeddings.T) + embeddings @ mean
         top1 = (scores.argmax(dim=1) == tokens[:NAMED_ROWS]).float().mean().item()
@@ -158,7 +158,7 @@ def other_contexts(model: ContextKV, cache: Cache) -> dict[str, Any]:
 
     Returns:
         `positions`, the number of positions; and `changed`, which maps `zero` and `elsewhere` to `ppl`,
-        `percent` (the increase over the run's own contexts at the same positions), and its standard `error`.
+        `percent` (its increase over the run's own contexts) and `error` (the standard error of `percent`).
     """
     first = min(model.config.context_window, len(cache) - 1)
     count = len(cache) - first

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ctxkv_lib.method.losses import frozen_head_cross_entropy
 
-WEIGHTS = 6_301_440  # without token table and output bias, as many as Phase 2 trains in `exact`
+WEIGHTS = 6_301_440  # without token table and output bias; as many as in Phase 2 of `exact`
 CHUNK = 2048  # vocabulary entries per chunk
 
 

@@ -33,7 +33,7 @@ from ctxkv_lib.method.phase2 import batch_gradients, train_step
 from ctxkv_lib.runs.device import choose_precision
 
 ITERATIONS = 4  # iterations of Phase 1; the first only draws contexts
-READ = 1_000  # tokens
+READ = 1_000  # number of tokens to read
 ROUNDS = 15  # rounds in which the parts of a step are timed in turn
 
 
@@ -104,7 +104,7 @@ def print_step(model: ContextKV, batch: Batch, config: Phase2Config, precision: 
 
 
 def main(samples: int, preset: str = "offline") -> None:
-    """Print the seconds of the reference and of the package side by side."""
+    """Print the times of the reference and of the package side by side."""
     settings = {"phase1.max_iterations": ITERATIONS, "phase2.max_epochs": 1}
     settings |= {"data.test_samples": 0, "runtime.precision": "auto"}
     config = ctxkv.build_config(preset, "published", samples, settings)

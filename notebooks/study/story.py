@@ -236,7 +236,7 @@ def draw_present() -> Picture:
 
 
 def draw_instead() -> Picture:
-    """Draw how contexts and their alternatives change the perplexity of the present token alone."""
+    """Draw how much contexts and their alternatives improve on reading only the present token."""
     names = {
         "contexts": ("contexts", ORANGE),
         "tokens at the same slots": ("tokens at the same 32 slots", BLUE),

@@ -18,14 +18,14 @@ from rows import LEFT_OUT, PAIRS, label
 from ctxkv_lib.report.difference import Interval, interval
 
 Cell = dict[str, Any]  # measurements with one seed; cells of n-grams have no `seed`
-Cells = dict[tuple[str, int], list[Cell]]  # by variant and number of training conversations
+Cells = dict[tuple[str, int], list[Cell]]  # keys: variant, and number of training conversations
 
 TOP = Path(__file__).resolve().parents[2]
 PAGES = ("docs/study.md", "README.md", "notebooks/study/README.md")
 TEN = (10, 50, 100, 200, 500, 1_000, 2_000)  # training conversations for rows with ten test conversations
 FIFTY = TEN[:5]  # training conversations for rows with fifty test conversations
 SIZES = {10: TEN, 50: FIFTY}
-EPOCHS, PATIENCE = {"exact": 40, "others": 8}, 3  # epoch limit, and epochs without a gain that end a run
+EPOCHS, PATIENCE = {"exact": 40, "others": 8}, 3  # epoch limit; epochs without improvement that end a run
 DISTANCES = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)  # distances in part `evidence` in tokens
 
 
@@ -36,7 +36,7 @@ def read(name: str) -> Any:
 
 
 TEST = read("test_conversations")  # tokens and speakers, by the number of test conversations
-# Groups of test conversations that are drawn together: each alone, or all with the same speakers.
+# Groups of test conversations for intervals: single conversations, or all with the same speakers.
 GROUPS = {10: [range(10)], 50: [range(50), TEST["speakers"]["50"]]}
 
 
