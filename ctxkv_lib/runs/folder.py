@@ -147,7 +147,7 @@ def _no_run(path: Path) -> str:
     if any(path.glob(RUNS_BELOW)):
         return f"{path} is not a run but holds runs; name one of them (`ctxkv list {path}` shows them)."
     if is_run_folder(path):
-        return f"The record of the run in {path} is missing; repeat the run with `ctxkv run --out {path}`."
+        return f"{path} is a run whose record is missing; make it again with `ctxkv run --out {path}`."
     if (path / COMPARISON).is_file():
         return f"{path} holds a comparison; name its runs, as `ctxkv list {path.parent}` shows them."
     return f"{path} holds no run; `ctxkv list` shows where runs are; `ctxkv run --out {path}` makes one."
