@@ -130,7 +130,7 @@ def require_same_settings(folder: RunFolder, stages: Sequence[Stage]) -> None:
     pairs = {name: pair for stage in stages for name, pair in stage.differences(folder).items()}
     if settings := {name: pair for name, pair in pairs.items() if is_setting(name)}:
         raise UserError(
-            f"{folder.path} holds another experiment: {describe_differences(settings, ', asked ')}; name "
+            f"{folder.path} holds another experiment: {describe_differences(settings, ' instead of ')}; name "
             "another folder with --out."
         )
 

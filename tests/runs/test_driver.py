@@ -186,8 +186,8 @@ def test_a_finished_run_is_reused_and_its_metrics_are_replayed_if_it_goes_on(fin
 @pytest.mark.parametrize(
     ("toy", "reason"),
     [
-        (SLOWER, r"another experiment: phase2\.rate 0\.2, asked 0\.3; name another folder"),
-        (OTHER_PHASE1, r"another experiment: phase1\.rate 0\.1, asked 0\.3"),
+        (SLOWER, r"another experiment: phase2\.rate 0\.2 instead of 0\.3; name another folder"),
+        (OTHER_PHASE1, r"another experiment: phase1\.rate 0\.1 instead of 0\.3"),
         (OTHER_CODE, "a trained model, but the code differs; replace it with --again"),
         (OTHER_TEXT, "but the training text differs"),
         (OTHER_TEST, "but the test text differs"),
