@@ -50,7 +50,7 @@ def batches(ids: Tensor, length: int, rows: int) -> Tensor:
 
 
 def read_texts(samples: int, preset: str) -> tuple[Tensor, Tensor, Any, Tensor, Tensor]:
-    """Return training and validation tokens, the test stream, the token table, and its text's counts."""
+    """Return train and validation tokens, the test stream, the token table, and its text's token counts."""
     splits = {"data.test_samples": 50} if preset == "offline" else {}
     config = ctxkv.build_config(preset, "tuned", samples, splits)
     texts = read_splits(config)
