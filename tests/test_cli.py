@@ -194,7 +194,7 @@ def test_a_finished_run_says_so_and_prints_no_epoch_again(finished_run, capsys):
 
 def test_options_count_for_a_folder_that_holds_a_run(printed_by, finished_run, tiny_settings, monkeypatch):
     asked = tiny_run(finished_run.path, {**tiny_settings, "phase2.patience": 7})
-    assert "another experiment: phase2.patience 3, asked 7;" in printed_by(*asked, code=2)
+    assert "another experiment: phase2.patience 3 instead of 7;" in printed_by(*asked, code=2)
     monkeypatch.setattr(experiments, "run", started := Mock(side_effect=UserError("asked")))
     for option in ("--preset=colab", "--recipe=exact", "--samples=8", "--block=plugins:GatedBlock"):
         assert "asked" in printed_by("run", "--out", finished_run.path, option, code=2)

@@ -23,7 +23,7 @@ from ..plugins.hooks import HOOKS
 from .config import ExperimentConfig
 
 WEIGHTS = "checkpoint/weights.safetensors"  # path in a run folder
-HEADROOM_BYTES = GIB  # GPU memory that the caches leave free for training itself
+HEADROOM_BYTES = GIB  # GPU memory that caches must leave free for training
 
 
 @torch.random.fork_rng(devices=[])
@@ -31,7 +31,7 @@ def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool
     """Build the model of an experiment. Its weights depend only on the seed and the shapes.
 
     Raises:
-        UserError: A plug-in makes no module, or a layer does not read what its plug-in says.
+        UserError: A plug-in makes no module, or a layer does not read what its plug-in declares.
     """
     torch.manual_seed(config.runtime.seed)
     parts: dict[str, Any] = {}
@@ -86,7 +86,7 @@ def unallocated_model(config: ExperimentConfig) -> ContextKV:
 
 
 class _NoDraws(TorchFunctionMode):
-    """Skips draws of initial weights. On the meta device, the first would import torch's compiler (3 s)."""
+    """Skips the random init of weights, which on the meta device would import torch's compiler (3 s)."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         arguments = kwargs or {}
@@ -110,7 +110,7 @@ def save_weights(model: ContextKV, path: Path) -> None:
 
 
 def saved_weights(path: Path) -> dict[str, Tensor]:
-    """Map all weights and buffers of a trained run except the token table."""
+    """Memory-map all weights and buffers of a trained run except the token table."""
     return {name.removeprefix("model."): tensor for name, tensor in read_tensors(path / WEIGHTS).items()}
 
 
@@ -121,7 +121,7 @@ def load_weights(model: ContextKV, path: Path) -> None:
 
 
 def load_caches(folder: Path) -> dict[str, Cache]:
-    """Map the caches of both streams, "train" and "val", on the CPU.
+    """Memory-map the caches of both streams, "train" and "val", on the CPU.
 
     Raises:
         DamagedFile: A file has changed.
@@ -136,7 +136,7 @@ def load_caches(folder: Path) -> dict[str, Cache]:
 
 
 def place_caches(caches: dict[str, Cache], device: torch.device) -> tuple[dict[str, Cache], str]:
-    """Move caches to the GPU if they fit, the smallest first. Also return a text that says where each is."""
+    """Move caches to the GPU if they fit, smallest first. Also return a text that says where they are."""
     placed, words = dict[str, Cache](), []
     for split, cache in sorted(caches.items(), key=lambda item: item[1].nbytes):
         placed[split], place = cache, "mapped from its files"

@@ -1,4 +1,4 @@
-"""The settings of an experiment: five groups, and the plug-ins.
+"""The settings of an experiment, in five groups, and its plug-ins.
 
 Settings are documented where they are defined: here, in `data.config` and `method.config`, and in the
 `Settings` of plug-ins.
@@ -21,12 +21,13 @@ from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.fields import Allowed, at_least, check_settings, require, setting
 from ..plugins.hooks import HOOKS, OF_PHASE_1, READS, TUNED, PlugIn, settings_of
 
-# Largest whole number allowed in each group. Products of such numbers stay below 2^63.
+# Largest allowed integers, by group of settings. LARGEST_COUNT is the limit in all other groups. With these
+# limits, products of sizes and counts stay below 2^63.
 LARGEST = {"model": 2**20, "runtime": 2**63 - 1}
 LARGEST_COUNT = 2**31 - 1
 
 
-SEED = Allowed("0 to 2^63 - 1", lambda value: 0 <= value < 2**63)  # the range that torch's generators accept
+SEED = Allowed("0 to 2^63 - 1", lambda value: 0 <= value < 2**63)  # seeds that torch's generators accept
 THREADS = Allowed("auto, or 1 to 1024", {"auto", *map(str, range(1, 1025))}.__contains__)
 
 
@@ -54,7 +55,7 @@ class RuntimeConfig:
     seed: int = setting(42, "random seed for the whole run", SEED)
     device: str = setting(
         "auto",
-        "device that computes",
+        "device to compute on",
         {
             "auto": "cuda if available, else mps, else cpu",
             "cpu": "",
@@ -80,7 +81,7 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """An experiment: all groups of settings, the plug-ins, and the preset and recipe they came from."""
+    """An experiment: all its settings and plug-ins, and the names of its preset and recipe."""
 
     preset: str = "colab"
     recipe: str = "published"
@@ -99,7 +100,7 @@ class ExperimentConfig:
 
     @property
     def has_own_parts(self) -> bool:
-        """Return whether a part of the model is the user's own. Parts of recipe `tuned` do not count."""
+        """Return whether the user wrote a part of the model. Parts of recipe `tuned` do not count."""
         parts = [plugin for hook, plugin in self.plugins.items() if HOOKS[hook].is_module]
         return not all(plugin.name.startswith(TUNED) for plugin in parts)
 
@@ -125,10 +126,10 @@ class ExperimentConfig:
         None. They are chosen when the data is read (`presets.with_fitting_sizes`).
 
         Args:
-            settings: three kinds of entries. `{"group.field": value}` changes a setting; a text value is read
-                as JSON unless the field is text. `{hook: plug-in}` takes a class, a function, its
-                `module:Name`, or None to remove the plug-in. `{"hook.field": value}` changes one of the
-                plug-in's own settings.
+            settings: three kinds of entries. `{"group.field": value}` changes a setting; if `value` is a
+                string and the field is not, it is parsed as JSON. `{hook: plugin}` sets a plug-in, given as
+                a class, a function or its `module:Name`; None removes it. `{"hook.field": value}` changes one
+                of the plug-in's own settings.
 
         Raises:
             UserError: A key or a value is not allowed.
@@ -171,7 +172,7 @@ GROUPS = {name: hint for name, hint in typing.get_type_hints(ExperimentConfig).i
 
 @as_user_errors()
 def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
-    """Return the configuration that `ExperimentConfig.to_dict` described. Its plug-ins are not imported.
+    """Rebuild a configuration from the result of `ExperimentConfig.to_dict` without importing plug-ins.
 
     Raises:
         UserError: This version does not know a key, or does not allow a value.
@@ -190,9 +191,9 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
 
 
 def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
-    """Return, for each experiment, the settings that are not the same in all, as `{"data.samples": 500}`.
+    """Return one dict per experiment with the settings that differ, such as `{"data.samples": 500}`.
 
-    The digest of a plug-in's code is left out, since it tells a reader nothing.
+    The digest of a plug-in's code is left out, since it means nothing to a reader.
     """
     rows = [config.flat() for config in configs]
     digests = {f"{hook}.code" for hook in HOOKS}
@@ -215,7 +216,7 @@ def require_known(kind: str, value: Any, known: Iterable[str]) -> None:
 
 
 def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
-    """Return the group, the field and the type of a setting."""
+    """Return a setting's group, the name of its field, and its type."""
     group, _, name = key.partition(".")
     if group in HOOKS and group not in plugins:
         raise UserError(
@@ -242,7 +243,7 @@ def setting_names(kinds: Mapping[str, Any] = GROUPS) -> list[str]:
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:
-    """Convert a value to its field's type. Text is read as JSON unless the field is text.
+    """Convert a value to its field's type. A string is parsed as JSON unless the field is a string.
 
     Raises:
         ValueError: The value does not have an allowed type, or is too large.

@@ -12,8 +12,8 @@ from ..errors import UserError
 from ..progress import log
 from .folder import RunFolder
 
-NEW_SETTINGS = hasattr(torch.backends.cudnn, "conv")  # torch 2.9 added new precision settings
-BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # names in /proc/cpuinfo on x86 and Arm
+NEW_SETTINGS = hasattr(torch.backends.cudnn, "conv")  # torch 2.9 added `fp32_precision`
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of bf16 units in /proc/cpuinfo (x86 and Arm)
 
 
 def choose_device(name: str) -> torch.device:
@@ -36,12 +36,12 @@ def precision_of_run(folder: RunFolder, name: str, device: torch.device) -> str:
     """Return the precision of a run, `fp32` or `bf16`.
 
     A new run gets the precision from `choose_precision`. A run that was begun earlier keeps its recorded
-    precision if the setting `name` is `auto`. A message warns if that is bf16 and the device has no units
-    for it.
+    precision if the setting `name` is `auto`. If the recorded precision is bf16 and the device has no units
+    for it, a message is printed.
 
-    The result is `Inputs.precision`. It decides the dtype of the cached training contexts
+    The result becomes `Inputs.precision`. It decides the dtype of the cached training contexts
     (`stages._write_caches`) and of all matrix products in Phase 2's training (`phase2.batch_gradients`).
-    Everything else is fp32. The tables of the stages `contexts` and `phase2` list it (`stages`).
+    Everything else is fp32. The stages `contexts` and `phase2` record the precision (`stages`).
     """
     chosen = choose_precision(name, device)
     recorded = (record.made_from.get("precision") for record in folder.records.values())
@@ -77,9 +77,9 @@ def _cpu_flags() -> set[str]:
 
 @contextmanager
 def torch_state(threads: str = "auto") -> Iterator[None]:
-    """Use `threads` threads and no TF32 in the block. The original does not use TF32 either.
+    """Run a block with `threads` threads and without TF32. The original does not use TF32 either.
 
-    After the block, these settings and torch's random generators, including the GPUs', are restored.
+    After the block, these settings and the states of torch's random generators (CPU and GPUs) are restored.
     """
     cudnn: Any = torch.backends.cudnn
     mkldnn: Any = torch.backends.mkldnn
@@ -106,7 +106,7 @@ def torch_state(threads: str = "auto") -> Iterator[None]:
 def _set_threads(threads: str) -> None:
     """Set the number of torch's threads. In a forked process, always use one thread.
 
-    Notebook launchers fork. A fork has no copies of OpenMP's threads, so OpenMP would wait for them forever.
+    Notebook launchers fork. The new process lacks OpenMP's threads, and OpenMP would wait for them forever.
     """
     if isinstance(current_process(), getattr(context, "ForkProcess", ())):  # Windows has no forks
         torch.set_num_threads(1)

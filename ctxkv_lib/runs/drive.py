@@ -22,8 +22,8 @@ from ..method.loop import Metric
 from ..progress import Listener
 from .folder import MODEL, RECORDS, RunFolder
 
-SAVE_SECONDS = 120  # seconds between two archives of a training run's state
-STATE = (f"{RECORDS}/phase2.pt", "metrics.jsonl")  # the files of a training run's state
+SAVE_SECONDS = 120  # minimum seconds between two rounds of saving
+STATE = (f"{RECORDS}/phase2.pt", "metrics.jsonl")  # files with the state of a training run
 SAME_EVERYWHERE = ("gpt2",)  # token tables whose bits do not depend on the machine
 # Options for `extractall` that refuse paths outside the folder; they need Python 3.11.4.
 SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
@@ -31,7 +31,7 @@ SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") e
 
 @contextmanager
 def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> Iterator[Listener]:
-    """Restore run folders from Google Drive before the block, and keep copies of them there.
+    """Restore run folders from Google Drive before the block, and save copies there while it runs.
 
         with kept_on_drive(folder, listener=live) as listener:
             run(config, folder, listener)
@@ -48,7 +48,7 @@ def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> 
         yield listener
         return
     copies = {}
-    for folder in map(expanded, folders):  # folders with the same name get different copies
+    for folder in map(expanded, folders):  # the digest tells folders with the same name apart
         copies[folder] = expanded(drive) / f"{folder.name}-{digest(str(folder.absolute()))[:6]}"
     for folder, copy in copies.items():
         if copy.is_dir() and not folder.exists():
@@ -69,7 +69,7 @@ def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> 
 
 
 def _restore(folder: Path, copy: Path) -> None:
-    """Extract all archives of a run. Archives of finished stages come last and replace files of the state."""
+    """Extract a run's archives. Finished stages come last and overwrite files of the training state."""
     archives = sorted(copy.glob("[!.]*.tar"), key=lambda archive: not archive.name.startswith("state"))
     with replacing(folder) as restored:
         for archive in archives:
@@ -77,7 +77,7 @@ def _restore(folder: Path, copy: Path) -> None:
                 with tarfile.open(archive, "r:") as tar:
                     tar.extractall(restored, **SAFELY)
             except (OSError, tarfile.TarError) as error:
-                advice = "move it away, and run the cell again to compute that part anew."
+                advice = "move it away, and run the cell again to recompute that part."
                 raise UserError(f"{archive} cannot be restored ({error}); {advice}") from error
 
 
@@ -94,7 +94,7 @@ def keep_all(copies: dict[Path, Path]) -> None:
 
 
 def _archives(folder: RunFolder) -> dict[str, list[str]]:
-    """Return the archives that a run should have: the name of each, and the paths of its files."""
+    """Return the archives that a run should have, as `{name of an archive: paths of its files}`."""
     archives = {}
     for stage, record in folder.records.items():
         file = folder.record_file(stage)

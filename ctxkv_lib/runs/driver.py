@@ -1,8 +1,8 @@
 """Run the stages of an experiment: reuse finished stages, compute the rest, and report differences.
 
-For each stage, `run_stages` first asks whether its record can be reused (`_reusable`). If not, it lets the
-stage's function compute and write its files, collects its metrics and memory snapshots, and records it. These
-rules decide what happens:
+For each stage, `run_stages` first asks whether its record can be reused (`_reusable`). If not, it calls the
+stage's function, which computes and writes the files. Then it records the stage with its metrics and memory
+snapshots. These rules decide what happens:
 
 - `stages.experiment_stages` lists the stages. Each stage has a table of what it is made from: settings by
   name, and digests from `inputs.Inputs.digests`. `Stage.table` adds the outputs of earlier stages.
@@ -39,7 +39,7 @@ from .folder import RunFolder
 from .links import link_equal_files
 from .records import OUTPUT_OF, Record, Table, as_json, describe_differences, differences, is_setting
 
-TRAINED = "phase2"  # this stage is only replaced if `again` is set
+TRAINED = "phase2"  # the stage that is only replaced if `again` is set
 
 
 class Work:
@@ -47,7 +47,7 @@ class Work:
 
     Attributes:
         made_from: the table of the stage.
-        state: the file from which an interrupted training run continues. With None, it starts over.
+        state: the file from which an interrupted training run continues, or None if no state is saved.
         metrics: all metrics so far, including restored ones.
         memory: all memory snapshots so far.
     """
@@ -74,20 +74,20 @@ class Work:
             self.listener(metric)
 
     def snapshot(self, name: str) -> None:
-        """Measure memory use at the end of a part of the stage. `name` says which part."""
+        """Measure the memory use at this point of the stage. `name` describes the point."""
         self.memory.append(snapshot(name, self.device))
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A stage that an experiment needs.
+    """One stage of an experiment, such as Phase 2.
 
     Attributes:
         compute: function that writes the files and returns the stage's part of the summary.
         made_from: the table of the stage, without the outputs of earlier stages.
-        after: the stages that this stage is made from. A stage without a record, such as n-grams, is skipped.
+        after: earlier stages that this stage is made from. Stages without a record are ignored.
         files: files and folders that the stage writes.
-        editable: files and folders that the stage writes and users may edit. They only have to exist.
+        editable: files and folders that the stage writes and users may edit. Only their existence is checked.
         state: file from which an interrupted training run continues.
         is_linked: whether the files may be linked from a neighbouring run.
         by_all: whether all processes compute the stage together. Otherwise only rank 0 computes it.
@@ -119,7 +119,7 @@ class Stage:
         return as_json(table)
 
     def differences(self, folder: RunFolder) -> Table:
-        """Return how `made_from` differs from the record of this stage. Without a record, nothing differs."""
+        """Return how `made_from` differs from this stage's record. Without a record, return {}."""
         if self.name not in folder.records:
             return {}
         return differences(folder.records[self.name].made_from, as_json(self.made_from), [*self.made_from])
@@ -130,20 +130,20 @@ def require_same_settings(folder: RunFolder, stages: Sequence[Stage]) -> None:
     pairs = {name: pair for stage in stages for name, pair in stage.differences(folder).items()}
     if settings := {name: pair for name, pair in pairs.items() if is_setting(name)}:
         raise UserError(
-            f"{folder.path} holds another experiment: {describe_differences(settings, ', asked ')}; name "
+            f"{folder.path} holds another experiment: {describe_differences(settings, ' instead of ')}; name "
             "another folder with --out."
         )
 
 
 def prepare_folder(folder: RunFolder, stages: Sequence[Stage], again: bool) -> None:
-    """Delete the files in a locked folder that are out of date, or refuse the folder.
+    """Delete outdated files from a locked run folder, or refuse the folder.
 
     Args:
-        again: replace a result with different code, texts or precision.
+        again: whether a result from different code, texts or precision may be replaced.
 
     Raises:
-        UserError: The folder was made with different settings; or, without `again`, its Phase 2 was trained
-            with different code, texts or precision.
+        UserError: The folder was made with different settings, or `again` is False and its Phase 2 was
+            trained with different code, texts or precision.
     """
     require_same_settings(folder, stages)
     changed = {stage: pairs for stage in stages if (pairs := stage.differences(folder))}
@@ -166,7 +166,7 @@ def _refuse_to_replace(folder: RunFolder, reason: str) -> None:
 def is_finished(folder: RunFolder, stages: Sequence[Stage]) -> bool:
     """Return whether every stage has a matching record, and all its files exist with the right size.
 
-    Only the files of the results are read; other files are checked where they are used.
+    Only the files of the stage `results` are read; other files are checked where they are used.
     """
     for stage in stages:
         if stage.is_left_out:
@@ -182,11 +182,11 @@ def is_finished(folder: RunFolder, stages: Sequence[Stage]) -> bool:
 def run_stages(
     folder: RunFolder, stages: Sequence[Stage], device: torch.device, listener: Listener, again: bool = False
 ) -> None:
-    """Finish `stages` in order. Afterwards, all processes have the records.
+    """Reuse or compute `stages` in order. Afterwards, all processes have their records.
 
     Args:
         listener: called with every metric in order. The metrics of reused stages have `"replayed": True`.
-        again: replace a trained Phase 2 if its contexts were recomputed and their bytes differ.
+        again: whether to retrain Phase 2 if its contexts were recomputed and their bytes differ.
     """
     for stage in stages:
         if stage.is_left_out:
@@ -197,7 +197,7 @@ def run_stages(
         else:
             replay(record, listener)
         folder.records[stage.name] = record
-        if stage.state:  # also deletes a state that a process left because it was killed after recording
+        if stage.state:  # a process that was killed after recording the stage leaves its state
             ranks.on_rank_0(partial(remove, folder.path / stage.state))
 
 
@@ -210,7 +210,7 @@ def replay(record: Record, listener: Listener) -> None:
 def _reusable(
     folder: RunFolder, stage: Stage, stages: Sequence[Stage], again: bool
 ) -> tuple[Table, Record | None]:
-    """Return the table of a stage, and its record if it can be reused or linked. Otherwise return None."""
+    """Return the table of a stage, and its record if the stage can be reused or linked, else None."""
     made_from, record = stage.table(folder), folder.records.get(stage.name)
     pairs = differences(record.made_from, made_from) if record else {}
     damage = record.damage(folder.path) if record else folder.unreadable(stage.name)
@@ -218,7 +218,7 @@ def _reusable(
         if record.metrics:
             log(f"{stage.name}: reused.")
         return made_from, record
-    if pairs and not damage and stage.name == TRAINED and not again:  # contexts from another machine
+    if pairs and not damage and stage.name == TRAINED and not again:  # the contexts differ
         _refuse_to_replace(folder, describe_differences(pairs))
     if damage or (pairs and not stage.is_of_numbers):
         log(f"{stage.name}: recomputed, since {damage or describe_differences(pairs)}.")
@@ -228,13 +228,13 @@ def _reusable(
 def _link(folder: RunFolder, stage: Stage, stages: Sequence[Stage], made_from: Table) -> Record | None:
     """Link a stage's files from a neighbouring run whose table is the same, and record the stage here.
 
-    Returns None if there is no such run.
+    Return None if there is no such run.
     """
     for other, record in folder.sibling_records(stage.name):
         if differences(record.made_from, made_from):
             continue
         _clear(folder, stage, stages, made_from)
-        with suppress(OSError):  # the files may have gone
+        with suppress(OSError):  # the files may be gone
             for name in record.files:
                 with replacing(folder.path / name) as temporary_path:
                     _link_or_copy(other / name, temporary_path)
@@ -254,9 +254,9 @@ def _link_or_copy(file: Path, to: Path) -> None:
 def _clear(folder: RunFolder, stage: Stage, stages: Sequence[Stage], made_from: Table) -> None:
     """Delete the files and the record of a stage before it is computed.
 
-    If the stage has a new table, all stages that depend on its old version are deleted first, beginning with
-    the last, including files that a killed process left without a record. If the table is the same, the stage
-    is being repaired, so the files that users may edit are kept.
+    If the stage has a new table, all stages that depend on its old version are deleted first, from the last
+    to the first. Their files are deleted even if a killed process left them without a record. If the table is
+    the same, the stage is being repaired, so the files that users may edit are kept.
     """
     record = folder.records.get(stage.name)
     is_repair = record is not None and record.made_from == made_from

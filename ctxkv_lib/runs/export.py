@@ -18,13 +18,13 @@ from ..progress import log
 from .config import ExperimentConfig
 
 TRIED_TOKENS = 64  # number of tokens on which a saved model is compared with the trained model
-_copy_of = lru_cache(maxsize=1)(deepcopy)  # cached, since copying a tokenizer is a third of a tiny run's time
+_copy_of = lru_cache(maxsize=1)(deepcopy)  # cached, since copying takes a third of a tiny run's time
 
 
 def for_transformers(
     model: ContextKV, config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[ContextKVForCausalLM, PreTrainedTokenizerFast]:
-    """Wrap a trained model, and a copy of its tokenizer, for generation.
+    """Wrap a trained model for generation with transformers. Also return a copy of its tokenizer.
 
     Raises:
         UserError: The layer reads tokens, so it cannot continue a text token by token.
@@ -60,7 +60,7 @@ def save_for_transformers(
             # The token table is larger than this shard size, so it gets its own file, the first.
             served.save_pretrained(beside, max_shard_size=model.wte.weight.nbytes - 1)
             tokenizer.save_pretrained(beside)
-            # Overwrite the tokenizer without indentation, which takes less than half of the space.
+            # Overwrite the tokenizer without indentation, which more than halves its size.
             tokenizer.backend_tokenizer.save(str(beside / "tokenizer.json"), pretty=False)
         if config.has_own_parts:
             _refuse_other_model(served, folder)
@@ -78,7 +78,7 @@ def save_for_transformers(
 
 @torch.no_grad()
 def _refuse_other_model(model: ContextKVForCausalLM, folder: Path) -> None:
-    """Raise ValueError if the model loaded from `folder`, with the code there, computes different logits."""
+    """Raise ValueError if the model and code that were saved in `folder` compute different logits."""
     saved: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     ids = torch.arange(TRIED_TOKENS, device=model.device)[None]
 

@@ -14,13 +14,13 @@ A run folder has these files:
 - `model/` is written by the stage `model` (`export`).
 - `summary.json`, `report.md`, `report.ja.md` and `figures/` are written by the stage `results`, in
   `experiments`.
-- `model/README.md`, the model card, is written by `results` or `model`, whichever finds a model without it.
+- `model/README.md`, the model card, is written by `results` or `model`, whichever finds that it is missing.
 - `evaluation/` is written by the command `ctxkv evaluate`, hidden `.part` files by `files.replacing`, and
   `.lock` by this module.
 
-A stage's files are written first and its record last, each by a rename, so the record is valid even after a
-kill. Equal tensor files of neighbouring runs are stored as one file with several names (`links`). To change a
-file, it is always written under a temporary name and renamed, so the other names keep the old content.
+A stage's files are written first and its record last, so the record is valid even after a kill. Every file is
+written under a temporary name and then renamed. Equal tensor files of neighbouring runs are stored as one
+file with several names (`links`). A rename replaces only one name, so the others keep the old content.
 """
 
 import json
@@ -39,11 +39,11 @@ from .config import ExperimentConfig, config_from_dict
 from .records import Record
 
 RECORDS, LOCK, COMPARISON = "checkpoint", ".lock", "comparison.json"
-SETTINGS, RESULTS = "settings", "results"  # the first stage of every run, and the last if no model is saved
+SETTINGS, RESULTS = "settings", "results"  # the first stage, and the stage that writes the results
 MODEL = "model"  # the stage of the saved model
 TABLE_SHARD = "model/model-00001-of-"  # beginning of the token table's path in a run folder
 OLD_RECORD = f"{RECORDS}/stages.json"  # the only record file up to version 0.3
-RUNS_BELOW = f"[!.]*/{RECORDS}/{SETTINGS}.json"  # hidden folders are half-written copies
+RUNS_BELOW = f"[!.]*/{RECORDS}/{SETTINGS}.json"  # pattern without hidden folders, which are half-written
 
 
 @dataclass
@@ -82,7 +82,7 @@ class RunFolder:
             raise UserError(_other_version(self.path)) from None
 
     def sibling_records(self, stage: str) -> Iterator[tuple[Path, Record]]:
-        """Yield each neighbouring run (in the same parent folder) that has a record of a stage, with it."""
+        """Yield the path and record of each run in the same parent folder that has a record of `stage`."""
         for file in sorted(self.path.parent.glob(f"[!.]*/{RECORDS}/{stage}.json")):
             if file.parents[1] != self.path and (record := Record.read(file)):
                 yield file.parents[1], record
@@ -98,7 +98,7 @@ class RunFolder:
         )
 
     def unreadable(self, stage: str = "[!.]*") -> str:
-        """Describe the first record that cannot be read, by default of any stage; return "" if all can."""
+        """Describe the first record of `stage` (default: any) that cannot be read; return "" if all can."""
         files = sorted((self.path / RECORDS).glob(f"{stage}.json"))
         return next((f"{file} is damaged" for file in files if file.stem not in self.records), "")
 
@@ -141,13 +141,13 @@ def _line(metric: Metric) -> str:
 
 
 def _no_run(path: Path) -> str:
-    """Explain why a folder holds no run, and what to name instead."""
+    """Explain why a folder holds no run, and which folder to name instead."""
     if (path / OLD_RECORD).is_file():
         return _other_version(path)
     if any(path.glob(RUNS_BELOW)):
         return f"{path} is not a run but holds runs; name one of them (`ctxkv list {path}` shows them)."
     if is_run_folder(path):
-        return f"The record of the run in {path} is gone; make it again with `ctxkv run --out {path}`."
+        return f"{path} is a run whose record is missing; make it again with `ctxkv run --out {path}`."
     if (path / COMPARISON).is_file():
         return f"{path} holds a comparison; name its runs, as `ctxkv list {path.parent}` shows them."
     return f"{path} holds no run; `ctxkv list` shows where runs are; `ctxkv run --out {path}` makes one."
@@ -168,7 +168,7 @@ def claimed(path: Path, again: bool = False) -> Iterator[RunFolder]:
     """Lock a run's folder for this process while the block runs.
 
     Args:
-        again: also accept a folder with a run of version 0.3, or with a result whose records are lost.
+        again: whether to accept a run of version 0.3, or a result whose records are lost.
 
     Raises:
         UserError: The folder is in use, or holds other files or a result that may not be replaced.
@@ -202,14 +202,14 @@ def claimed(path: Path, again: bool = False) -> Iterator[RunFolder]:
             ):
                 shutil.rmtree(path)  # nothing was computed
                 for parent in new_parents:
-                    with suppress(OSError):  # another run may have begun in it
+                    with suppress(OSError):  # another run may have begun there
                         parent.rmdir()
             raise
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Lock a folder for this process while the block runs. Raises UserError if another process has it."""
+    """Lock a folder for this process while the block runs. Raises UserError if another process holds it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / LOCK).acquire(timeout=0)

@@ -1,6 +1,6 @@
 """Generate text with a finished run.
 
-The saved model generates the same text with transformers, but importing its models takes seconds.
+With transformers, the saved model generates the same text, but importing transformers takes seconds.
 """
 
 from dataclasses import fields
@@ -48,7 +48,7 @@ def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
 
 @torch.no_grad()
 def continued(model: ContextKV, ids: list[int], sampling: Sampling, end: int) -> list[int]:
-    """Draw the tokens after `ids` until `end` is drawn or `max_new_tokens` is reached. Leave out `end`."""
+    """Draw tokens after `ids` until `end` is drawn or `max_new_tokens` is reached. `end` is left out."""
     new = list[int]()
     cache = read_stream(model, EXACT, torch.tensor([*ids, end]))  # `end` is a placeholder for the next token
     while len(new) < sampling.max_new_tokens:
@@ -71,7 +71,7 @@ def _drawn(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def _extended(model: ContextKV, cache: Cache, token: Tensor) -> Cache:
-    """Append a token, int64 `[1]`, and the context after it. The placeholder stays the last token."""
+    """Insert a token, int64 `[1]`, before the placeholder, and append the context after that token."""
     ids = torch.cat([cache.ids[:-1], token.int(), cache.ids[-1:]])
     if cache.contexts is None:
         return Cache(ids)

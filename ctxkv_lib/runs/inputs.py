@@ -37,7 +37,7 @@ IN_SAVED_MODELS = {"method.modeling", "method.own_code", "method.arguments", "ru
 
 
 def result_code() -> str:
-    """Return a digest of the code that computes results, without docstrings, comments and layout."""
+    """Return a digest of the code that computes results, ignoring docstrings, comments and layout."""
     computing = {
         f"{folder}.{file.stem}" for folder in ("method", "data") for file in (PACKAGE / folder).glob("*.py")
     }
@@ -45,9 +45,9 @@ def result_code() -> str:
 
 
 def settings_table(config: ExperimentConfig, *names: str) -> Table:
-    """Return settings for the table of a stage. A name is a group (`phase2`), a hook, or a single setting.
+    """Return settings for a stage's table. Each name is a group (`phase2`), a hook, or a single setting.
 
-    The plug-in of an unused hook is None. The digest of a plug-in's code is listed as `code of` its hook.
+    The plug-in of an unused hook is None. The digest of a plug-in's code is listed as `code of HOOK`.
     """
     settings: Table = {f"{hook}.plugin": None for hook in HOOKS} | config.flat()
     chosen = {name: value for name, value in settings.items() if {name, name.partition(".")[0]} & {*names}}
@@ -118,7 +118,7 @@ class Inputs:
 
     @cached_property
     def digests(self) -> dict[str, Any]:
-        """The entries of stage tables that are not settings, by name. Computing them loads nothing large."""
+        """The entries of stage tables that are not settings, by name. Computing them loads no large data."""
         data, corpus = self.config.data, self.texts.get("corpus")
         counted = "" if corpus is None or data.unigram == "none" else corpus.fingerprint
         shape = (self.config.model.hidden_size, self.config.runtime.seed)

@@ -9,7 +9,7 @@ from .folder import RunFolder
 
 
 def link_equal_files(folder: RunFolder, stage: str, files: Mapping[str, str]) -> None:
-    """Replace a stage's tensor files by hard links to equal files of this run or a neighbouring run.
+    """Replace a stage's tensor files with hard links to equal files of this run or a neighbouring run.
 
     A neighbouring run is in the same parent folder. A link is checked before it replaces a file. If the file
     system has no hard links, the files stay as they are. Only tensor files are linked, since they are never

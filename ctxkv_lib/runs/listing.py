@@ -26,12 +26,12 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
             unfinished and damaged runs; interrupted runs come last. The default is `$CTXKV_RUNS`, or `runs`.
 
     Returns:
-        a table with the path as index and these columns: `state` (finished, interrupted, or damaged if a file
-        is missing or has the wrong size); the settings that differ; `train_tokens`; `val_ppl`, `test_ppl`,
-        `val_acc`, `train_ppl` and `best_epoch`, which for an interrupted run come from the best epoch so far;
-        `epochs`; `seconds` of training in both phases; `phase1_parameters` and `parameters`, the numbers of
-        parameters that Phase 1 and Phase 2 train; `val_ppl` and `test_ppl` of each n-gram baseline, if
-        measured; `mib` on disk; and, if anything is damaged, a `note` that says what to do. Unknown values
+        a table with the path as index. Its columns are `state` (finished, interrupted or damaged), the
+        settings that differ, `train_tokens`, `val_ppl`, `test_ppl`, `val_acc`, `train_ppl`, `best_epoch`,
+        `epochs`, `seconds` of training in both phases, `phase1_parameters` and `parameters` (numbers of
+        parameters that Phase 1 and Phase 2 train), `val_ppl` and `test_ppl` of measured n-gram baselines,
+        `mib` on disk, and `note`, which says what to do about damage. A run is damaged if a file is missing
+        or has the wrong size. Results of an interrupted run come from its best epoch so far. Unknown values
         are NaN. If several of these runs share a file through hard links, its size counts for the first run.
 
     Raises:
@@ -69,7 +69,7 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
 
 
 def _bytes_on_disk(path: Path, counted: set[tuple[int, int]]) -> int:
-    """Return the size of all files below a folder that are not in `counted` yet, and add them to it."""
+    """Return the size in bytes of all files below a folder that are not in `counted`, and add them to it."""
     files = [file.stat() for file in path.rglob("*") if file.is_file()]
     sizes = {(file.st_dev, file.st_ino): file.st_size for file in files}
     size = sum(size for file, size in sizes.items() if file not in counted)
@@ -78,10 +78,10 @@ def _bytes_on_disk(path: Path, counted: set[tuple[int, int]]) -> int:
 
 
 def _run_folders(root: Path) -> list[Path]:
-    """Find every run folder at or below a folder, even without records. Hidden folders are skipped."""
+    """Find all run folders at or below a folder, even if their records are lost. Skip hidden folders."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; name the folder that holds your run folders.")
-    depths = ("", "[!.]*/", "[!.]*/[!.]*/")  # a comparison may hold the folders of its runs
+    depths = ("", "[!.]*/", "[!.]*/[!.]*/")  # the folder of a comparison may hold run folders
     folders = {file.parent for depth in depths for file in root.glob(f"{depth}{RECORDS}")}
     return sorted(folder for folder in folders if is_run_folder(folder))
 
@@ -93,7 +93,7 @@ def _state(folder: RunFolder) -> dict[str, str]:
 
 
 def _results(folder: RunFolder) -> dict[str, Any]:
-    """Return the results of a run. For an unfinished run, they come from its best epoch so far."""
+    """Return the results of a run, or those of the best epoch so far if the run is unfinished."""
     if not folder.holds("test"):
         lines = _lines(folder.path / "metrics.jsonl")
         best = min(lines, key=lambda line: line["val_ppl"], default={})
@@ -122,7 +122,7 @@ def _results(folder: RunFolder) -> dict[str, Any]:
 
 
 def _lines(metrics: Path) -> list[dict[str, Any]]:
-    """Read the epochs in a `metrics.jsonl`. A line that is not completely written yet is left out."""
+    """Read the epochs in a `metrics.jsonl`. Skip lines that are not completely written yet."""
     lines = []
     for text in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
         with suppress(ValueError):

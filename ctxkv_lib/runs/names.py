@@ -12,7 +12,7 @@ from .config import ExperimentConfig, differing_settings
 from .presets import RECIPES, changed_settings, with_fitting_sizes
 from .summary import Run
 
-MOST_NAMED = 3  # maximum number of words in a name; if a few runs differ in more, folder names are used
+MOST_NAMED = 3  # maximum number of words in a name; runs that need more are named after their folders
 # Up to this number of runs, tables have one column per run. With more runs, each run gets a row, so its name
 # can be longer.
 FEW_RUNS = 3
@@ -22,7 +22,7 @@ def run_folder_of(config: ExperimentConfig, root: Path | str | None = None) -> P
     """Return the default folder of an experiment. The same experiment always gets the same folder.
 
     The name is `preset-recipe-samples`, followed by plug-in names and, if any setting differs from the preset
-    and recipe, a short hash of those settings. The user's file is hashed by content.
+    and recipe, a short hash of those settings. The user's own data file is hashed by content.
 
     Args:
         root: folder that holds the run folders. The default is `$CTXKV_RUNS`, or `runs`.
@@ -39,14 +39,14 @@ def run_folder_of(config: ExperimentConfig, root: Path | str | None = None) -> P
 
 
 def comparison_folder(configs: Sequence[ExperimentConfig], root: Path | str | None = None) -> Path:
-    """Return the default folder of a comparison, named by its largest run and the smaller sample counts."""
+    """Return the default folder of a comparison, named after its largest run and smaller sample counts."""
     *smaller, largest = sorted(map(with_fitting_sizes, configs), key=lambda config: config.data.size("train"))
     counts = "-".join(str(config.data.samples) for config in smaller)
     return Path(f"{run_folder_of(largest, root)}-vs-{counts}")
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """Name each run by its own parts and the settings that differ, or else by its folder.
+    """Name each run after the user's own parts and the settings that differ, or else after its folder.
 
     Settings that differ only because the presets or recipes differ are left out.
     """
@@ -72,7 +72,7 @@ def run_names(runs: Sequence[Run]) -> list[str]:
 
 
 def variant_names(runs: Sequence[Run], bases: Sequence[Run]) -> list[str]:
-    """Name each run by how it differs from its base.
+    """Name each run by its differences from its base run.
 
     If the bases have different sizes, each name contains the size of its run. If runs have the same name,
     their folders are added in brackets.
@@ -102,8 +102,8 @@ def _words(
 ) -> list[str]:
     """Return the words of a run's name, such as `["GRUBlock", "500 samples", "interval 20"]`.
 
-    If runs differ in their parts, a run without its own parts is named by its recipe. A part's settings are
-    named only if another experiment in `configs` has the same part with different settings.
+    If runs differ in their parts, a run without the user's own parts is named after its recipe. A part's
+    settings appear only if another experiment in `configs` has the same part with different settings.
     """
     words = []
     for key, value in settings.items():

@@ -1,4 +1,4 @@
-"""Open a run to look inside: its model, caches and tokenizer, and the streams that the model reads."""
+"""Open a run to inspect its model, caches and tokenizer, and the streams that the model reads."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,9 +33,9 @@ from .summary import Run, finished_run
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-READ_AT_ONCE = ("checkpoint", TABLE_SHARD)  # the files that are read when a run is opened
+READ_AT_ONCE = ("checkpoint", TABLE_SHARD)  # files that are read when a run is opened
 SPLITS = ("train", "val", "test")  # the streams of a run
-EXACT = Phase1Config(context_method="exact")  # how contexts of other text are computed
+EXACT = Phase1Config(context_method="exact")  # settings for the contexts of new text
 
 
 @dataclass
@@ -78,10 +78,10 @@ class OpenRun:
             return Stream(self, read_stream(self.model, config.phase1, ids, config.runtime.seed))
 
     def read(self, text: str) -> "Stream":
-        """Read a single text after one end-of-text token, as `evaluate_texts` does.
+        """Read a text, preceded by an end-of-text token, as `evaluate_texts` does.
 
         At position 0, the model reads the end-of-text token and predicts the first token of the text.
-        Contexts are exact.
+        Contexts are computed with the method `exact`.
 
         Raises:
             UserError: The text is empty or not UTF-8.
@@ -138,7 +138,7 @@ class Stream:
         return self._computed(positions, lambda batch: torch.cat([*self.opened.model.predictions(batch)]))
 
     def token_losses(self) -> Tensor:
-        """Compute the loss of every prediction in nats, float32 `[n]`. Its exp(mean) is the perplexity."""
+        """Compute the loss of every prediction in nats, float32 `[n]`. The perplexity is exp(mean)."""
         with torch_state():
             return token_scores(self.opened.model, self.cache, torch.arange(len(self)))[0].cpu()
 
@@ -185,7 +185,7 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
 
 
 def _require_same_parts(run: Run) -> None:
-    """Raise UserError if a part of the model is missing or has changed. The error names the source text."""
+    """Raise UserError if a part of the model is missing or has changed. The message names the source."""
     for hook, plugin in run.config.plugins.items():
         source = run.path / OWN_PARTS / f"{hook}.py"
         try:
@@ -198,7 +198,7 @@ def _require_same_parts(run: Run) -> None:
 
 
 def open_prepared(folder: RunFolder, inputs: Inputs) -> OpenRun:
-    """Open an experiment that is not trained yet but has its contexts."""
+    """Open an experiment whose contexts are computed but whose Phase 2 is not trained yet."""
     streams, _ = load_streams(inputs, folder.path)
     contexts = folder.records["contexts"]
     memory = [*contexts.memory, snapshot("phase 2 prepared", inputs.device)]
@@ -220,14 +220,14 @@ def _token_table(run: Run) -> Tensor:
     table = load_table(config.data, config.model.hidden_size, config.runtime.seed, corpus)
     if table.fingerprint != provenance["embeddings"]["fingerprint"]:
         raise UserError(
-            f"The token table that {run.path} was trained with, its text or its code, has changed; "
-            f"restore {config.data.path or 'it'}, or make a new run."
+            f"The token table of {run.path} cannot be rebuilt, since its text or its code has changed; "
+            f"restore {config.data.path or 'them'}, or make a new run."
         )
     return table.weight
 
 
 def refuse_other_texts(run: Run, split: Split, fingerprint: str | None) -> None:
-    """Raise UserError if a split's conversations do not have this fingerprint. None accepts any."""
+    """Raise UserError if a split's conversations do not have this fingerprint. With None, accept any."""
     data = run.config.data
     if fingerprint not in (None, load_conversations(data, split).fingerprint):
         raise UserError(

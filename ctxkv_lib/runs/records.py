@@ -19,7 +19,7 @@ from ..method.loop import Metric
 
 Table = dict[str, Any]  # JSON values by name
 
-OUTPUT_OF = "output of "  # prefix of a table's entries with the digests of earlier stages
+OUTPUT_OF = "output of "  # prefix of the table entries with digests of earlier stages
 LOCATION = "data.path"  # this setting does not identify an experiment, since only the file's content counts
 MOST_DESCRIBED = 3  # maximum number of differences in one message
 
@@ -30,10 +30,10 @@ class Record:
 
     Attributes:
         made_from: table of what the stage was made from.
-        files: size and checksum of each file, by its path in the run folder. The value is empty for a file
-            that users may edit, such as a report, which only has to exist.
+        files: size and checksum of each file, by its path in the run folder. The value is empty if users may
+            edit the file (e.g. a report); such a file only has to exist.
         result: the stage's part of the summary.
-        metrics: the stage's lines of metrics.jsonl, each with the memory of its epoch if it has one.
+        metrics: the stage's lines of metrics.jsonl, with the memory use of each epoch.
         memory: memory snapshots that were taken during the stage.
     """
 
@@ -59,7 +59,7 @@ class Record:
 
     @property
     def output(self) -> str:
-        """Return a digest of this stage's table and files, without its numbers, for later stages."""
+        """Return a digest of this stage's table and files, which later stages list in their tables."""
         return digest([self.made_from, self.files])
 
     @property
@@ -70,7 +70,7 @@ class Record:
 
     @property
     def outputs_before(self) -> dict[str, str]:
-        """Return the earlier stages that this stage was made from, each with its output at that time."""
+        """Return the `output` of each earlier stage that this stage was made from, as it was at that time."""
         outputs = {name: value for name, value in self.made_from.items() if name.startswith(OUTPUT_OF)}
         return {name.removeprefix(OUTPUT_OF): output for name, output in outputs.items()}
 
@@ -104,7 +104,7 @@ def is_setting(name: str) -> bool:
 
 
 def describe_differences(pairs: Table, between: str = " → ") -> str:
-    """Describe differences in words. Settings and the precision get both values, digests only their names."""
+    """Describe differences in words. Both values of settings and the precision are shown, but no digests."""
     words = []
     for name, (before, now) in pairs.items():
         if name.startswith(OUTPUT_OF):

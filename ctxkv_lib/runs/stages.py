@@ -50,9 +50,9 @@ from .presets import usual_epochs
 from .provenance import provenance
 from .training import RunHooks
 
-SCAN_TOKENS = 2**18  # tokens per chunk when contexts are computed: 256 MiB
+SCAN_TOKENS = 2**18  # tokens per chunk when contexts are computed (256 MiB)
 EMBEDDED_TOKENS = 2**13  # tokens per chunk when embeddings are written
-# Settings that the stage `contexts` is made from. Others, such as `model.interval`, only affect Phase 2.
+# Settings that the stage `contexts` is made from. Other settings, e.g. `model.interval`, only affect Phase 2.
 CONTEXT_SETTINGS: tuple[str, ...] = ("phase1", "block", "loss", "model.context_dim", "model.hidden_size")
 CONTEXT_SETTINGS += ("runtime.seed", "runtime.embedding_cache")
 OWN_PARTS = "own_parts"  # the folder with the source text of the user's own parts
@@ -60,9 +60,9 @@ CONTEXT_DIGESTS = ("code", "training text", "validation text", "tokenizer", "tok
 
 
 def settings_stage(config: ExperimentConfig) -> Stage:
-    """Return the first stage of every run, whose record holds all settings.
+    """Return the first stage of every run. Its record holds all settings.
 
-    It writes config.json, and the source text of the user's own parts if it can be found.
+    The stage writes config.json, and the source text of the user's own parts if it can be found.
     """
 
     def compute(work: Work) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def _train_block(
 
     Returns:
         the result; the contexts of the last iteration, from which parallel passes start; and the number of
-        weights in the user's own loss, which are not kept.
+        weights in the user's own loss (they are not saved).
     """
     model, config, loss = inputs.model, inputs.config, inputs.config.plugins.get("loss")
     model.set_phase(1)
@@ -174,7 +174,7 @@ def phase1_ids(inputs: Inputs, ahead: int = 0) -> Tensor:
     """Return the tokens that Phase 1 trains on.
 
     These are all tokens of the text except the last, int `[n]`, or evenly spaced chunks with at most
-    `phase1.max_tokens` tokens in total. With `ahead` 1, return the token after each of these tokens.
+    `phase1.max_tokens` tokens in total. With `ahead=1`, return the token that follows each of them.
     """
     stream, config = inputs.ids["train"], inputs.config.phase1
     ids = stream[ahead : len(stream) - 1 + ahead]
@@ -211,7 +211,7 @@ def _write_caches(
 
 
 def read_stream(model: ContextKV, config: Phase1Config, ids: Tensor, seed: int = 0) -> Cache:
-    """Compute the cache of a stream without files. Contexts are computed as for the validation stream.
+    """Compute the cache of a stream in memory, with contexts computed as for the validation stream.
 
     Args:
         ids: the tokens, integers `[n + 1]`.
@@ -232,7 +232,7 @@ def _stream_contexts(
     generator: torch.Generator,
     last: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Compute the padded contexts of a stream in parts, which together have shape `[n + 1, context_dim]`."""
+    """Yield the padded contexts of a stream in parts. Joined, they have shape `[n + 1, context_dim]`."""
     block = model.context_block
     embeddings, tokens = distinct_rows(model, ids[:-1])
     projected = block.project_inputs(embeddings)
@@ -277,7 +277,7 @@ def _sizes_mib(caches: dict[str, Cache]) -> dict[str, float]:
 
 
 def load_streams(inputs: Inputs, path: Path) -> tuple[dict[str, Cache], str]:
-    """Load the ContextBlock and both streams for Phase 2. Also return a text that says where they are."""
+    """Load the ContextBlock and both streams for Phase 2. Also return a text on where the streams are."""
     load_block(inputs.model, path)
     caches, placement = place_caches(load_caches(path / "caches"), inputs.device)
     print_on_terminal(f"Caches: {placement}")
@@ -300,7 +300,7 @@ def train_phase2(inputs: Inputs, work: Work) -> dict[str, Any]:
 
     hooks = RunHooks(work)
     hooks.tell = tell
-    torch.manual_seed(config.runtime.seed)  # the same in each process, whether Phase 1 was reused or not
+    torch.manual_seed(config.runtime.seed)  # every process must draw the same initial weights
     model.init_layer(phase1_ids(inputs), config.phase1)
     result = train_layer(model, train, streams["val"], phase2, config.runtime.seed, inputs.precision, hooks)
 
@@ -323,7 +323,7 @@ def train_phase2(inputs: Inputs, work: Work) -> dict[str, Any]:
 @status_line("Saving the model")
 def write_model(inputs: Inputs, path: Path) -> None:
     """Write the model folder for transformers."""
-    from .export import save_for_transformers  # imports transformers' models, which take seconds
+    from .export import save_for_transformers  # importing transformers' models takes seconds
 
     load_weights(inputs.model, path)
     save_for_transformers(inputs.model, inputs.config, inputs.tokenizer, path / "model")

@@ -24,7 +24,7 @@ class Run:
 
     path: Path
     config: ExperimentConfig
-    summary: dict[str, Any]  # summary.json
+    summary: dict[str, Any]  # content of summary.json
     metrics: list[Metric]  # metrics of both phases: the lines of metrics.jsonl, with memory use
 
     def __repr__(self) -> str:
@@ -42,7 +42,7 @@ def load_run(path: Path | str, *parts: str) -> Run:
     """Read a finished run after checking the files of its results.
 
     Args:
-        parts: other files and folders in the run folder to check, such as "caches".
+        parts: more files and folders of the run to check, such as "caches".
 
     Raises:
         UserError: There is no run, it is unfinished, or a file is damaged.
@@ -102,7 +102,7 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
 
 
 def context_window(model: ModelConfig, train_tokens: int | None) -> dict[str, int | None]:
-    """Describe the window. `theoretical_max` is the number of contexts that it would have without a limit."""
+    """Describe the context window. `theoretical_max` is its number of contexts if there were no limit."""
     return {
         "interval": model.interval,
         "max_contexts": model.max_contexts,
@@ -112,7 +112,7 @@ def context_window(model: ModelConfig, train_tokens: int | None) -> dict[str, in
 
 
 def dense_fp32_mib(train_tokens: int, val_tokens: int, model: ModelConfig) -> dict[str, float]:
-    """Compute sizes in MiB of the original's layout: an fp32 context and embedding for each input token."""
+    """Compute cache sizes in MiB in the original's layout: one fp32 context and embedding per input token."""
     sizes = {
         f"{split}_{kind}": (tokens - 1) * width * FP32_BYTES
         for split, tokens in (("train", train_tokens), ("val", val_tokens))

@@ -3,8 +3,9 @@
 The state of Phase 2 is saved in `checkpoint/phase2.pt` at the end of an epoch, at most once per minute
 (`RunHooks.after_round`). After a kill, Ctrl-C or an error, the next run continues from the last saved epoch
 (`RunHooks.restore`). It reaches the same numbers, since the order and the dropout of each epoch depend only
-on the seed and the epoch (`phase2.train_epoch`). A state with a different table is ignored; a damaged state
-is ignored with a message. `driver.run_stages` deletes the file when the stage is recorded.
+on the seed and the epoch (`phase2.train_epoch`). A state that was saved with a different table is ignored. If
+a state is damaged, a message is printed and training starts over. `driver.run_stages` deletes the file when
+the stage is recorded.
 """
 
 import time
@@ -30,11 +31,11 @@ class RunHooks(Loop):
     """The hooks of a training loop in a run.
 
     Args:
-        work: receives every metric; metrics of restored epochs are marked as `replayed`. Its `state` says
-            where states are saved. Phase 1 saves no state, since it takes only seconds.
+        work: receives every metric; metrics of restored epochs are marked as `replayed`. `work.state`
+            is the file for saved states. Phase 1 saves no state, since it takes only seconds.
 
     Attributes:
-        tell: called once, a few seconds into the first epoch, with the expected seconds of its steps.
+        tell: called once, soon after training begins, with the expected seconds for an epoch's steps.
     """
 
     tell: Callable[[float], None] | None = None

@@ -1,6 +1,6 @@
 """Train the usual alternatives, a small GPT and an LSTM, on the texts of the study.
 
-`python notebooks/study/alternatives.py MODEL SAMPLES SEED...` prints cells of `alternatives/sweep.json`.
+`python notebooks/study/alternatives.py MODEL SAMPLES SEED...` prints results for `alternatives/sweep.json`.
 `python notebooks/study/alternatives.py MODEL search` searches for settings and prints what it tries. MODEL is
 a key of `CHOSEN`.
 """
@@ -23,15 +23,15 @@ from ctxkv_lib.data.token_table import corpus_counts
 from ctxkv_lib.method.config import GPT2_VOCAB_SIZE
 from ctxkv_lib.runs.inputs import Inputs, read_splits
 
-WARMUP, PATIENCE, CLIP_NORM = 0.05, 2, 1.0  # share of the steps; epochs without a gain; gradient norm
-AXES: dict[str, tuple[Any, ...]] = {  # searched one after the other, starting from the first values
+WARMUP, PATIENCE, CLIP_NORM = 0.05, 2, 1.0  # share of the steps; epochs without improvement; gradient norm
+AXES: dict[str, tuple[Any, ...]] = {  # values to try; the search starts from the first values
     "table_rate": (0.1, 0.0),  # relative to `rate`; 0 keeps the token table frozen
     "rate": (0.001, 0.002),
     "dropout": (0.2, 0.4),
     "weight_decay": (0.1, 1.0),
     "epochs": (4, 8),
-    "layers": (3, 1),  # layers of the GPT; the LSTM has one
-    "step_tokens": (512, 128),  # per step of the optimizer
+    "layers": (3, 1),  # number of layers of the GPT; the LSTM has one layer
+    "step_tokens": (512, 128),  # tokens per optimizer step
 }
 START = {axis: values[0] for axis, values in AXES.items()}
 CHOSEN: dict[str, dict[str, Any]] = {  # found by the search with 50 conversations
@@ -50,7 +50,7 @@ def batches(ids: Tensor, length: int, rows: int) -> Tensor:
 
 
 def read_texts(samples: int, preset: str) -> tuple[Tensor, Tensor, Any, Tensor, Tensor]:
-    """Return training and validation tokens, the test stream, the token table, and counts of its text."""
+    """Return train and validation tokens, the test stream, the token table, and its text's token counts."""
     splits = {"data.test_samples": 50} if preset == "offline" else {}
     config = ctxkv.build_config(preset, "tuned", samples, splits)
     texts = read_splits(config)
@@ -70,7 +70,7 @@ def train(
 ) -> dict[str, Any]:
     """Train a model and measure it at the epoch with the lowest validation perplexity.
 
-    With random embeddings, the model uses nothing from the text of the token table.
+    Models with random embeddings do not use the text of the token table.
     """
     started, kind = time.process_time(), {"GPT": GPT, "LSTM": LSTM}[model.partition(",")[0]]
     ids, val, test, table, corpus = read_texts(samples, preset)
@@ -121,7 +121,7 @@ def train(
 
 
 def search(model: str) -> None:
-    """Search one axis after the other, keeping the value with the best validation with 50 conversations."""
+    """Search axes one by one with 50 conversations. Keep values with the lowest validation perplexity."""
     best, val_ppls = tuple(START.values()), dict[tuple[Any, ...], float]()
     for place, values in enumerate(AXES.values()):
         for settings in ((*best[:place], value, *best[place + 1 :]) for value in values):

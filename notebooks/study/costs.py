@@ -23,12 +23,12 @@ NUMBER, TOKEN_ID = 4, 2  # bytes
 
 @dataclass(frozen=True)
 class Cost:
-    """The memory that a model keeps per sequence, and the multiplications per generated token.
+    """The memory that a model keeps per sequence, and its multiplications per generated token.
 
     Only matrix products count, and the output head is left out.
     """
 
-    span: float  # number of last tokens for which something is kept
+    span: float  # number of latest tokens for which the model keeps data
     bytes_per_token: int
     multiplications: int | None = None
 
@@ -45,7 +45,7 @@ def matrix_weights(module: nn.Module) -> int:
 
 @cache
 def costs() -> dict[str, Cost]:
-    """Return the costs of the models, by the name of their row in the results."""
+    """Return the costs of the models, by the names of their rows in the results."""
     sizes, of_tokens = ModelConfig(), ModelConfig(context_dim=768, intermediate_size=2560)
     hidden, context, slots, heads = sizes.hidden_size, sizes.context_dim, sizes.max_contexts, sizes.num_heads
     block = (context + hidden) * context
@@ -62,7 +62,7 @@ def costs() -> dict[str, Cost]:
             "GPT": GPT(hidden, chosen["GPT"]["layers"], 0.0),
         }
     product = {name: matrix_weights(layer) for name, layer in layers.items()}
-    per_slot = 2 * heads * context  # scores and weighted sums of all heads, on the contexts themselves
+    per_slot = 2 * heads * context  # all heads compute scores and weighted sums of the contexts
     exact = Cost(reach + 1, context * NUMBER, product["exact"] + block + slots * per_slot)
     tuned = Cost(reach + 1, context * NUMBER, product["tuned"] + block + slots * per_slot)
     copying = context * reach  # similarities between the current context and the earlier contexts

@@ -1,6 +1,6 @@
-"""Measure by distance what contexts hold and what is used: `python notebooks/study/evidence.py RUN...`.
+"""Measure by distance what contexts hold and models use: `python notebooks/study/evidence.py RUN...`.
 
-The script prints both for each finished run, with an interval over the conversations of the validation text.
+For each finished run, the script prints both, with an interval over the validation conversations.
 """
 
 import sys
@@ -17,13 +17,13 @@ from torch import Tensor
 
 import ctxkv_lib as ctxkv
 
-EVERY = 4  # one in this many positions with a full window is measured
+EVERY = 4  # every fourth position with a full window is measured
 BATCH = 512
 
 
 @torch.no_grad()
 def loss_saved(model: Any, cache: Any, starts: Tensor) -> dict[str, Any]:
-    """Measure the loss if all slots beyond a distance read contexts from half the stream away.
+    """Measure the loss when all slots beyond a distance read contexts from half the stream away.
 
     The nearer slots keep their own contexts.
 
@@ -58,7 +58,7 @@ def loss_saved(model: Any, cache: Any, starts: Tensor) -> dict[str, Any]:
 
 
 def held(offsets: list[int], decoded: list[dict[str, Any]]) -> list[float]:
-    """Compute the mean R² of the tokens between each two `DISTANCES`.
+    """Compute the mean R² of the tokens between each two successive `DISTANCES`.
 
     Each token is decoded from the nearest slot whose context has read it. `offsets` are the slots' offsets.
     `decoded` holds `distance` and `r2` of the probe; R² is 0 beyond its distances.

@@ -49,7 +49,7 @@ LINES: dict[str, dict[str, Any]] = {
     },
 }
 
-MEMORY_LABELS = {  # text, and its shift right and up in points
+MEMORY_LABELS = {  # label, and its shift to the right and up in points
     "exact, one slot": ("exact, only the present context", 8, 0),
     "contexts": ("contexts", -8, 6),
     "contexts with copying": ("contexts, copying", 8, 0),
@@ -59,7 +59,7 @@ MEMORY_LABELS = {  # text, and its shift right and up in points
 
 
 def panels(count: int, height: float, **share: Any) -> tuple[Any, Any]:
-    """Make a figure with `count` axes below each other, in the package's style."""
+    """Create a figure with `count` axes in one column, in the package's style."""
     plt.rcParams.update(ctxkv.STYLE)
     figure, axes = plt.subplots(count, 1, figsize=(WIDTH, height), squeeze=False, **share)
     figure.get_layout_engine().set(h_pad=0.1)  # inches; keeps titles away from axis labels
@@ -67,7 +67,7 @@ def panels(count: int, height: float, **share: Any) -> tuple[Any, Any]:
 
 
 def label_end(ax: Any, x: float, y: float, text: str, color: str, shift: float = 0) -> None:
-    """Write a text to the right of the end of a line, shifted up by `shift` points."""
+    """Write text next to the right end of a line, shifted up by `shift` points."""
     options = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
     ax.annotate(text, (x, y), (8, shift), color=ink(color), fontsize=9.5, **options)
 
@@ -99,7 +99,7 @@ def size_axis(ax: Any) -> None:
 
 
 def draw_line(ax: Any, name: str, values: dict[int, float], shift: float) -> None:
-    """Draw values by size, with a label at the end; points without an interval are hollow."""
+    """Draw values by size, with a label at the last point. Points without an interval are hollow."""
     tokens, look = tokens_by_size(), {"ms": 5, **LINES[name]}
     ax.plot([tokens[size] for size in values], [*values.values()], **look)
     hollow = [size for size in values if look["marker"] and not losses(10, name, size)]
@@ -111,7 +111,7 @@ def draw_line(ax: Any, name: str, values: dict[int, float], shift: float) -> Non
 def draw_intervals(
     ax: Any, intervals: dict[int, Interval], factor: float, **look: Any
 ) -> tuple[float, float]:
-    """Draw values with intervals, moved right by a factor on a log axis; return the last point."""
+    """Draw values with intervals, moved right by a factor on a log axis. Return the last point."""
     at = factor * np.array([*intervals])
     middle, low, high = np.array([*intervals.values()]).T
     ax.errorbar(at, middle, (middle - low, high - middle), capsize=2, **look)
@@ -124,7 +124,7 @@ def levels_of(name: str) -> dict[int, float]:
 
 
 def draw_levels(ax: Any, names: Sequence[str], shifts: dict[str, float]) -> None:
-    """Draw test perplexity by training tokens; `shifts` moves labels, in points."""
+    """Draw test perplexity by training tokens. `shifts` moves labels up, in points."""
     for name in names:
         draw_line(ax, name, levels_of(name), shifts.get(name, 0))
     log_axis(ax, "y", (150, 200, 300, 500, 700, 1_000))
@@ -133,7 +133,7 @@ def draw_levels(ax: Any, names: Sequence[str], shifts: dict[str, float]) -> None
 
 
 def draw_ngrams() -> Any:
-    """Draw test perplexity by training tokens, and its distance from the strongest n-grams."""
+    """Draw test perplexity by training tokens, also relative to the strongest n-grams."""
     figure, (above, below) = panels(2, 8.4)
     shifts = {"kneser_ney": 22, "kneser_ney_caches": 17, "tuned": 5, STRONGEST: -9, "tuned, copying": -10}
     draw_levels(above, [*LINES], shifts)
@@ -152,7 +152,7 @@ def draw_ngrams() -> Any:
 
 
 def draw_models() -> Any:
-    """Draw how much better or worse the test perplexity of contexts is than that of their alternatives."""
+    """Draw how the test perplexity of contexts compares with the perplexity of their alternatives."""
     figure, (ax,) = panels(1, 4.4)
     looks = {
         "no contexts": (GREY, "o"),
@@ -175,7 +175,7 @@ def draw_models() -> Any:
 
 
 def draw_memory() -> Any:
-    """Draw test perplexity by the number of bytes that a model keeps after 640 tokens of a sequence."""
+    """Draw test perplexity by the number of bytes that a model keeps after reading 640 tokens."""
     figure, (ax,) = panels(1, 4.8)
     for name, cost in costs().items():
         ppls = [mean(found) for size in (50, 200) if (found := ppls_of(tested(50), name, size))]
@@ -184,7 +184,7 @@ def draw_memory() -> Any:
         color = BLUE if name.startswith("contexts") else ORANGE if name.startswith("exact") else GREY
         kept = cost.kept_bytes(640) * (
             1.15 if name == "contexts with copying" else 1
-        )  # keeps the label off the label of contexts
+        )  # keeps this label away from the label of `contexts`
         ax.plot([kept] * len(ppls), ppls, color=color, lw=1, marker="")
         ax.plot(kept, ppls[0], "o", ms=6, color=color)
         ax.plot([kept] * len(ppls[1:]), ppls[1:], "o", ms=6, color=color, mfc="white")
@@ -199,7 +199,7 @@ def draw_memory() -> Any:
 
 
 def draw_forest(name: str) -> Any:
-    """Draw a table of differences by pair and size, with statistically clear differences in colour."""
+    """Draw a table of differences by pair and size. Statistically clear differences are coloured."""
     conversations, *pairs = PAIRS[name]
     rows: list[tuple[str, list[Interval]]] = []
     for pair in pairs:
@@ -231,7 +231,7 @@ def draw_forest(name: str) -> Any:
 
 
 def used(runs: Sequence[Cell], tokens: Sequence[int]) -> dict[int, Interval]:
-    """Compute the rise of perplexity in % if the slots beyond each distance read contexts from elsewhere."""
+    """Compute the rise of perplexity in % when slots beyond each distance read contexts from elsewhere."""
     losses, intervals = np.array([run["losses"] for run in runs]), {}
     for distance in DISTANCES[:-1]:
         nearest = [max(at for at in map(int, run["rises"]) if at <= distance) for run in runs]
@@ -281,7 +281,7 @@ DRAWN = {
 
 
 def draw_card() -> Any:
-    """Draw the card that previews links to the site: its name, a sentence, and the result."""
+    """Draw the preview card for links to the site: its name, a sentence, and the result."""
     figure, (ax,) = panels(1, 4.2)
     ax.tick_params(labelsize="small")
     names = ["exact", "kneser_ney", "kneser_ney_caches", "tuned, copying", STRONGEST]
@@ -323,7 +323,7 @@ def for_phone(figure: Any) -> Any:
 
 
 def ends_at(line: Any, point: tuple[float, float]) -> bool:
-    """Return whether this is the last point of a line."""
+    """Return whether `point` is the last point of a line."""
     return len(line.get_xdata()) > 0 and np.allclose(line.get_xydata()[-1], point)
 
 

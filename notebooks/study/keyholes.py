@@ -1,9 +1,9 @@
-"""Measure which tokens the 32 slots still hold: `python notebooks/study/keyholes.py` writes the rows.
+"""Measure which tokens the 32 slots still hold: `python notebooks/study/keyholes.py`.
 
-It runs Phase 1 of the recipes `exact` and `tuned`, with 50 conversations each, and measures how well the
-token of a context and the tokens before it can be decoded from the context. It also computes the loss of
+The script runs Phase 1 of the recipes `exact` and `tuned`, with 50 conversations each, and measures how well
+the token of a context and the tokens before it can be decoded from the context. It also computes the loss of
 Phase 1 for the trained contexts, for contexts of an untrained block, and for random vectors. `story.py` draws
-the rows. The script takes 10 minutes on one core.
+the results. The script takes 10 minutes on one core.
 """
 
 import json
@@ -19,7 +19,7 @@ import ctxkv_lib as ctxkv
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.method.oacd import oacd_loss
 
-COMPARED = 1_000  # number of validation tokens whose contexts the losses use, as in notebook 2
+COMPARED = 1_000  # number of validation tokens for the losses, as in notebook 2
 ROWS = TOP / "notebooks" / "study" / "results" / "keyholes" / "keyholes.json"
 
 
@@ -50,7 +50,7 @@ def losses(prepared: Any, seed: int) -> dict[str, float]:
 
 
 def keyholes(recipe: str, seed: int) -> dict[str, Any]:
-    """Train the contexts of a recipe and measure what they hold, as do contexts of an untrained block."""
+    """Train a recipe's contexts. Measure what they hold, and what contexts of an untrained block hold."""
     settings = {**FIFTY, "runtime.seed": seed}
     prepared = ctxkv.prepare(ctxkv.build_config("offline", recipe, 50, settings=settings))
     probed = encoded(prepared.model, prepared.caches)

@@ -1,10 +1,10 @@
-"""Draw the map of the model for each notebook, with the parts filled that the notebook is about."""
+"""For each notebook, draw a map of the model and fill the parts that the notebook explains."""
 
 from svg import BLUE, INK, RUST, Picture
 from tables import read
 
 PARTS = ("tokens", "table", "block", "cache", "layer", "head", "slots")
-FILLED = {  # filled parts by notebook
+FILLED = {  # filled parts, by notebook
     0: PARTS,
     1: ("tokens", "slots"),
     2: ("block", "cache"),
@@ -14,9 +14,9 @@ FILLED = {  # filled parts by notebook
     6: ("block", "layer"),
 }
 LEFT, RIGHT = 8, 372  # edges of the widest boxes
-QUERY = 361  # x at which the query passes the narrower boxes
+QUERY = 361  # x coordinate of the query's arrow
 SPAN = 640  # tokens in the window, shown on the axis of slots
-READ = (38, 173, 308)  # x of the tokens whose contexts attention reads
+READ = (38, 173, 308)  # x coordinates of the tokens whose contexts attention reads
 CENTRE = {"text_anchor": "middle"}
 ALTERNATIVE = (
     "Map of the model, from the bottom up. Tokens. The frozen token table. The ContextBlock, which makes "
@@ -106,5 +106,5 @@ def draw_slots(picture: Picture, y: float, filled: bool) -> None:
 
 
 def place_of(back: float) -> float:
-    """Return the x of the token `back` tokens ago."""
+    """Return the x coordinate of the token that is `back` tokens ago."""
     return RIGHT - 2 - (RIGHT - LEFT - 4) * back / SPAN

@@ -21,7 +21,7 @@ from ctxkv_lib.data.token_table import corpus_counts, corpus_ids
 from ctxkv_lib.measure import ngrams
 from ctxkv_lib.measure.ngrams import Floats, Ids
 
-WINDOW, NEAR = 640, 100  # tokens counted by the caches of n-grams; the second cache counts only `NEAR`
+WINDOW, NEAR = 640, 100  # tokens that the caches count; the second cache counts only `NEAR`
 
 Streams = Mapping[str, Floats]  # token probabilities `[n]` by stream; caches are fitted on "val"
 
@@ -43,12 +43,12 @@ def recent_shares(ids: Ids, window: int, order: int = 1) -> Floats:
 
 
 def four_caches(ids: Ids, window: int) -> list[Floats]:
-    """Compute the shares for four caches: single tokens, those among the last `NEAR`, pairs, and triples."""
+    """Compute shares for four caches: single tokens (all, and the last `NEAR`), pairs, and triples."""
     return [recent_shares(ids, *cache) for cache in ((window, 1), (NEAR, 1), (window, 2), (window, 3))]
 
 
 def with_caches(models: Streams, caches: Mapping[str, list[Floats]]) -> list[Streams]:
-    """Mix caches into a model's probabilities one after the other, where the cache has a prediction.
+    """Mix caches into a model's probabilities, one after the other, wherever they have a prediction.
 
     Returns the probabilities with no cache, the first cache, the first two caches, and so on.
     """
@@ -65,7 +65,7 @@ def with_caches(models: Streams, caches: Mapping[str, list[Floats]]) -> list[Str
 
 
 def measured(streams: Streams, starts: Ids) -> dict[str, Any]:
-    """Compute perplexities, and the mean loss in nats of each test conversation, from probabilities."""
+    """From probabilities, compute perplexities and the mean loss of each test conversation in nats."""
     losses = {name: -np.log(likely) for name, likely in streams.items()}
     return {
         **{f"{name}_ppl": round(float(np.exp(loss.mean())), 3) for name, loss in losses.items()},
@@ -76,7 +76,7 @@ def measured(streams: Streams, starts: Ids) -> dict[str, Any]:
 
 
 def ngram_rows(samples: int, preset: str = "offline", **splits: int) -> dict[str, dict[str, Any]]:
-    """Measure n-grams that count the training text, and also the token table's text, with and without caches.
+    """Measure n-grams with and without caches, on the training text alone and with the token table's text.
 
     Order, prior and cache weights are chosen by the lowest validation perplexity.
     """

@@ -1,6 +1,6 @@
 """Plug-ins of the study: layers that read tokens, different blocks and Phase 1 losses, and more options.
 
-A configuration refers to them as `plugins:NAME`, with this folder on the Python path, as `train.py` does.
+A configuration refers to them as `plugins:NAME`. This folder must be on the Python path.
 """
 
 import copy
@@ -21,21 +21,21 @@ from ctxkv_lib.method.reference import dispersion_loss
 from ctxkv_lib.method.tuned import BiasedAttention, SlotLayer
 
 BURN_IN = 128  # tokens that a GRU reads in training before its outputs count
-ROWS, STEPS = 16, 64  # block training: parallel segments, and tokens of backpropagation through time
+ROWS, STEPS = 16, 64  # parallel segments, and tokens per backpropagation through time
 DISTANCES = (0, 1, 2, 4, 8, 16)  # distances of the tokens that an autoencoding block reconstructs
 RECALLED = 4  # number of last tokens that the loss `Recall` reconstructs
 HELD_OUT = 0.1  # share at the end of the training stream that is held out to choose the epoch
-INPUT_DROPOUT, WEIGHT_DECAY = 0.2, 0.01  # for the training of a block
-BIASES = {  # biases of the slots, by head
+INPUT_DROPOUT, WEIGHT_DECAY = 0.2, 0.01  # for training a block
+BIASES = {  # initial biases of the slots, which differ by head
     "nearest": "heads prefer slots 1 to 4",
     "per_head": "each head prefers a slot of its own",
-    "learned": "begins at 0",
-    "none": "none",
+    "learned": "all biases start at 0",
+    "none": "no biases",
 }
 
 
 def attention_of(config: ModelConfig, slot_bias: str) -> ContextKVAttention:
-    """Make attention to contexts with one of `BIASES`; without it, the keys have a bias."""
+    """Build attention to contexts with one of `BIASES`. With "none", the keys have a bias instead."""
     if slot_bias == "none":
         return ContextKVAttention(config)
     attention = BiasedAttention(config)
@@ -53,9 +53,9 @@ class OtherSlots(SlotLayer):
 
     @dataclass(frozen=True)
     class Settings(SlotLayer.Settings):
-        slots: str = setting("geometric", "where slots lie", {"geometric": "as tuned", "uniform": "as exact"})
-        slot_bias: str = setting("nearest", "of scores, at initialisation", BIASES)
-        residual: bool = setting(False, "whether the output head reads the token embedding, as published")
+        slots: str = setting("geometric", "slot positions", {"geometric": "as tuned", "uniform": "as exact"})
+        slot_bias: str = setting("nearest", "initial biases of the slots", BIASES)
+        residual: bool = setting(False, "whether the output head also reads the embedding, as published")
 
     def __init__(self, config: ModelConfig, settings: Settings) -> None:
         super().__init__(config, settings)
@@ -93,7 +93,7 @@ class TokenBlock(Block):
 
 
 class TokenLayer(Layer):
-    """Base class of layers that read tokens; a subclass adds its layers, including `norm`, and `mix`.
+    """Base class of layers that read tokens. Subclasses define `mix`, and `add_layers`, which sets `norm`.
 
     Let x be the embedding of a position and m the output of `mix`. The output head reads m and the
     feed-forward output for `norm(x + m)`, as in recipe `tuned`. The width of the feed-forward layer is chosen
@@ -119,7 +119,7 @@ class TokenLayer(Layer):
         self.feed_forward = FeedForward(config.hidden_size, width, settings.layer_dropout)
 
     def forward(self, embeddings: Tensor, start: int) -> Tensor:
-        """Compute hidden states: `[rows, length, hidden_size]` to `[rows, length - start, hidden_size]`."""
+        """Map embeddings `[rows, length, hidden_size]` to states `[rows, length - start, hidden_size]`."""
         embeddings = self.input_dropout(embeddings)
         added = self.layer_dropout(self.mix(embeddings, start))
         return added + self.feed_forward(self.norm(embeddings[:, start:] + added))
@@ -179,14 +179,14 @@ class GRU(TokenLayer):
 
     def add_layers(self, config: ModelConfig) -> None:
         h = config.hidden_size
-        linear, spare = 4 * h + 6, attention_size(config) - 3 * h  # weights: 3 units² + linear units + 3 h
+        linear, spare = 4 * h + 6, attention_size(config) - 3 * h  # weights: 3 units² + linear · units + 3 h
         units = max(1, (math.isqrt(linear**2 + 12 * spare) - linear) // 6)  # the largest number that fits
         self.gru, self.out = nn.GRU(h, units, batch_first=True), nn.Linear(units, h)
         self.dropout, self.norm = nn.Dropout(config.attention_dropout), nn.LayerNorm(h)
         self.evaluation_history = config.context_window
 
     def mix(self, embeddings: Tensor, start: int) -> Tensor:
-        with torch.autocast(embeddings.device.type, enabled=False):  # cuDNN uses fp16 there, not bf16
+        with torch.autocast(embeddings.device.type, enabled=False):  # autocast would make cuDNN use fp16
             states, _ = self.gru(embeddings.to(self.out.weight.dtype))
         return self.out(self.dropout(states[:, start:]))
 
@@ -230,7 +230,7 @@ class TrainedBlock(GatedBlock):
         self.settings = settings
 
     def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Any) -> None:
-        """Train the block; the arguments are the same as for `ContextBlock.init_weights`."""
+        """Train the block. The arguments are the same as for `ContextBlock.init_weights`."""
         train, held_out = split(tokens)
         with torch.enable_grad(), torch.random.fork_rng():
             torch.manual_seed(self.carry.weight.flatten()[:1].view(torch.int32).item())  # the run's seed
@@ -258,7 +258,7 @@ class TrainedBlock(GatedBlock):
     def losses(
         self, head: Any, embeddings: Tensor, tokens: Tensor, config: Any, dropout: float = 0.0
     ) -> Iterator[Tensor]:
-        """Yield the loss of each window; the state is passed on to the next window without its gradient."""
+        """Yield the loss of each window. The next window starts from the detached state."""
         cut = windows(tokens)
         state = embeddings.new_zeros(len(cut[0]), self.context_dim)
         for number, seen in enumerate(cut):
@@ -271,7 +271,7 @@ class TrainedBlock(GatedBlock):
 
 
 class PredictiveBlock(TrainedBlock):
-    """A block trained to predict the next token; the bias of its head is the log-frequency of the tokens."""
+    """A block trained to predict the next token. The bias of its head is the log-frequency of the tokens."""
 
     def make_head(self, embeddings: Tensor, tokens: Tensor) -> nn.Module:
         head = nn.Linear(self.context_dim, embeddings.shape[1], device=embeddings.device)
@@ -280,7 +280,7 @@ class PredictiveBlock(TrainedBlock):
         return head
 
     def loss(self, head: Any, contexts: Tensor, seen: Tensor, embeddings: Tensor, config: Any) -> Tensor:
-        """Compute the mean loss in nats, with OACD added."""
+        """Compute the mean loss in nats, plus the weighted loss of OACD."""
         made = contexts.flatten(0, 1)
         logits = F.linear(head(made) / embeddings.shape[1] ** 0.5, embeddings, head.log_unigram)
         loss = F.cross_entropy(logits, seen[:, -contexts.shape[1] :].flatten())
@@ -298,7 +298,7 @@ class AutoencodingBlock(TrainedBlock):
         return head
 
     def loss(self, head: Any, contexts: Tensor, seen: Tensor, embeddings: Tensor, config: Any) -> Tensor:
-        """Compute the unexplained share of the variance of the tokens to reconstruct."""
+        """Compute the unexplained share of the variance of the tokens' embeddings."""
         read = torch.arange(seen.shape[1] - 1, device=seen.device)[-contexts.shape[1] :, None]
         places = read - seen.new_tensor(DISTANCES)
         wanted = F.embedding(seen[:, places.clamp(min=0)], embeddings)  # (rows, steps, distances, size)
@@ -307,7 +307,7 @@ class AutoencodingBlock(TrainedBlock):
 
 
 def decorrelation(contexts: Tensor) -> Tensor:
-    """Compute the Phase 1 loss of notebook 6: units should vary by at least 1 and not be correlated."""
+    """Compute notebook 6's Phase 1 loss: units should be uncorrelated, with standard deviations above 1."""
     centred = contexts - contexts.mean(dim=0)
     covariance = centred.T @ centred / len(contexts)
     variances = covariance.diagonal()
@@ -341,13 +341,13 @@ class NextEmbedding(nn.Module):
 
 
 def split(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Split a stream `[n]` into the part that trains a block, and the end, which chooses the epoch."""
+    """Split a stream `[n]` into a part that trains a block and a held-out end that chooses the epoch."""
     cut = max(2, int(len(tokens) * (1 - HELD_OUT)))
     return tokens[:cut], tokens[cut:]
 
 
 def windows(tokens: Tensor) -> list[Tensor]:
-    """Cut a stream `[n]` into `ROWS` segments and return them up to the last target of each window."""
+    """Cut a stream `[n]` into `ROWS` segments. For each window, return them up to its last target."""
     rows = max(1, min(ROWS, len(tokens) // 2))
     length = (len(tokens) - 1) // rows
     segments = torch.stack([tokens[row * length : (row + 1) * length + 1] for row in range(rows)]).long()

@@ -5,7 +5,7 @@ fitted on one stream and evaluated on another, for the run's contexts and for co
 Generalised cross-validation chooses the strength of the ridge for each distance (Golub, Heath and Wahba,
 1979): where nothing is remembered, the weights shrink to zero.
 
-Use: the perplexity of the same weights at the same positions is computed with other contexts. Nothing is
+Use: the perplexity of the trained model is computed at the same positions with other contexts. Nothing is
 trained.
 """
 
@@ -27,12 +27,12 @@ from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.method.model import ContextKV
 from ctxkv_lib.method.scoring import perplexity
 
-ROWS = {"train": 10_000, "val": 5_000}  # tokens that are decoded from the start of each stream
+ROWS = {"train": 10_000, "val": 5_000}  # number of tokens that are decoded, from the start of each stream
 UNTRAINED_STDS = (CONTEXT_WEIGHT_STD, 0.01)  # standard deviations of the untrained blocks' weights
 TOLERANCE = 1e-5  # largest error of a component of the untrained blocks' contexts
-SPAN_R2 = 0.01  # a token counts as forgotten if R² is not above this
-NAMED_ROWS = 1024  # positions at which the token is named; enough for a share within 0.015
-STRENGTHS = torch.logspace(-6, 4, 41, dtype=torch.float64)  # strengths of the ridge, in mean eigenvalues
+SPAN_R2 = 0.01  # a token counts as forgotten if its R² is at most this
+NAMED_ROWS = 1024  # number of positions for `top1`, enough for a precision of 0.015
+STRENGTHS = torch.logspace(-6, 4, 41, dtype=torch.float64)  # multiples of the mean eigenvalue
 POSITIONS = 1024  # number of positions with a full window at which other contexts are read
 
 
@@ -59,7 +59,7 @@ def encoded(model: ContextKV, caches: Mapping[str, Cache]) -> dict[str, Any]:
     lengths = [len(stream) for stream in ids]
     embeddings, rows = (tensor.cpu() for tensor in distinct_rows(model, torch.cat(ids)))
     tokens, shape = rows.split(lengths), model.config
-    window = min(shape.context_window, *(1 + length // 2 for length in lengths))  # half are for the fit
+    window = min(shape.context_window, *(1 + length // 2 for length in lengths))  # half remain for the fit
 
     def measured(contexts: Sequence[Tensor]) -> dict[str, Any]:
         train, validation = map(Stream, contexts, tokens)
@@ -92,22 +92,22 @@ def distances(interval: int, window: int) -> list[int]:
 def decodability(
     train: Stream, validation: Stream, embeddings: Tensor, distances: Sequence[int]
 ) -> list[dict[str, float]]:
-    """Measure how well a context encodes the token at each distance back, by ridge regressions.
+    """Measure by ridge regression how well a context encodes the token at each distance back.
 
-    With X the centred contexts of `train` and Y the embeddings of the tokens at a distance, weights are
-    W = (X'X + s I)^-1 X'Y. In the eigenvectors V of X'X, which are computed once, with eigenvalues v, that is
-    W = V (V'X'Y / (v + s)), and the residual of each strength s follows from V'X'Y without a prediction.
+    Let X be the centred contexts of `train` and Y the embeddings of the tokens at a distance. The weights are
+    W = (X'X + s I)^-1 X'Y = V (V'X'Y / (v + s)), where V and v are the eigenvectors and eigenvalues of X'X,
+    which are computed once. The residual for each strength s follows from V'X'Y without a prediction.
 
     Args:
-        train, validation: what is fitted, and what is evaluated.
+        train, validation: the streams for fitting and for evaluation.
         embeddings: float32 `[distinct, hidden_size]`, all with the same norm.
         distances: 0 is the token just read.
 
     Returns:
         for each distance: `distance`; `r2`, the explained share of the embedding's variance; `top1`, the
-        share of positions whose token is the nearest of all to the decoded embedding.
+        share of positions at which the right token is the nearest to the decoded embedding.
     """
-    skipped, results = max(distances), []  # positions from which every distance leads to a token
+    skipped, results = max(distances), []  # skip the first positions, which lack distant tokens
     centre = train.contexts[skipped:].mean(dim=0)
     fitted, evaluated = (stream.contexts[skipped:] - centre for stream in (train, validation))
     values, vectors = torch.linalg.eigh((fitted.T @ fitted).double())
@@ -119,7 +119,7 @@ def decodability(
         fitted_tokens, tokens = (
             stream.tokens[skipped - distance :][: -distance or None] for stream in (train, validation)
         )
-        # Y has few distinct rows, so sums over positions are sums over the tokens that occur.
+        # Y has few distinct rows, so sums over positions are computed as sums over distinct tokens.
         counts = torch.bincount(fitted_tokens, minlength=len(embeddings)).to(embeddings)
         mean = counts @ embeddings / len(fitted_tokens)
         variance = (counts @ (embeddings - mean).square().sum(dim=1)).item()
@@ -127,7 +127,7 @@ def decodability(
         projected = vectors.T @ (context_sums.T @ embeddings).double()  # V'X'Y: (context_dim, hidden_size)
         explained = projected.square().sum(dim=1) / values
         residual = variance - (explained * (2 * shrinkage - shrinkage.square())).sum(dim=1)
-        strength = strengths[(residual / degrees_of_freedom.square()).argmin()]  # by cross-validation
+        strength = strengths[(residual / degrees_of_freedom.square()).argmin()]  # chosen by cross-validation
         weights = (vectors @ (projected / (values + strength)[:, None])).float()
         scores = evaluated[:NAMED_ROWS] @ (weights @ embeddings.T) + embeddings @ mean
         top1 = (scores.argmax(dim=1) == tokens[:NAMED_ROWS]).float().mean().item()
@@ -151,14 +151,14 @@ def window_share(offsets: Sequence[int], window: int, span: int | None) -> float
 
 @torch.no_grad()
 def other_contexts(model: ContextKV, cache: Cache) -> dict[str, Any]:
-    """Compute perplexity with contexts replaced by zeros, or by the contexts half the stream away.
+    """Compute perplexity with contexts replaced by zeros, or by contexts from half the stream away.
 
     Zero contexts never occur in training, so they harm even a model that ignores the content of contexts.
     Contexts from elsewhere, usually another conversation, harm only a model that reads them.
 
     Returns:
-        `positions`, the number of positions; `changed`, by name (`zero`, `elsewhere`): `ppl`; `percent`, its
-        increase over the run's own contexts at the same positions; `error`, the increase's standard error.
+        `positions`, the number of positions; and `changed`, which maps `zero` and `elsewhere` to `ppl`,
+        `percent` (its increase over the run's own contexts) and `error` (the standard error of `percent`).
     """
     first = min(model.config.context_window, len(cache) - 1)
     count = len(cache) - first

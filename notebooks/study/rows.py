@@ -1,4 +1,4 @@
-"""Names of the rows of results on the study's pages, and which rows are compared."""
+"""Names of result rows on the study's pages, and the pairs of rows that are compared."""
 
 NAMES = {  # names on the pages, if they differ from the names in the results
     "tuned": "`tuned` without copying",

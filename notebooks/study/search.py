@@ -21,7 +21,7 @@ SAMPLES, SEED = 50, 42
 
 
 def search(val_ppl: Callable[[Mapping[str, float]], float]) -> dict[str, float]:
-    """Find the best value of one axis after the other; `val_ppl` trains with given settings."""
+    """Find the best value of one axis after the other. `val_ppl` trains a row with given settings."""
     best = dict(START)
     for axis, values in AXES.items():
         best = min(({**best, axis: value} for value in values), key=val_ppl)
@@ -29,7 +29,7 @@ def search(val_ppl: Callable[[Mapping[str, float]], float]) -> dict[str, float]:
 
 
 def trained(row: str, settings: Mapping[str, float]) -> float:
-    """Train a row with these settings and return its validation perplexity; the test is skipped."""
+    """Train a row with these settings and return its validation perplexity, without a test."""
     base = PARTS["fair"][1][row]
     own = {f"layer.{key}" if key == "layer_dropout" else key: value for key, value in settings.items()}
     config = configure({**base, **own, "data.test_samples": 0}, SAMPLES, SEED)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from ctxkv_lib.method.losses import frozen_head_cross_entropy
 
-WEIGHTS = 6_301_440  # without token table and output bias; equal to what Phase 2 trains in `exact`
-CHUNK = 2048  # tokens of the vocabulary at a time
+WEIGHTS = 6_301_440  # without token table and output bias; as many as in Phase 2 of `exact`
+CHUNK = 2048  # vocabulary entries per chunk
 
 
 class GPT(nn.Module):
-    """Pre-norm transformer with learned positions, and projections from and to the width of the table."""
+    """Pre-norm transformer with learned positions, and projections from and to the token table's width."""
 
     training_length = evaluation_length = 128  # tokens that are read together
 
@@ -40,13 +40,13 @@ class GPT(nn.Module):
 
 
 class LSTM(nn.Module):
-    """One-layer LSTM with dropout before and after it, and a projection to the width of the table."""
+    """One-layer LSTM with dropout before and after it, and a projection to the token table's width."""
 
-    training_length, evaluation_length = 64, 1280  # in training, the state is carried on from row to row
+    training_length, evaluation_length = 64, 1280  # in training, each step starts from the last state
 
     def __init__(self, size: int, layers: int, dropout: float) -> None:
         super().__init__()
-        linear = 5 * size + 8  # weights: 4 units² + linear units
+        linear = 5 * size + 8  # weights: 4 units² + linear · units
         units = (math.isqrt(linear**2 + 16 * WEIGHTS) - linear) // 8
         self.lstm, self.write = nn.LSTM(size, units, batch_first=True), nn.Linear(units, size)
         self.dropout = nn.Dropout(dropout)
@@ -58,10 +58,10 @@ class LSTM(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """A GPT or LSTM with a token table, which is also the output head, and an output bias.
+    """A GPT or LSTM with an output bias, and a token table that is also the output head.
 
     Only tokens that occur in `counts`, int64 `[vocab_size]`, are trained, and the softmax in training covers
-    only these tokens. This halves the time, and all other tokens keep their share of the probability.
+    only these tokens. This halves the time of training. All other tokens keep their share of the probability.
     """
 
     def __init__(self, body: nn.Module, table: Tensor, bias: Tensor, counts: Tensor) -> None:
@@ -82,7 +82,7 @@ class LanguageModel(nn.Module):
         return hidden.float(), state
 
     def set_gradients(self, tokens: Tensor, state: Any) -> Any:
-        """Set the gradients of the mean loss of rows `[rows, length + 1]`; return the next state.
+        """Set the gradients of the mean loss over tokens `[rows, length + 1]`. Return the next state.
 
         Autograd would take twice as long. Here, all products with the table are in bfloat16, and one chunk of
         the vocabulary at a time stays in the processor's cache.
@@ -111,10 +111,10 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def token_losses(self, ids: Tensor) -> Tensor:
-        """Compute the loss in nats of each token of a stream `[n]` but the first: `[n - 1]`.
+        """Compute the losses `[n - 1]` in nats of all tokens of a stream `[n]` except the first.
 
-        The softmax is over the whole vocabulary. Windows overlap by half: the second half of each counts, and
-        the whole of the first.
+        The softmax is over the whole vocabulary. Windows overlap by half. Only the second half of a window
+        counts, except in the first window, which counts completely.
         """
         self.eval()
         self.whole_table[self.known], self.whole_bias[self.known] = self.table, self.bias

@@ -1,12 +1,12 @@
-"""Time the package and the plain reference: `python notebooks/study/speed.py [SAMPLES]`, minutes on a CPU.
+"""Time the package and the plain reference: `python notebooks/study/speed.py [SAMPLES]`.
 
 Both train on the same tokens from the same weights: Phase 1 as published, and one epoch of Phase 2 with
-validation, which costs the same for `exact`. Then both read the validation text token by token. The reference
-is the original's loop and computes in fp32; the package uses bf16 if the processor has units for it. The
-package's times come from its summary.
+validation, which recipe `exact` does in the same way. Then both read the validation text token by token. The
+reference is the original's loop and computes in fp32; the package uses bf16 if the processor has units for
+it. The package's times come from its summary. The script takes minutes on a CPU.
 
-After that, the script times a step of Phase 2 and its parts, and also their matrix products alone,
-which are a lower bound: in fp32, and in bf16 if the processor has units for it.
+After that, the script times a step of Phase 2 and its parts, and also their matrix products alone, which are
+a lower bound. It does so in fp32, and in bf16 if the processor has units for it.
 """
 
 import statistics
@@ -33,7 +33,7 @@ from ctxkv_lib.method.phase2 import batch_gradients, train_step
 from ctxkv_lib.runs.device import choose_precision
 
 ITERATIONS = 4  # iterations of Phase 1; the first only draws contexts
-READ = 1_000  # tokens
+READ = 1_000  # number of tokens to read
 ROUNDS = 15  # rounds in which the parts of a step are timed in turn
 
 
@@ -43,7 +43,7 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 def head_products(queries: Tensor, table: Tensor) -> None:
-    """Compute only the products of the output head: the logits and the average row."""
+    """Compute only the products of the output head: the logits, and the average of the table's rows."""
     for rows in table.split(VOCABULARY_CHUNK):
         torch.mm(torch.mm(queries, rows.T), rows)
 
@@ -53,7 +53,7 @@ def layer_products(model: ContextKV, batch: Batch, dtype: torch.dtype) -> Callab
 
     A weight matrix has three products: its output, the gradient of its input, and its own gradient. The
     query's input is the token embedding, which needs no gradient. Contexts take part in two
-    products, each followed by the gradient of its other factor.
+    products, and each also needs the gradient of its other factor.
     """
     sizes, (window, _) = model.config, batch.inputs
     weights = {name: weight.to(dtype) for name, weight in model.trained_weights().items() if weight.ndim == 2}
@@ -77,7 +77,7 @@ def layer_products(model: ContextKV, batch: Batch, dtype: torch.dtype) -> Callab
 
 
 def print_step(model: ContextKV, batch: Batch, config: Phase2Config, precision: str) -> None:
-    """Print the median times of a step's parts and of their products in milliseconds, and the ratio."""
+    """Print the median times of a step's parts and of their products in milliseconds, and their ratios."""
     dtype, count = DTYPES[precision], len(batch)
     (window, present), table = batch.inputs, model.wte.weight.detach().to(dtype)
     batch = replace(batch, inputs=(window.to(dtype), present))
@@ -104,7 +104,7 @@ def print_step(model: ContextKV, batch: Batch, config: Phase2Config, precision: 
 
 
 def main(samples: int, preset: str = "offline") -> None:
-    """Print the seconds of the reference and of the package side by side."""
+    """Print the times of the reference and of the package side by side."""
     settings = {"phase1.max_iterations": ITERATIONS, "phase2.max_epochs": 1}
     settings |= {"data.test_samples": 0, "runtime.precision": "auto"}
     config = ctxkv.build_config(preset, "published", samples, settings)

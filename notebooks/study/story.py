@@ -16,8 +16,8 @@ from tables import Interval, cells_of, change, ppls_of, read, tested
 
 LEFT, RIGHT = 8, 372  # edges of strips and axes
 WINDOW = 640  # tokens
-NEAR = 14  # number of nearest tokens with a slot each in `tuned`
-BLANK = 0.005  # share of places at which the most frequent token is correct
+NEAR = 14  # number of nearest tokens that have their own slot in `tuned`
+BLANK = 0.005  # share of positions at which the most frequent token is correct
 SIZE = 50  # training conversations in the waterfall chart
 MANY = 200  # training conversations in the comparison with alternatives to contexts
 BOLD = {"font_weight": 600}
@@ -26,10 +26,10 @@ KEYHOLES = read("keyholes/keyholes")["runs"]
 
 
 def named(recipe: str) -> np.ndarray:
-    """Compute how often a linear readout of the nearest slot names each token of the window.
+    """Compute how often a linear readout of the nearest slot correctly names each token of the window.
 
     Returns:
-        `[seeds, 640]`: shares between 0 and 1; column 0 is the present token.
+        shares between 0 and 1, `[seeds, 640]`. Column 0 is the present token.
     """
     back, rows = np.arange(WINDOW), []
     for run in (run for run in KEYHOLES if run["recipe"] == recipe):
@@ -40,7 +40,7 @@ def named(recipe: str) -> np.ndarray:
 
 
 def draw_keyholes() -> Picture:
-    """Draw the windows of both recipes as strips; tokens that can be named more often have more colour."""
+    """Draw both recipes' windows as strips. Tokens that can be named more often have more colour."""
     exact, tuned = (named(recipe).mean(axis=0) for recipe in ("exact", "tuned"))
     picture = Picture(
         352,
@@ -71,7 +71,7 @@ def log_place(back: float) -> float:
 
 
 def draw_strip(picture: Picture, y: float, shares: np.ndarray, place: Callable[[float], float]) -> None:
-    """Draw the tokens of the window; `place` runs from 0 for the present, at the right, to 1 at the left."""
+    """Draw the tokens of the window. `place` runs from 0 (the present, at the right) to 1 (at the left)."""
     width, back = RIGHT - LEFT, 0
     for share, alike in groupby(shares.round(3).tolist()):
         start, back = back, back + len(list(alike))
@@ -215,7 +215,7 @@ def draw_dots(
 
 
 def signed(percent: float) -> str:
-    """Write a change, with a true minus sign."""
+    """Format a change in per cent, with a true minus sign."""
     return f"{percent:+.{0 if abs(percent) >= 10 else 1}f}%".replace("-", "−")
 
 
@@ -224,7 +224,7 @@ def change_of(found: Interval) -> str:
 
 
 def draw_present() -> Picture:
-    """Draw what the 31 earlier contexts of `exact` are worth to the trained model, and in training."""
+    """Draw how perplexity changes if `exact` reads wrong earlier contexts, or is trained without them."""
     results, replaced, absent = read("evidence/evidence"), [], []
     for size in (50, 100, 500):
         runs = [run for run in results["runs"] if (run["recipe"], run["samples"]) == ("exact", size)]
@@ -236,7 +236,7 @@ def draw_present() -> Picture:
 
 
 def draw_instead() -> Picture:
-    """Draw what contexts and their alternatives gain over the present token alone."""
+    """Draw how much contexts and their alternatives improve on reading only the present token."""
     names = {
         "contexts": ("contexts", ORANGE),
         "tokens at the same slots": ("tokens at the same 32 slots", BLUE),

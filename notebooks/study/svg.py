@@ -10,22 +10,22 @@ from xml.sax.saxutils import escape, quoteattr
 
 PICTURES = Path(__file__).resolve().parents[1] / "pictures"
 WIDTH = 380  # units of the drawing
-SHOWN = 570  # width in pixels if there is room
+SHOWN = 570  # width of a picture in pixels, if there is room
 INK = "#757b84"
-BLUE, ORANGE, RUST = "#0072b2", "#d55e00", "#b34f00"  # white letters can be read on blue and rust
+BLUE, ORANGE, RUST = "#0072b2", "#d55e00", "#b34f00"  # white letters are readable on blue and rust
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 SMALL = 13  # smallest font size in units
 
 
 class Picture:
-    """A drawing to which each method adds a shape; x and y are in units, y grows downwards."""
+    """A drawing to which methods add shapes. x and y are in units, and y grows downwards."""
 
     def __init__(self, height: float, alternative: str) -> None:
         self.height, self.alternative = height, alternative
         self.shapes: list[str] = []
 
     def add(self, tag: str, content: str = "", **attributes: object) -> None:
-        """Add an element; an underscore in an attribute's name becomes a hyphen."""
+        """Add an element. Underscores in the names of attributes become hyphens."""
         listed = "".join(
             f" {name.replace('_', '-')}={quoteattr(_written(value))}" for name, value in attributes.items()
         )
@@ -34,7 +34,7 @@ class Picture:
     def text(
         self, x: float, y: float, words: str, fill: str = INK, size: float = SMALL, **more: object
     ) -> None:
-        """Write a line of text; `text_anchor` is "middle" or "end" if x is not its start."""
+        """Write a line of text. `text_anchor` is "middle" or "end" if x is not the start of the text."""
         self.add("text", escape(words), x=x, y=y, fill=fill, font_size=size, **more)
 
     def rect(

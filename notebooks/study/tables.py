@@ -18,15 +18,15 @@ from rows import LEFT_OUT, PAIRS, label
 from ctxkv_lib.report.difference import Interval, interval
 
 Cell = dict[str, Any]  # measurements with one seed; cells of n-grams have no `seed`
-Cells = dict[tuple[str, int], list[Cell]]  # by variant and number of training conversations
+Cells = dict[tuple[str, int], list[Cell]]  # keys: variant, and number of training conversations
 
 TOP = Path(__file__).resolve().parents[2]
 PAGES = ("docs/study.md", "README.md", "notebooks/study/README.md")
 TEN = (10, 50, 100, 200, 500, 1_000, 2_000)  # training conversations for rows with ten test conversations
-FIFTY = TEN[:5]  # and for rows with fifty
+FIFTY = TEN[:5]  # training conversations for rows with fifty test conversations
 SIZES = {10: TEN, 50: FIFTY}
-EPOCHS, PATIENCE = {"exact": 40, "others": 8}, 3  # epoch limit, and epochs without a gain that end a run
-DISTANCES = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)  # in part `evidence`
+EPOCHS, PATIENCE = {"exact": 40, "others": 8}, 3  # epoch limit; epochs without improvement that end a run
+DISTANCES = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)  # distances in part `evidence` in tokens
 
 
 def read(name: str) -> Any:
@@ -36,12 +36,12 @@ def read(name: str) -> Any:
 
 
 TEST = read("test_conversations")  # tokens and speakers, by the number of test conversations
-# Groups of test conversations that are drawn together: each alone, or all with the same speakers.
+# Groups of test conversations for intervals: single conversations, or all with the same speakers.
 GROUPS = {10: [range(10)], 50: [range(50), TEST["speakers"]["50"]]}
 
 
 def cells_in(results: Any) -> Iterator[Cell]:
-    """Yield the cells of a file of results; the name of a variant says if it has a cache."""
+    """Yield the cells of a file of results. The name of a variant says whether it has a cache."""
     for row in results.get("rows", ()):
         yield from ({**row, **cell} for cell in row["cells"])
     for samples, kinds in results.get("ngrams", {}).items():
@@ -53,7 +53,7 @@ def cells_in(results: Any) -> Iterator[Cell]:
 
 
 def cells_of(*names: str) -> Cells:
-    """Read files of results; cells of later files replace the same cells of earlier files."""
+    """Read files of results. Cells of later files replace the same cells of earlier files."""
     cells: Cells = {}
     for name in names:
         latest: Cells = {}
@@ -65,10 +65,10 @@ def cells_of(*names: str) -> Cells:
 
 @cache
 def tested(conversations: int) -> Cells:
-    """Read what was measured on the ten test conversations, or on the fifty.
+    """Read the measurements on ten or on fifty test conversations.
 
-    For variants that were trained twice, the runs in `cache` are read, whose losses by conversation are
-    known, so that tables and intervals use the same runs.
+    Some variants were trained twice. Only their runs in `cache` are read, since these have losses per
+    conversation. So tables and intervals use the same runs.
     """
     if conversations == 50:
         return cells_of(
@@ -78,7 +78,7 @@ def tested(conversations: int) -> Cells:
 
 
 def ppls_of(cells: Cells, variant: str, samples: int) -> list[float]:
-    """List the test perplexities of a variant, one per seed; the list is empty if it has not run."""
+    """List the test perplexities of a variant, one per seed. The list is empty if it has not run."""
     return [cell["test_ppl"] for cell in cells.get((variant, samples), ()) if "test_ppl" in cell]
 
 
@@ -89,21 +89,21 @@ def losses(conversations: int, variant: str, samples: int) -> list[list[float]]:
 
 
 def table(title: str, columns: Sequence[str | int], rows: Iterable[Sequence[str]]) -> str:
-    """Write a Markdown table; `columns` names all columns but the first and aligns them to the right."""
+    """Write a Markdown table. `columns` names all columns but the first and aligns them to the right."""
     names = [column if isinstance(column, str) else f"{column:,}" for column in columns]
     head, *body = (f"| {' | '.join(line)} |" for line in [[title, *names], *rows])
     return "\n".join([head, f"|---{'|---:' * len(columns)}|", *body])
 
 
 def spread(values: Sequence[float]) -> str:
-    """Write the mean and the standard deviation over seeds."""
+    """Format the mean and the standard deviation over seeds."""
     if not values:
         return "–"
     return f"{mean(values):,.1f}" + (f" ± {stdev(values):,.1f}" if len(values) > 1 else "")
 
 
 def levels(cells: Cells, variant: str, sizes: Sequence[int]) -> list[str]:
-    """Write the name of a variant and its test perplexity at each size."""
+    """List the name of a variant and its test perplexity at each size."""
     return [label(variant), *(spread(ppls_of(cells, variant, size)) for size in sizes)]
 
 
@@ -113,9 +113,9 @@ def percent(value: float) -> str:
 
 @cache
 def change(conversations: int, pair: str, samples: int) -> list[Interval]:
-    """Compare the two sides of a pair `A / B`, as `ctxkv.difference` does; empty if either side is missing.
+    """Compare the sides of a pair `A / B` as `ctxkv.difference` does. Return [] if a side is missing.
 
-    On the fifty conversations, a second interval treats all conversations with the same speakers as one.
+    With fifty conversations, a second interval treats all conversations with the same speakers as one.
     """
     sides = [losses(conversations, name, samples) for name in pair.split(" / ")]
     if not all(sides):
@@ -129,7 +129,7 @@ def change(conversations: int, pair: str, samples: int) -> list[Interval]:
 
 
 def compared(conversations: int, *pairs: str) -> str:
-    """Write the changes of pairs with intervals; with fifty conversations, also intervals by speakers."""
+    """Write the changes of pairs with intervals and, for fifty conversations, intervals by speakers."""
     sizes, lines = SIZES[conversations], []
     for pair in pairs:
         lines.append([" / ".join(map(label, pair.split(" / ")))])
@@ -141,7 +141,7 @@ def compared(conversations: int, *pairs: str) -> str:
 
 
 def validation() -> str:
-    """Compare with the original at its sizes, 100 and 500 conversations."""
+    """Write a comparison with the original at its sizes, 100 and 500 conversations."""
     cells = cells_of("full/sweep")
     lines = [("the original, UltraChat (NVIDIA L4)", 361.0, 175.7)]  # numbers from its report
     for variant, name in (
@@ -156,7 +156,7 @@ def validation() -> str:
 
 
 def ngrams() -> str:
-    """Write the test perplexity of recipes and n-grams, on the ten conversations."""
+    """Write the test perplexity of recipes and n-grams on ten test conversations."""
     chosen = ("exact", "exact, directional table", "kneser_ney", "kneser_ney_cache", "kneser_ney_caches")
     others = ("tuned, copying", "tuned", "kneser_ney_table_caches")
     lines = [levels(tested(10), name, TEN) for name in chosen + others]
@@ -166,7 +166,7 @@ def ngrams() -> str:
 
 
 def models() -> str:
-    """Write the test perplexity of contexts and their alternatives, on the fifty."""
+    """Write the test perplexity of contexts and their alternatives on fifty test conversations."""
     others = ("no contexts", "tokens at the same slots", "last 32 tokens", "all 640 tokens", "GRU")
     further, lines = ("gated, end to end", "contexts with copying", "kneser_ney_table_caches"), []
     for name in ("contexts", *others, *further):
@@ -178,7 +178,7 @@ def models() -> str:
 
 
 def first_study() -> str:
-    """Write the test perplexity of rows that exist only in the first study, on the ten conversations."""
+    """Write the test perplexity of rows that only the first study has, on ten test conversations."""
     cells = cells_of("baselines/sweep")
     names = (
         "contexts",
@@ -194,7 +194,7 @@ def first_study() -> str:
 
 
 def alternatives() -> str:
-    """Write the test perplexity and time of ordinary models and of the study's models, on the fifty."""
+    """Write the test perplexity and time of ordinary and of our models on fifty test conversations."""
     ours = ("exact", "contexts", "contexts with copying", "GRU", "kneser_ney_table_caches")
     theirs = dict.fromkeys(name for name, _ in cells_of("alternatives/sweep"))
     sizes, lines = (10, 50, 200), []
@@ -215,7 +215,7 @@ def epoch_seconds(variant: str) -> float:
 
 
 def memory() -> str:
-    """Write what each model keeps per sequence, what a token costs, and its perplexity."""
+    """Write what each model keeps per sequence, what a token costs, and the perplexity."""
     lines = []
     for name, cost in costs().items():
         kept = [format_bytes(cost.kept_bytes(tokens)) for tokens in (640, 100_000)]
@@ -228,7 +228,7 @@ def memory() -> str:
 
 
 def format_bytes(count: int) -> str:
-    """Write bytes in B, kB or MB, with at most three digits."""
+    """Format a number of bytes in B, kB or MB, with at most three digits."""
     for unit, size in (("MB", 1_000_000), ("kB", 1_000)):
         if count >= size:
             return f"{count / size:.{1 if count < 10 * size else 0}f} {unit}"
@@ -243,7 +243,7 @@ def phase1() -> str:
 
 
 def changes() -> str:
-    """Write the validation perplexity with 50 conversations of variants of `tuned`, the lowest first."""
+    """Write the validation perplexity of variants of `tuned` with 50 conversations, lowest first."""
     variants = {
         name: cells
         for (name, samples), cells in cells_of("levers/sweep", "memory/sweep").items()

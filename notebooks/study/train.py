@@ -1,6 +1,6 @@
 """Train a part of the study: `python notebooks/study/train.py PART`. All parts take days on 2 cores.
 
-Finished runs are reused; `ctxkv.difference` compares them. README.md says which rows of the results are
+Finished runs are reused. `ctxkv.difference` compares them. README.md says which rows of the results are
 missing here because they can no longer be trained.
 """
 
@@ -35,7 +35,7 @@ TOKENS = {"block": "plugins:TokenBlock", "model.context_dim": 768, "model.interm
 LAST = {**TOKENS, "layer.slots": "uniform", "model.interval": 1}
 PREDICTIVE = {"block": "plugins:PredictiveBlock", "model.intermediate_size": 2560, **UNTRAINED}
 FAST = {"phase2.learning_rate": 0.001, "phase2.max_epochs": 8}  # found by search.py for contexts and the GRU
-DECAYED = {**FAST, "phase2.weight_decay": 4.0}  # found for the other rows
+DECAYED = {**FAST, "phase2.weight_decay": 4.0}  # found by search.py for the other rows
 
 # The numbers of training conversations and the variants of each part.
 PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
@@ -89,7 +89,7 @@ PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
         "bias nearest, means to 160 tokens": {**TUNED, "block.longest_mean": 160.0},
         "bias nearest, random init, std 0.01": {**TUNED, **RANDOM, "phase1.weight_std": 0.01},
     }),
-    "full": ((100, 500), {  # `tuned` also has 1,000 and 2,000
+    "full": ((100, 500), {  # `tuned` was also trained with 1,000 and 2,000
         "published": {"recipe": "published"}, "exact": EXACT, "tuned": TUNED, "tuned, copying": COPYING,
     }),
     "fair": ((10, 50, 100, 200, 500), {
@@ -120,7 +120,7 @@ PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
         "exact, last tokens": {**EXACT, **FIFTY, "loss": "plugins:Recall"},
         "exact, next embedding": {**EXACT, **FIFTY, "loss": "plugins:NextEmbedding"},
     }),
-    "proposals": ((100,), {  # proposals of the original, with one change each
+    "proposals": ((100,), {  # changes that the original proposes, one at a time
         "base": PROPOSED,
         "interval 50": {**PROPOSED, "model.interval": 50},
         "interval 100": {**PROPOSED, "model.interval": 100},
@@ -144,7 +144,7 @@ def train(
     seeds: Iterable[int] = SEEDS,
     preset: str = "offline",
 ) -> dict[tuple[str, int, int], ctxkv.Run]:
-    """Run all variants at all sizes with all seeds; return the runs by variant, size and seed."""
+    """Run all variants at all sizes with all seeds. Return the runs by variant, size and seed."""
     runs = {}
     for size, seed, (name, variant) in product(samples, seeds, variants.items()):
         runs[name, size, seed] = run = ctxkv.run(configure(variant, size, seed, preset))

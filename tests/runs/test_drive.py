@@ -1,4 +1,4 @@
-"""Copies of run folders in Google Drive."""
+"""Tests of the copies of run folders in Google Drive."""
 
 import errno
 import re
@@ -65,7 +65,7 @@ def test_a_run_on_a_new_machine_goes_on_from_what_drive_holds(on_drive, tmp_path
 def test_weights_of_a_saved_model_that_every_machine_makes_alike_are_not_archived(
     on_drive, finished_run, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(drive, "SAME_EVERYWHERE", ("random",))  # as the table of this run
+    monkeypatch.setattr(drive, "SAME_EVERYWHERE", ("random",))  # this run's token table is random
     folder = Path(shutil.copytree(finished_run.path, tmp_path / "runs" / "run"))
     with kept_on_drive(folder):
         pass
@@ -100,7 +100,7 @@ def test_an_archive_is_written_every_two_minutes_and_when_a_run_stops(on_drive, 
 
 
 def test_finished_stages_win_over_a_state_that_was_not_deleted(on_drive, finished_run, tmp_path):
-    """As of a machine that was gone before it had deleted what is out of date."""
+    """Simulate a machine that disappears before it deletes an outdated archive."""
     folder = tmp_path / "runs" / "run"
     shutil.copytree(finished_run.path, folder)
     with kept_on_drive(folder):

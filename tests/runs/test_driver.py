@@ -1,4 +1,4 @@
-"""Stages are reused if they were made from the same, and recomputed, linked or refused if not.
+"""Stages are reused if their inputs are the same. Otherwise they are recomputed, linked or refused.
 
 The stages here are toys that write small text files, so that runs can be killed at each of their file
 operations. Different inputs always give different numbers.
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Toy:
-    """An experiment; `machine` stands for rounding, which no table names."""
+    """A toy experiment. `machine` stands for differences in rounding, which no table lists."""
 
     settings: dict = field(default_factory=lambda: {"phase1.rate": 0.1, "phase2.rate": 0.2})
     digests: dict = field(default_factory=lambda: {"code": "1", "training text": "a", "precision": "bf16"})
@@ -137,7 +137,7 @@ def read(work, name):
 
 
 def shown(path):
-    """What a reader sees of a run: the summary if the results hold, else None."""
+    """Return what a reader sees of a run: the summary if the results are valid, else None."""
     folder = RunFolder.read(path)
     if not folder.holds("results") or any(record.damage(path) for record in folder.records.values()):
         return None
@@ -156,7 +156,7 @@ OTHER_TEST, OTHER_MACHINE = replace(TOY, test_text="u"), replace(TOY, machine=1)
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-    """A function that gives what an undisturbed run of an experiment shows."""
+    """Return a function that computes the summary of an experiment in an undisturbed run."""
     shown_by = {}
 
     def expect(toy):
@@ -176,7 +176,7 @@ def finished(tmp_path):
 def test_a_finished_run_is_reused_and_its_metrics_are_replayed_if_it_goes_on(finished, expected, capsys):
     heard = []
     assert TOY.run(finished, listener=heard.append) == expected(TOY)
-    assert not heard  # `experiments.run` replays them
+    assert not heard  # `experiments.run` replays the metrics
     RunFolder.read(finished).drop("results")
     assert TOY.run(finished, listener=heard.append) == expected(TOY)
     assert [metric["stage"] for metric in heard if metric["replayed"]] == 2 * ["phase1"] + 2 * ["phase2"]
@@ -186,8 +186,8 @@ def test_a_finished_run_is_reused_and_its_metrics_are_replayed_if_it_goes_on(fin
 @pytest.mark.parametrize(
     ("toy", "reason"),
     [
-        (SLOWER, r"another experiment: phase2\.rate 0\.2, asked 0\.3; name another folder"),
-        (OTHER_PHASE1, r"another experiment: phase1\.rate 0\.1, asked 0\.3"),
+        (SLOWER, r"another experiment: phase2\.rate 0\.2 instead of 0\.3; name another folder"),
+        (OTHER_PHASE1, r"another experiment: phase1\.rate 0\.1 instead of 0\.3"),
         (OTHER_CODE, "a trained model, but the code differs; replace it with --again"),
         (OTHER_TEXT, "but the training text differs"),
         (OTHER_TEST, "but the test text differs"),
@@ -218,7 +218,7 @@ def test_an_unfinished_run_says_what_is_recomputed_and_why(tmp_path, expected, c
 
 
 def test_contexts_with_other_bytes_do_not_replace_what_was_trained_on_the_old_ones(finished, expected):
-    """As on another machine: the table of the contexts is the same, and their files are not."""
+    """On another machine, the table of the contexts is the same, but their files differ."""
     (finished / "caches/train").unlink()
     with pytest.raises(UserError, match=r"a trained model, but the files of contexts differ; .*--again"):
         OTHER_MACHINE.run(finished)
@@ -236,7 +236,7 @@ def test_contexts_are_linked_from_an_intact_run_beside(finished, expected, monke
     assert SLOWER.run(new) == expected(SLOWER)
     assert "contexts: taken from run, which was made from the same inputs." in capsys.readouterr().err
     assert (new / "caches/train").samefile(finished / "caches/train") == can_link
-    OTHER_CODE.run(finished, again=True)  # leaves the files of the other run as they are
+    OTHER_CODE.run(finished, again=True)  # does not change the files of the other run
     assert shown(new) == expected(SLOWER)
 
 
@@ -337,7 +337,7 @@ def killed_at(place, act):
     return child.exitcode
 
 
-# What is killed, starting from a finished run or from nothing, and what is run afterwards.
+# A finished run to start from (or None), the run that is killed, its `again`, and the run that follows.
 STORIES = {
     "a new run": (None, TOY, False, TOY),
     "again with different code": (TOY, OTHER_CODE, True, OTHER_CODE),
@@ -348,7 +348,7 @@ STORIES = {
 
 
 def is_right(path, toys, expected):
-    """Whether a folder shows nothing, or the numbers of the experiment that its records describe."""
+    """Return whether a folder shows nothing, or the numbers of the experiment that its records describe."""
     folder, visible = RunFolder.read(path), shown(path)
     described = [toy for toy in toys if not any(stage.differences(folder) for stage in toy.stages())]
     return visible is None or [visible] == [expected(toy) for toy in described]

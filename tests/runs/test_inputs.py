@@ -1,4 +1,4 @@
-"""What a run is computed from: code, settings and texts, and what it takes from a run beside it."""
+"""Tests of a run's inputs (code, settings and texts), and of contexts from a neighbouring run."""
 
 import json
 import os
@@ -25,8 +25,8 @@ from ctxkv_lib.runs.stages import experiment_stages
 
 TRAINED = {"settings", "contexts", "phase2"}
 TEXTS = {"contexts", "phase2"}
-# The stages whose tables another value of a setting, or of a setting of a group, changes, beside the stage
-# `settings`. Whoever adds a setting to `data` or `runtime` decides here what is computed with it.
+# The stages whose tables change with a setting, or with any setting of a group. The stage `settings` always
+# changes. If you add a setting to `data` or `runtime`, list here the stages that depend on it.
 CHANGED_BY = {
     "model": {"phase2"},
     "model.context_dim": {"contexts", "phase2"},
@@ -39,7 +39,7 @@ CHANGED_BY = {
     "runtime.embedding_cache": {"contexts"},
     "runtime.device": set(),
     "runtime.threads": set(),
-    "runtime.precision": set(),  # the precision that was chosen counts instead
+    "runtime.precision": set(),  # tables list the chosen precision instead
     "model.hidden_size": TEXTS,
     "data.samples": TEXTS,
     "data.validation_samples": TEXTS,
@@ -50,7 +50,7 @@ CHANGED_BY = {
     "data.corpus_samples": TEXTS,
     "data.unigram": {"phase2"},
 }
-# Settings whose other values need a network or a file: which texts and tokens these give has tests elsewhere.
+# Settings whose other values need a network or a file. Other tests check their texts and tokens.
 ELSEWHERE = {"data.source", "data.path", "data.split", "data.tokenizer", "data.corpus"}
 
 
@@ -63,7 +63,7 @@ def tables(config):
 
 
 def another(config, row):
-    """The configuration with another value of a setting."""
+    """Return the configuration with a different value for one setting."""
     value, is_number = row["value"], isinstance(row["value"], int | float)
     values = (value + 1, 2 * value, value / 2, not value) if is_number else (*row["meanings"], "1")[::-1]
     for candidate in values:
@@ -101,7 +101,7 @@ def test_a_users_part_changes_the_stage_that_is_computed_with_it(hook, part):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A copy of the package, whose code counts in the place of this one's."""
+    """Copy the package, and make digests read the code of the copy."""
     path = shutil.copytree(PACKAGE, tmp_path / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
     for module in (files, code_digest, inputs):
         monkeypatch.setattr(module, "PACKAGE", path)
@@ -170,11 +170,11 @@ def test_a_class_in_a_file_of_the_package_counts_and_is_tried(package, tiny_conf
         prepare(tiny_config, tmp_path / "run", block=name)
 
 
-SPLITS = {"train": 0, "test": 8, "corpus": 10, "validation": 12}  # the first conversation, of `tiny_settings`
+SPLITS = {"train": 0, "test": 8, "corpus": 10, "validation": 12}  # first conversation of each split
 
 
 def with_another(split, config, folder):
-    """The configuration with a file in which two conversations of a split are exchanged."""
+    """Return the configuration with a file in which two conversations of a split are swapped."""
     lines = Path(config.data.path).read_text().splitlines()
     first = SPLITS[split]
     lines[first : first + 2] = reversed(lines[first : first + 2])
@@ -184,7 +184,7 @@ def with_another(split, config, folder):
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory):
-    """A finished run, whose parts depend on all texts."""
+    """A finished run that depends on all texts."""
     folder = tmp_path_factory.mktemp("there")
     settings = {"phase2.max_epochs": 1, "data.unigram": "corpus", "runtime.precision": "bf16"}
     return run(build_config("ci", "exact", 8, local_experiment(folder) | settings), folder / "run")
@@ -249,7 +249,7 @@ def test_the_name_of_a_folder_says_what_was_changed(tmp_path, monkeypatch):
     config = build_config("ci", samples=3)
     name = run_folder_of(config).name
     assert name == "ci-exact-3"
-    monkeypatch.setenv("CTXKV_RUNS", str(tmp_path / "runs"))  # is read at the call
+    monkeypatch.setenv("CTXKV_RUNS", str(tmp_path / "runs"))  # read when the function is called
     assert run_folder_of(config) == tmp_path / "runs" / name
     changed = run_folder_of(config.replace({"phase2.patience": 7})).name
     assert changed.startswith("ci-exact-3-")

@@ -1,4 +1,4 @@
-"""Equal tensor files of runs are stored once, and the saved model is complete wherever its folder goes."""
+"""Equal tensor files of runs are stored once, and a saved model works wherever its folder is copied."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ def two(tmp_path_factory):
 
 @pytest.fixture
 def copies(two, tmp_path):
-    """Both runs, to be damaged, with their hard links."""
+    """Copy both runs with their hard links, so that a test may damage them."""
     root = tmp_path / "runs"
     for finished in two:
         copy = shutil.copytree(finished.path, root / finished.path.name)
@@ -48,7 +48,7 @@ def copies(two, tmp_path):
 
 
 def disk_use(*folders):
-    """Bytes that folders take together, each file once."""
+    """Return the bytes that folders take together, counting each file once."""
     files = [file.stat() for folder in folders for file in Path(folder).rglob("*") if file.is_file()]
     return sum({status.st_ino: status.st_size for status in files}.values())
 
@@ -123,5 +123,5 @@ def test_a_run_without_a_saved_model_is_used_from_its_checkpoint_and_gets_the_mo
         assert (out / name).is_file()
     assert (out / TABLE).read_bytes() == (two[0].path / TABLE).read_bytes()
     before = (out / TABLE).stat()
-    run(config, out, save_model=False)  # which leaves it as it is
+    run(config, out, save_model=False)  # does not touch the saved model
     assert (out / TABLE).stat().st_ino == before.st_ino

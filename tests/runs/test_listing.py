@@ -1,4 +1,4 @@
-"""Runs are found in folders, listed in their state with their results, and named by what differs."""
+"""Runs are found in folders, listed with their state and results, and named by their differences."""
 
 import re
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ def test_every_run_is_listed_in_its_state(tmp_path, monkeypatch):
     (write_run(tmp_path / "f", 100) / "checkpoint/settings.json").unlink()
     with (write_run(tmp_path / "g", 100) / "config.json").open("a") as file:
         file.write(" ")
-    with replacing(tmp_path / "half") as beside:  # as a copy from Drive that is being restored
+    with replacing(tmp_path / "half") as beside:  # like a copy from Drive that is being restored
         write_run(beside, 100)
         table = results()
     assert [(Path(path).name, state) for path, state in table.state.items()] == [
@@ -48,7 +48,7 @@ def test_every_run_is_listed_in_its_state(tmp_path, monkeypatch):
     assert f"make it again with `ctxkv run --out {tmp_path / 'f'}`" in lost.note
     lines = format_results(table).splitlines()
     assert re.search(r"a +finished +366\.4 .*  samples 100", lines[1])
-    assert len([line for line in lines if "make it again" in line]) == 3  # damaged ones
+    assert len([line for line in lines if "make it again" in line]) == 3  # one line per damaged run
     with pytest.raises(UserError, match="is not a folder; name the folder that holds your run folders"):
         results(tmp_path / "nowhere")
 

@@ -1,4 +1,4 @@
-"""What a finished run shows of its inside, on its own streams and on other text."""
+"""Tests of what an open run shows about its own streams and about new text."""
 
 from dataclasses import replace
 

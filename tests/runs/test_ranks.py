@@ -1,4 +1,4 @@
-"""Several processes give the same numbers as one, whichever process computes which rows."""
+"""Several processes compute the same numbers as one process."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from ctxkv_lib.runs.summary import load_run
 
 
 def processes(count, work, *arguments):
-    """Let so many forked processes do `work(*arguments)`, as a launcher would; errors are raised here."""
+    """Call `work(*arguments)` in `count` forked processes, as a launcher would. Raise their errors."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -30,7 +30,7 @@ def processes(count, work, *arguments):
 
 
 def environment(rank, count, port):
-    """The variables that a launcher sets for one of `count` processes."""
+    """Return the variables that a launcher sets for one of `count` processes."""
     where = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "MASTER_PORT": port}
     return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in where.items()}}
 
@@ -59,7 +59,7 @@ def test_two_processes_do_one_run(recipe, tmp_path):
 
 
 def meet_an_error(folder):
-    """An error without a message fails rank 0; rank 1 ends, and rank 0 then waits for it in vain."""
+    """Raise an error without a message on rank 0. Rank 1 ends, so rank 0 cannot communicate with it."""
     with pytest.raises((StopIteration, ranks.PeerFailed)) as raised:
         ranks.on_rank_0(lambda: next(iter(())))
     said = [type(raised.value).__name__, str(raised.value)]
@@ -80,7 +80,7 @@ def test_an_error_in_one_process_ends_all_with_a_sentence(tmp_path):
 
 @pytest.fixture
 def launched(monkeypatch):
-    """A function that sets the environment of one of two processes, as a launcher does."""
+    """Return a function that sets the environment of one of two processes, as a launcher does."""
 
     def launch(rank):
         for name, value in environment(rank, 2, 29500).items():
@@ -99,7 +99,7 @@ def test_fewer_gpus_than_processes_are_refused(monkeypatch, launched):
 def test_a_cluster_that_sets_ranks_for_every_program_starts_nothing(launched, monkeypatch):
     launched(1)
     monkeypatch.delenv("LOCAL_RANK")
-    monkeypatch.setattr(distributed, "init_process_group", Mock())  # waits for the other processes
+    monkeypatch.setattr(distributed, "init_process_group", Mock())  # the real function would wait
     ranks.join(torch.device("cpu"))
     assert not distributed.init_process_group.called
     assert (ranks.rank(), ranks.world_size()) == (0, 1)
@@ -109,6 +109,6 @@ def test_other_commands_work_in_one_process_and_only_rank_0_prints(launched, mon
     launched(0)
     assert "Only run and compare work in several processes" in printed_by("list", code=2)
     launched(1)
-    monkeypatch.setattr(sys, "stdout", sys.stdout)  # so that it is restored afterwards
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # pytest restores it afterwards
     assert main(["list"]) == 2
     assert capsys.readouterr().out == ""

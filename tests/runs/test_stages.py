@@ -1,4 +1,4 @@
-"""What the stages compute of streams: parts of a long one, samples for Phase 1, and the caches' dtypes."""
+"""Tests of what the stages compute: parts of long streams, samples for Phase 1, and dtypes of caches."""
 
 from types import SimpleNamespace
 
@@ -37,12 +37,12 @@ def test_phase_1_trains_on_even_samples_of_a_long_text():
         config = SimpleNamespace(phase1=config)
         inputs = SimpleNamespace(ids={"train": torch.arange(1001)}, config=config)
         ids = stages.phase1_ids(inputs)
-        assert torch.equal(stages.phase1_ids(inputs, ahead=1), ids + 1)  # the last of 1,001 tokens, too
+        assert torch.equal(stages.phase1_ids(inputs, ahead=1), ids + 1)  # includes the last of 1,001 tokens
         rows = ids.split(20)
         assert all((row.diff() == 1).all() for row in rows)
         return [int(row[0]) for row in rows], len(ids)
 
-    assert starts(max_tokens=100) == ([0, 245, 490, 735, 980], 100)  # up to the end, of 1,000 positions
+    assert starts(max_tokens=100) == ([0, 245, 490, 735, 980], 100)  # reaches the last of 1,000 positions
     assert starts(max_tokens=10) == ([0], 10)
     assert starts(max_tokens=1000) == ([*range(0, 1000, 20)], 1000)
 

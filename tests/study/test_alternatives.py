@@ -1,4 +1,4 @@
-"""The ordinary models of the study: their gradients, their windows, and a whole training run."""
+"""Tests of the study's ordinary models: gradients, windows, and a whole training run."""
 
 import alternatives
 import pytest
@@ -54,7 +54,7 @@ def test_steps_are_consecutive_rows_of_the_stream():
     torch.manual_seed(1)
     steps = alternatives.batches(torch.arange(101), 8, 2)
     assert steps.shape[1:] == (2, 9)
-    assert (steps[1:, :, 0] == steps[:-1, :, -1]).all()  # a row goes on in the next step
+    assert (steps[1:, :, 0] == steps[:-1, :, -1]).all()  # rows continue in the next step
     assert steps[..., 1:].unique().numel() == steps[..., 1:].numel()
 
 

@@ -1,4 +1,4 @@
-"""The bytes that models keep are those of real tensors."""
+"""The computed costs agree with real tensors and with torch's count of operations."""
 
 import plugins
 import pytest
@@ -59,7 +59,7 @@ def test_tokens_are_kept_as_ids():
 
 
 def test_the_last_token_takes_the_multiplications_that_torch_counts(embeddings):
-    """A layer of `exact` on one position: those of matrices and of attention to the slots."""
+    """Count the operations of the layer of `exact` and its block for one position."""
     model = ContextKV(ModelConfig(), vocab_size=10)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.layer(embeddings[0, :1], torch.zeros(1, 32, 256), torch.ones(1, 32, dtype=torch.bool))

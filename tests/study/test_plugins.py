@@ -1,4 +1,4 @@
-"""Plug-ins of the study: each trains, and is what its name says."""
+"""Each plug-in of the study trains, and computes what its name says."""
 
 import copy
 from types import SimpleNamespace
@@ -16,11 +16,11 @@ from ctxkv_lib.method.phase2 import epoch_order
 CONFIG = ctxkv.ModelConfig(
     hidden_size=24, context_dim=16, num_heads=4, intermediate_size=64, interval=3, max_contexts=4
 )
-PHASE1 = SimpleNamespace(clip_norm=1.0, centroid_weight=0.1)  # what a block's training reads of its settings
+PHASE1 = SimpleNamespace(clip_norm=1.0, centroid_weight=0.1)  # the settings that training a block reads
 
 
 def falls(module, loss):
-    """Whether ten steps lower the loss, and reach every parameter."""
+    """Return whether ten steps lower the loss. Every parameter must get a gradient."""
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.01)
     first = loss().item()
     for _ in range(10):
@@ -38,7 +38,7 @@ def _seeded():
 
 @pytest.mark.parametrize("kind", [plugins.NoContext, plugins.CausalAttention, plugins.GRU])
 def test_a_layer_that_reads_tokens_trains(kind):
-    """A run tries whether it reads ahead."""
+    """Every run checks that its layer does not read ahead, so this test need not."""
     layer, embeddings, target = kind(CONFIG, kind.Settings()), torch.randn(2, 20, 24), torch.randn(2, 15, 24)
     assert falls(layer, lambda: F.mse_loss(layer(embeddings, 5), target))
 

@@ -1,4 +1,4 @@
-"""The probe, on contexts whose memory is known, and against plain formulas."""
+"""Tests of the probe on contexts whose memory is known, and against plain formulas."""
 
 import math
 
@@ -20,7 +20,7 @@ from probe import (
 
 from ctxkv_lib.method.caches import Cache
 
-HELD = 3  # tokens that the contexts below encode
+HELD = 3  # number of tokens that the contexts below encode
 
 
 def embeddings():
@@ -28,7 +28,7 @@ def embeddings():
 
 
 def stream(count, seed):
-    """Random tokens, and contexts: the last `HELD` embeddings side by side, with noise, and a constant."""
+    """Return random tokens and contexts that hold the last `HELD` embeddings, with noise, and a constant."""
     draw = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, 40, (count,), generator=draw)
     rows = F.pad(tokens, (HELD - 1, 0))
@@ -85,13 +85,13 @@ def test_a_run_is_probed_beside_untrained_blocks_and_halfway_through_what_is_rea
     state, fit, streams = torch.get_rng_state(), probe.decodability, []
     monkeypatch.setattr(probe, "decodability", lambda *given: streams.append(given[1]) or fit(*given))
     found = encoded(trained.model, trained.caches)
-    assert torch.equal(streams[-1].contexts, trained.stream("val").contexts())  # each after its token
+    assert torch.equal(streams[-1].contexts, trained.stream("val").contexts())  # after their tokens
     assert torch.equal(torch.get_rng_state(), state)
     assert list(found["untrained"]) == ["0.1", "0.01"]
     for block in (found, *found["untrained"].values()):
         assert [row["distance"] for row in block["decodability"]] == distances(3, 12)
         assert 0 <= block["window_share"] <= 1
-    monkeypatch.setattr(probe, "ROWS", {"train": 40, "val": 12})  # distances end halfway through these
+    monkeypatch.setattr(probe, "ROWS", {"train": 40, "val": 12})  # distances reach half of this
     found = encoded(trained.model, trained.caches)
     assert [row["distance"] for row in found["decodability"]] == distances(3, 7)
 
@@ -118,5 +118,5 @@ def test_other_windows_are_those_of_positions_half_the_stream_away(count, monkey
         assert each["ppl"] == pytest.approx(losses[name].mean().exp().item(), rel=1e-5)
         assert each["percent"] == pytest.approx(100 * change.mean().expm1().item(), rel=1e-3, abs=1e-3)
         assert each["error"] == pytest.approx(100 * change.mean().exp().item() * error, rel=1e-3)
-    monkeypatch.setattr(probe, "POSITIONS", 5)  # drawn of all
+    monkeypatch.setattr(probe, "POSITIONS", 5)  # a random sample
     assert other_contexts(model, cache)["positions"] == min(5, len(positions))

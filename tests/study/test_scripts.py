@@ -1,4 +1,4 @@
-"""Scripts of the study: training, search, evidence and caches, on preset ci."""
+"""Tests of the study's scripts (training, search, evidence, caches and speed) with preset `ci`."""
 
 import evidence
 import ngram_caches
@@ -22,7 +22,7 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Two variants with two seeds, by name, size and seed."""
+    """Train two variants with two seeds. Return the runs by name, size and seed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CTXKV_RUNS", str(tmp_path_factory.mktemp("study")))
         runs = train.train(VARIANTS, [2], [1, 2], "ci")
@@ -77,7 +77,7 @@ def test_only_slots_from_a_distance_on_take_other_contexts(trained):
 
 def test_tokens_are_held_as_well_as_the_nearest_slot_that_read_them_tells():
     decoded = [{"distance": 0, "r2": 1.0}, {"distance": 1, "r2": 0.5}, {"distance": 2, "r2": -0.1}]
-    r2 = evidence.held([0, 2, 5], decoded)  # tokens 1, 2, 3, 4, 5 back: from slot 0, 2, 2, 2, 5
+    r2 = evidence.held([0, 2, 5], decoded)  # slots 0, 2, 2, 2, 5 hold tokens 1 to 5
     assert r2[:3] == pytest.approx([0.5, (1 + 0.5 + 0) / 3, (1 + 0.5 + 0 + 0 + 0) / 5])
 
 
@@ -91,7 +91,7 @@ def test_a_cache_counts_what_followed_the_same_history():
     without, mixed = ngram_caches.with_caches(streams, {"val": [found], "test": [np.full(6, np.nan)]})
     assert without == streams
     assert np.log(mixed["val"]).sum() > np.log(streams["val"]).sum()
-    assert mixed["val"][0] == streams["val"][0]  # where the cache has nothing
+    assert mixed["val"][0] == streams["val"][0]  # the cache has no prediction here
     assert mixed["test"].tolist() == streams["test"].tolist()
 
 

@@ -1,4 +1,4 @@
-"""The pictures of the first page, the README and the notebooks."""
+"""Tests of the pictures on the first page, in the README and in the notebooks."""
 
 import re
 from xml.etree import ElementTree
