@@ -1,4 +1,4 @@
-"""Errors: what a notebook shows of them, and what they keep."""
+"""Errors: what a notebook shows, and which variables stay available for `%debug`."""
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -39,4 +39,4 @@ def test_frames_of_full_memory_are_cleared_and_those_of_the_users_own_error_are_
     frame = error.__traceback__
     while frame.tb_next:
         frame = frame.tb_next
-    assert ("inputs" in frame.tb_frame.f_locals) == is_kept  # `%debug` shows them
+    assert ("inputs" in frame.tb_frame.f_locals) == is_kept  # `%debug` shows these variables
