@@ -1,4 +1,4 @@
-"""Shared fixtures and helpers: a tiny model, stream and experiment on a local file, without network."""
+"""Shared fixtures and helpers: a tiny model, stream and experiment. They need no network."""
 
 import importlib
 import json
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core per test worker by default
-if not any("gpu" in Path(word).parts for word in sys.argv):  # only tests/gpu, if named, use a GPU
+if not any("gpu" in Path(word).parts for word in sys.argv):  # use a GPU only if tests/gpu is requested
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # `ctxkv` sets this, too, if it runs outside a terminal
 os.environ.pop("CTXKV_RUNS", None)  # tests write runs to their own folders
@@ -151,7 +151,7 @@ def lines_of(folder: Path) -> list[dict]:
 
 
 def outcome(folder: Path) -> dict[str, object]:
-    """Return a run folder's file names and numbers, without the numbers that differ between equal runs."""
+    """Return a run folder's file names and its numbers, except for the entries in `CHANGING`."""
 
     def lasting(value):
         if isinstance(value, dict):

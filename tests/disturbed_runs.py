@@ -111,7 +111,7 @@ class Laboratory:
         return in_child(act, kill_after)
 
     def killed_at(self, out: Path, place: int) -> Outcome:
-        """Run the experiment, and kill it at a place that `at_renames` counts."""
+        """Run the experiment, and kill it at one of the places that `at_renames` counts."""
         return self.run(out, lambda: at_renames(lambda here, _: die() if here == place else None))
 
     def after(self, name: str) -> int:

@@ -99,7 +99,7 @@ def _sha1(body: bytes) -> str:
 
 
 def forget_connections() -> None:
-    """Make huggingface_hub open new connections. The name of its function depends on the version."""
+    """Make huggingface_hub open new connections. Old versions use a different name for the function."""
     utils = huggingface_hub.utils
     getattr(utils, "close_session", getattr(utils, "reset_sessions", None))()
 

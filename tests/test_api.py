@@ -1,4 +1,4 @@
-"""The public names of the package: which there are, when they are imported, and who uses them."""
+"""The public names of the package: what they are, when they are imported, and where they are used."""
 
 import ast
 import re

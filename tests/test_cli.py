@@ -28,7 +28,7 @@ COMMAND = [sys.executable, "-m", "ctxkv_lib"]
 NGRAMS = {"kneser_ney": {"val_ppl": 3.0, "test_ppl": 3.0}}
 
 
-def test_info_prints_the_published_sizes_and_knows_the_tokens_of_the_published_data_alone(printed_by):
+def test_info_prints_the_published_sizes_and_knows_only_the_tokens_of_the_published_data(printed_by):
     text = printed_by("info", "--train-tokens", 587970, "--val-tokens", 22723)
     for number in ("45,163,264", "6,301,440 (13.95%)", "621 contexts, 626 KiB", "574", "1,722", "2,38"):
         assert number in text, number
@@ -147,7 +147,7 @@ def test_the_estimate_leaves_out_the_first_step_which_warms_up(monkeypatch):
 
 def test_the_line_of_an_epoch_says_when_training_ends(capsys):
     show = progress.epoch_printer(Phase2Config(max_epochs=6, patience=2))
-    for line in epoch_lines(EPOCHS[500]):  # 12.5 s each; the third is the best
+    for line in epoch_lines(EPOCHS[500]):  # 12.5 s per epoch; the third is best
         show(line)
     ends = [line.rpartition("; ends in ")[2] for line in capsys.readouterr().out.splitlines()]
     assert ends[:4] == [f"{left} at the latest" for left in ("62 s", "50 s", "38 s", "25 s")]
@@ -283,7 +283,7 @@ def test_ctrl_c_stops_with_a_sentence(tmp_path, tiny_settings):
     assert "Finished stages and saved epochs are kept" in err
 
 
-def test_ctrl_c_while_modules_load_is_one_line(monkeypatch, capsys):
+def test_ctrl_c_while_modules_load_prints_one_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "ctxkv_lib.cli")
     monkeypatch.setattr(sys, "meta_path", [Mock(find_spec=Mock(side_effect=KeyboardInterrupt))])

@@ -212,7 +212,7 @@ def test_sizes_that_are_not_given_fit_the_data(tmp_path):
     assert f"{path}: 40 conversations, 32 for training, 4 for validation, 4 for the test" in line
     assert "1,000 of chitchat-dataset and all of these but validation and test" in line
     assert compared_samples(config) == (6, 32)
-    assert compared_samples(_fitted(path)[0]) == (23, 23)  # fewer would not fill two windows
+    assert compared_samples(_fitted(path)[0]) == (23, 23)  # all 23 are needed to fill two windows
     # The validation text fills two windows, but takes at most a third of the conversations.
     assert _fitted(path)[0].data.validation_samples == 13
     window["model.max_contexts"] = len(_text(40))  # eight conversations fill two windows
@@ -220,7 +220,7 @@ def test_sizes_that_are_not_given_fit_the_data(tmp_path):
     data = _fitted(_jsonl(tmp_path, 1010), window)[0].data
     assert (data.validation_samples, data.test_samples) == (100, 100)  # the maximum
     asked = {"data.validation_samples": 3}
-    for samples, test in {25: 4, 36: 1, 37: 0}.items():  # a tenth, if training leaves that many
+    for samples, test in {25: 4, 36: 1, 37: 0}.items():  # a tenth, if training leaves enough
         assert _fitted(_jsonl(tmp_path, 40), asked, samples=samples)[0].data.test_samples == test
     with pytest.raises(UserError, match="has 1 conversation; to train and validate, give 2"):
         _fitted(_jsonl(tmp_path, 1))

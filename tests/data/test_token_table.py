@@ -152,7 +152,7 @@ def test_seen_tokens_have_length_one_and_others_are_noise(hidden_size, neighbour
 
 @pytest.fixture
 def corpus(tmp_path):
-    """Return a function that writes 30 texts and returns their settings; texts 16 to 25 make the table."""
+    """Return a function that writes texts 0 to 29 and returns settings; 16 to 25 are for the token table."""
 
     def write(changed=None, **settings):
         texts = [f"text {n} about thing {n % 7} and the weather" for n in range(30)]

@@ -54,7 +54,7 @@ class Target:
 
 
 class NextToken(nn.Module):
-    """A Phase 1 loss with weights that predicts the next embedding, as a user might write it."""
+    """A Phase 1 loss that has weights and predicts the next embedding, as a user might write it."""
 
     def __init__(self, context_dim, hidden_size):
         super().__init__()

@@ -122,7 +122,7 @@ def misnamed(contexts, embedding):
 
 
 class Blind(nn.Module):
-    """A loss with weights that ignores the contexts, so that no gradient reaches them."""
+    """A loss that has weights but ignores the contexts, so that no gradient reaches them."""
 
     def __init__(self, context_dim, hidden_size):
         super().__init__()

@@ -62,7 +62,7 @@ def test_a_killed_run_ends_with_the_numbers_of_an_undisturbed_one(laboratory, tm
 
 
 def test_a_record_is_used_only_with_the_files_it_was_made_with(laboratory, tmp_path):
-    """Kill a run, kill it on another text before that is recorded, and resume with the first text."""
+    """Kill a run, kill it on another text before the record is written, and resume with the first text."""
     out = tmp_path / "run"
     laboratory.killed_at(out, laboratory.after("checkpoint/weights.safetensors") - 1)
     write_conversations(laboratory.data, 16, seed=1)
@@ -132,7 +132,7 @@ def test_every_killed_run_ends_with_the_numbers_of_an_undisturbed_one(laboratory
     draw, ended = random.Random(1), Counter()
     for number in range(KILLS // 2):
         out = tmp_path / str(number)
-        if number % 5 == 4:  # first kill a run on other data here
+        if number % 5 == 4:  # first, kill a run on other data in `out`
             write_conversations(laboratory.data, 16, seed=number)
             laboratory.killed_at(out, draw.randrange(len(laboratory.renames)))
             write_conversations(laboratory.data, 16)
@@ -158,7 +158,7 @@ def test_damaged_files_are_repaired_refused_or_harmless(laboratory, tmp_path):
         out = tmp_path / "damaged"
         shutil.copytree(source, out)
         others = {file: other.reference / file.relative_to(out) for file in files_of(out)}
-        if damage is swap:  # only with a file of different content
+        if damage is swap:  # swap only files that differ
             others = {f: o for f, o in others.items() if o.is_file() and f.read_bytes() != o.read_bytes()}
         victim = draw.choice(list(others))
         damage(victim, draw, others[victim])

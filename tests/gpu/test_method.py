@@ -1,4 +1,4 @@
-"""On a GPU, both phases and the saved model reach the numbers of a CPU, and the CPU seldom waits for it."""
+"""Both phases and saved models give the same numbers on a GPU as on a CPU, which seldom waits for the GPU."""
 
 import pytest
 import torch

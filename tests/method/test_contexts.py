@@ -1,4 +1,4 @@
-"""Exact contexts equal the token-by-token recurrence for any block; parallel passes equal the original's."""
+"""Exact contexts equal the recurrence for any block, and parallel passes equal those of the original."""
 
 import pytest
 import torch

@@ -8,7 +8,7 @@ from ctxkv_lib.method.losses import frozen_head_cross_entropy
 
 @pytest.fixture(params=["_by_vocabulary", "_by_rows"])
 def any_device(request, monkeypatch):
-    """Compute as on a CPU or as on other devices, with chunks small enough that several are needed."""
+    """Compute with the code for CPUs or with the code for other devices, in small chunks."""
     monkeypatch.setattr(losses, "_by_vocabulary", getattr(losses, request.param))
     monkeypatch.setattr(losses, "VOCABULARY_CHUNK", 32)
     monkeypatch.setattr(losses, "CPU_ROWS", 5)

@@ -107,7 +107,7 @@ def test_generation_and_beam_search_give_the_same_with_and_without_a_cache(shape
     batch[0, 11:], batch[1], mask[0, :11] = *prompts, 0
     found = model.generate(batch, attention_mask=mask, **options)
     assert [found[0, 11:].tolist(), found[1].tolist()] == expected
-    options |= {"num_beams": 3, "num_return_sequences": 3}  # lower beams, too: they change places
+    options |= {"num_beams": 3, "num_return_sequences": 3}  # several beams, since beams change places
     options |= {"return_dict_in_generate": True, "output_scores": True}
     searched, plain = (
         model.generate(tiny_ids(9)[None], use_cache=cached, **options) for cached in (True, False)
@@ -244,7 +244,7 @@ def test_a_resized_table_computes_the_same_for_tokens_that_stay(tmp_path, count)
     assert not model.get_input_embeddings().weight.requires_grad
     model.save_pretrained(tmp_path)
     saved = ContextKVForCausalLM.from_pretrained(tmp_path)
-    torch.testing.assert_close(saved(ids).logits, resized)  # other alignment: not bit by bit
+    torch.testing.assert_close(saved(ids).logits, resized)  # not bitwise: memory is aligned differently
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ def train_reference(p, ids, config):
     return reference.phase1(p, p["wte.weight"], ids, config, seed=7)
 
 
-@pytest.mark.parametrize("batch_size", [100, 333, 5000])  # 333 leaves one of 1,000 positions
+@pytest.mark.parametrize("batch_size", [100, 333, 5000])  # 333 leaves a batch of 1 position
 def test_every_iteration_equals_the_reference(batch_size):
     ids, model = tiny_ids(1001), tiny_method()
     config = Phase1Config(max_iterations=21, batch_size=batch_size)
@@ -129,7 +129,7 @@ def test_divergence_raises_and_listeners_get_only_finite_numbers(changes, cause,
 
 
 class Recording(nn.Module):
-    """An objective with one weight that records its arguments."""
+    """An objective that has one weight and records its arguments."""
 
     def __init__(self):
         super().__init__()

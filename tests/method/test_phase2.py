@@ -149,7 +149,7 @@ def test_the_loss_within_an_epoch_is_the_mean_of_fifty_steps(monkeypatch):
             heard.append(metric)
 
     monkeypatch.setattr(phase2, "train_step", lambda *_: torch.tensor(7.0 * next(losses)))
-    train(Phase2Config(max_epochs=2, batch_size=7), loop=Hearing())  # step 200 ends the epoch
+    train(Phase2Config(max_epochs=2, batch_size=7), loop=Hearing())  # step 200 ends an epoch
     places = [(epoch, step) for epoch in (1, 2) for step in (50, 100, 150)]
     expected = [(epoch, step, 200 * (epoch - 1) + step - 25.5) for epoch, step in places]
     assert [(line["epoch"], line["step"], line["loss"]) for line in heard] == expected

@@ -28,11 +28,11 @@ def test_a_difference_compares_perplexities_and_weights_conversations_by_tokens(
     assert interval(base + np.log(1.1), base, tokens) == pytest.approx((10, 10, 10))
     percent, low, high = interval(*arrays([[0.1, 0.3]], [[0, 0]], [1, 3]))
     assert percent == pytest.approx(28.40254)  # exp((0.1 + 3 * 0.3) / 4)
-    assert (low, high) == pytest.approx((10.51709, 34.98588))  # one conversation drawn twice
+    assert (low, high) == pytest.approx((10.51709, 34.98588))  # if one conversation is drawn twice
 
 
 def test_the_same_seeds_are_compared_in_pairs():
-    """What a seed does to both variants alike affects neither the difference nor its interval."""
+    """An effect of the seed on both variants changes neither the difference nor its interval."""
     losses, base = arrays([[2.0, 2.0], [5.0, 5.0], [11.0, 11.0]], [[2.0, 2.0], [5.0, 5.0], [11.0, 11.0]])
     assert interval(losses + np.log(1.2), base, np.array([1, 3])) == pytest.approx((20, 20, 20))
     _, low, high = interval(losses, base[:1], np.array([1, 3]))  # different numbers of seeds: no pairs
@@ -41,7 +41,7 @@ def test_the_same_seeds_are_compared_in_pairs():
 
 
 def test_seeds_have_the_interval_of_students_t():
-    """Only seeds differ: mean and deviation are 0.03, and t for 2 degrees of freedom is 4.303."""
+    """Only seeds differ. Mean and deviation are 0.03, and t is 4.303 for 2 degrees of freedom."""
     losses, base, tokens = arrays([[0.0] * 6, [0.03] * 6, [0.06] * 6], np.zeros((3, 6)), [1] * 6)
     nats = np.log1p(np.array(interval(losses, base, tokens, draws=200_000)) / 100)
     assert nats == pytest.approx([0.03, 0.03 - 4.303 * 0.03 / 3**0.5, 0.03 + 4.303 * 0.03 / 3**0.5], rel=0.03)

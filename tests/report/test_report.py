@@ -41,7 +41,7 @@ def labels(report):
 
 
 @pytest.mark.parametrize("options", EVERY_KIND, ids=str)
-def test_both_languages_say_the_same_of_every_kind_of_run(options):
+def test_both_languages_say_the_same_about_every_kind_of_run(options):
     found = [sample_run(100, **options), sample_run(500, **options)]
     for runs in (found, found[1:]):
         english, japanese = write_report(runs), write_report(runs, "ja")
@@ -150,7 +150,7 @@ def test_a_report_of_many_runs_has_a_row_per_run_and_the_epochs_of_the_best():
     assert "Settings that differ" not in write_report([sample_run(500)] * 4)
 
 
-def test_many_runs_that_differ_in_samples_alone_have_a_change():
+def test_many_runs_that_differ_only_in_samples_show_the_change():
     runs = [sample_run(count) for count in (100, 200, 300, 500)]
     assert row(write_report(runs).partition("| Val PPL |")[2], "change")[0] == "-51.1%"
 

@@ -63,7 +63,7 @@ def test_hover_text_names_epoch_quantity_and_unit_and_a_swipe_scrolls_the_page()
     assert (figure.layout.xaxis.tickprefix, figure.layout.dragmode) == ("Epoch ", False)
 
 
-def test_eight_runs_have_eight_looks():
+def test_eight_runs_look_different():
     traces = plotly_curves({f"run {n}": sample_run(100).summary for n in range(8)}).data
     points = [trace for trace in traces if trace.showlegend]
     assert len({(trace.line.color, trace.marker.symbol[0]) for trace in points}) == 8
@@ -76,7 +76,7 @@ def test_without_plotly_a_picture_is_shown_and_a_message_says_how_to_install_it(
     assert "Install it with `pip install plotly`" in capsys.readouterr().err
 
 
-def test_no_run_is_refused():
+def test_an_empty_list_of_runs_is_refused():
     with pytest.raises(UserError, match="name at least one run folder"):
         explore_runs([])
 

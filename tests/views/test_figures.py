@@ -57,7 +57,7 @@ def test_a_first_training_perplexity_does_not_flatten_the_other_curves(summaries
     assert "↑ above the axis: training in epoch 1: 2,905" in labels(figure)
 
 
-def test_eight_runs_have_eight_looks_and_a_legend(summaries):
+def test_eight_runs_look_different_and_have_a_legend(summaries):
     figure = ppl_curves({f"run {n}": summaries["500 samples"] for n in range(8)})
     lines = [line for line in figure.axes[0].get_lines() if line.get_label().startswith("run")]
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == 8
@@ -92,7 +92,7 @@ def test_phase_1_is_drawn_with_the_rate_at_which_it_stops():
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_memory_has_a_bar_to_what_is_held_and_a_line_to_the_peak(gpu):
+def test_memory_bars_show_what_is_held_and_lines_show_the_peak(gpu):
     figure = memory_by_stage({"here": sample_run(gpu=gpu).summary["memory"], "L4": PUBLISHED[500]["memory"]})
     here, original = figure.axes
     held = [bar.get_width() for bar in here.patches]
