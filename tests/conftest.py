@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny model, a tiny stream, a tiny experiment on the user's own file. No network."""
+"""Shared fixtures and helpers: a tiny model, stream and experiment. They need no network."""
 
 import importlib
 import json
@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # by default a test worker uses one core
-if not any("gpu" in Path(word).parts for word in sys.argv):  # only `tests/gpu`, if named, use a GPU
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core per test worker by default
+if not any("gpu" in Path(word).parts for word in sys.argv):  # use a GPU only if tests/gpu is requested
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as `ctxkv` sets it before the import, off a terminal
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # `ctxkv` sets this, too, if it runs outside a terminal
 os.environ.pop("CTXKV_RUNS", None)  # tests write runs to their own folders
 
 from tiny import *  # noqa: F403
@@ -46,7 +46,7 @@ def shared_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def light_runs():
-    """Let runs skip pictures and not wait for the disk, which halves the time of a tiny run."""
+    """Let runs draw no pictures and skip `fsync`; this halves the time of a tiny run."""
     from ctxkv_lib.views import figures
 
     with pytest.MonkeyPatch.context() as patch:
@@ -63,12 +63,12 @@ def empty_picture(_, path):
 
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
-    """Give a test a shared cache of its own."""
+    """Give the test its own shared cache."""
     monkeypatch.setenv("CTXKV_CACHE", str(tmp_path / "cache"))
 
 
 def flip(path, draw=None, _=None):
-    """Change one bit, in the middle or at a random place."""
+    """Flip one bit of a file, in the middle or at a random place."""
     content = bytearray(path.read_bytes())
     if content:
         bit = draw.randrange(8 * len(content)) if draw else 4 * len(content)
@@ -77,7 +77,7 @@ def flip(path, draw=None, _=None):
 
 
 def cut(path, draw=None, _=None):
-    """Remove the last five bytes, or a random number of bytes."""
+    """Remove the last five bytes of a file, or a random number of bytes from its end."""
     size = path.stat().st_size
     os.truncate(path, draw.randrange(size + 1) if draw else size - 5)
 
@@ -90,7 +90,7 @@ def damage(request):
 
 @pytest.fixture
 def own_module(tmp_path, monkeypatch):
-    """Return a function that writes a user's module, to be imported anew, and returns its name."""
+    """Return a function that writes a user's module, forgets its earlier import, and returns its name."""
 
     def write(name, source):
         (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
@@ -99,7 +99,7 @@ def own_module(tmp_path, monkeypatch):
         return name
 
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # stale bytecode of equal size would run
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # else a rewritten module may run its old bytecode
     return write
 
 
@@ -119,7 +119,7 @@ def printed_by(capsys):
 
 
 def stop_at(stage: str, number: int | None = None):
-    """Return a listener that interrupts at the first metric of a stage, iteration or epoch."""
+    """Return a listener that interrupts a stage at its first metric, or at the given iteration or epoch."""
 
     def listener(metric):
         if metric["stage"] == stage and number in (None, metric.get("iteration") or metric.get("epoch")):
@@ -129,7 +129,7 @@ def stop_at(stage: str, number: int | None = None):
 
 
 def in_python(program: str, *arguments: object, **options) -> str:
-    """Return what a program prints in a new process, which must succeed; options as in `subprocess.run`."""
+    """Run Python code in a new process and return what it prints. `options` go to `subprocess.run`."""
     command = [sys.executable, "-c", program, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, **options)
     assert done.returncode == 0, done.stderr
@@ -141,7 +141,7 @@ def settings_of(values) -> list[str]:
 
 
 def tiny_run(folder, settings) -> list[str]:
-    """Return the arguments of a run into `folder` that takes a second or two."""
+    """Return command-line arguments for a run into `folder` that takes a second or two."""
     return ["run", "--preset", "ci", "--samples", "8", "--out", str(folder), *settings_of(settings)]
 
 
@@ -151,7 +151,7 @@ def lines_of(folder: Path) -> list[dict]:
 
 
 def outcome(folder: Path) -> dict[str, object]:
-    """Return a run folder's file names, and its numbers except those that differ between runs."""
+    """Return a run folder's file names and its numbers, except for the entries in `CHANGING`."""
 
     def lasting(value):
         if isinstance(value, dict):
@@ -166,7 +166,7 @@ def outcome(folder: Path) -> dict[str, object]:
 
 
 def sources(notebook: Path, kind: str = "code") -> dict[str, str]:
-    """Return the text of each cell of a kind, by cell id."""
+    """Return the text of every cell of one kind, by cell id."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return {cell["id"]: "".join(cell["source"]) for cell in cells if cell["cell_type"] == kind}
 
@@ -188,7 +188,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def saved_model(tmp_path_factory, tokenizer):
-    """Return the folder of a saved model of recipe `tuned`, with the real tokenizer."""
+    """Return the folder of a saved tiny model with the parts of recipe `tuned` and the real tokenizer."""
     from ctxkv_lib.runs.export import stop_after_text
 
     path, tokenizer = tmp_path_factory.mktemp("model"), deepcopy(tokenizer)
@@ -202,7 +202,7 @@ def saved_model(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
-    """Return a run that takes a second, for tests that do not change it."""
+    """Return a finished run that tests share and must not change."""
     from ctxkv_lib.experiments import run
 
     folder = tmp_path_factory.mktemp("finished")
@@ -211,7 +211,7 @@ def finished_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(finished_run):
-    """What it takes to look inside a run."""
+    """Return the shared finished run, opened: its model, caches and tokenizer."""
     from ctxkv_lib.runs.opened import open_run
 
     return open_run(finished_run)

@@ -1,6 +1,6 @@
-"""Runs that are killed, run out of disk, or find damaged files, for the tests of trust in files.
+"""Runs that are killed, fill the disk, or find damaged files; `test_trust.py` uses them.
 
-Each command runs in a forked child of this process, which has imported everything, so a run takes a second.
+Each command runs in a forked child. Its parent has already imported everything, so a run takes a second.
 """
 
 import itertools
@@ -26,19 +26,19 @@ from ctxkv_lib.runs import training
 
 @dataclass(frozen=True)
 class Outcome:
-    code: int  # negative: the signal that ended it
+    code: int  # exit code; negative: the signal that ended the process
     text: str  # the printed text
 
     @property
     def is_a_sentence(self) -> bool:
-        """Exit code 2, and one line that says why, below lines about what is made again."""
+        """Whether the exit code is 2 and the only error is the last line; earlier lines may be notices."""
         lines = self.text.strip().splitlines()
         errors = [line for line in lines if line.startswith("ctxkv: ")]
         return self.code == 2 and lines[-1:] == errors and "Traceback" not in self.text
 
 
 def in_child(act: Callable[[], int], kill_after: float | None = None) -> Outcome:
-    """Return what `act` returns and prints in its own process, which may be killed after some seconds."""
+    """Run `act` in a child process, kill it after `kill_after` seconds if given, and return its outcome."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as printed:
 
         def act_and_exit() -> None:
@@ -56,7 +56,7 @@ def in_child(act: Callable[[], int], kill_after: float | None = None) -> Outcome
 
 
 def at_renames(act: Callable[[int, Path], object]) -> None:
-    """From now on, call `act(place, target)` before (even `place`) and after (odd) rename `place // 2`."""
+    """Call `act(place, target)` before (place 2n) and after (place 2n + 1) the n-th rename from now on."""
     rename, places = os.replace, itertools.count(step=2)
 
     def replace(source, target):
@@ -111,7 +111,7 @@ class Laboratory:
         return in_child(act, kill_after)
 
     def killed_at(self, out: Path, place: int) -> Outcome:
-        """Run it, and kill it at a rename."""
+        """Run the experiment, and kill it at one of the places that `at_renames` counts."""
         return self.run(out, lambda: at_renames(lambda here, _: die() if here == place else None))
 
     def after(self, name: str) -> int:
@@ -119,7 +119,7 @@ class Laboratory:
         return 2 * self.renames.index(name) + 1
 
     def _renames(self) -> list[str]:
-        """Return the targets of an undisturbed run's renames, in order; the run becomes the reference."""
+        """Make the reference run, undisturbed, and return the targets of its renames in order."""
         main([*self.arguments, "--out", str(self.root / "first")])  # fills the caches and imports everything
         renamed = self.root / "renamed"
 
@@ -135,7 +135,7 @@ class Laboratory:
         return renamed.read_text().splitlines()
 
     def check_run(self, out: Path) -> Outcome:
-        """Run it (again), and check that it ends with the numbers and intact files of the undisturbed run."""
+        """Run the experiment, and check that it ends with the numbers and files of the undisturbed run."""
         done = self.run(out)
         assert done.code == 0, done.text
         assert "Traceback" not in done.text, done.text
@@ -143,7 +143,7 @@ class Laboratory:
         return done
 
     def check_damaged(self, out: Path) -> str:
-        """Check that commands on a folder succeed or say in a sentence why not; return how `run` ended."""
+        """Check that commands on a folder succeed or print one error sentence; return how `run` ended."""
         for arguments, right in ((["report", str(out)], self.report), (None, self.text)):
             read = in_child(lambda a=arguments: main(a) if a else generate(out))
             assert read == right or read.is_a_sentence, read
@@ -163,7 +163,7 @@ def generate(folder: Path) -> int:
 
 
 def zero(path: Path, draw: random.Random, _: Path) -> None:
-    """Overwrite the end with NULs, as after a crash before blocks were written."""
+    """Fill the end of a file with zero bytes, as if the machine crashed before it wrote the last blocks."""
     size = path.stat().st_size
     os.truncate(path, draw.randrange(size + 1))
     os.truncate(path, size)
@@ -174,7 +174,7 @@ def delete(path: Path, _: random.Random, __: Path) -> None:
 
 
 def swap(path: Path, _: random.Random, other: Path) -> None:
-    """Replace a file by the file with the same name from another run."""
+    """Replace a file with the file of the same name from another run."""
     if other.is_file() and other != path:
         shutil.copyfile(other, path)
 

@@ -1,6 +1,6 @@
-"""A stand-in for the Hugging Face Hub: an HTTP server on this machine that its libraries talk to.
+"""A stand-in for the Hugging Face Hub: a local HTTP server that the Hub's libraries talk to.
 
-It serves whole files from memory under the addresses the Hub uses. A pytest plugin: use the fixture `hub`.
+It serves files from memory under the addresses that the Hub uses. Tests use it through the fixture `hub`.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import pytest
 
 _FILE = re.compile(r"^/(?:(datasets)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)$")
 _API = re.compile(r"^/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)/?(.*))?$")
-MAIN = "0" * 40  # the commit that a branch points to
+MAIN = "0" * 40  # the commit that branch main points to
 
 
 @dataclass
@@ -99,13 +99,13 @@ def _sha1(body: bytes) -> str:
 
 
 def forget_connections() -> None:
-    """Make huggingface_hub open its next connection anew (the function's name depends on the version)."""
+    """Make huggingface_hub open new connections. Old versions use a different name for the function."""
     utils = huggingface_hub.utils
     getattr(utils, "close_session", getattr(utils, "reset_sessions", None))()
 
 
 def direct_to(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do what the environment variable HF_ENDPOINT does, for a huggingface_hub that is imported already."""
+    """Do what the environment variable HF_ENDPOINT does, after huggingface_hub has been imported."""
     template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)

@@ -1,4 +1,4 @@
-"""Shared fixtures of the tests in `tests/gpu`, which are skipped without a GPU."""
+"""Shared fixtures for the tests in `tests/gpu`, which are skipped without a GPU."""
 
 import sys
 
@@ -7,7 +7,7 @@ import torch
 
 from ctxkv_lib.runs.presets import build_config
 
-if "simulated_gpu" in sys.modules:  # which is installed after this, and before which transformers must load
+if "simulated_gpu" in sys.modules:  # transformers must be imported before the simulated GPU is installed
     import ctxkv_lib.experiments  # noqa: F401
 
 
@@ -19,10 +19,10 @@ def gpu():
 
 @pytest.fixture
 def waits():
-    """Return a function that counts how often the CPU waited for the GPU; only a simulated GPU knows."""
+    """Return a function that says how often the CPU has waited for the GPU; only the simulated GPU counts."""
     simulated = sys.modules.get("simulated_gpu")
     if simulated is None:
-        pytest.skip("a real GPU has no such counter")
+        pytest.skip("only the simulated GPU counts waits")
     return simulated.card.waits.total
 
 

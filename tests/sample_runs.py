@@ -1,4 +1,4 @@
-"""Plausible finished runs for tests of figures and reports: nothing is trained."""
+"""Plausible finished runs for tests of figures and reports; nothing is trained."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from ctxkv_lib.runs.records import Record
 from ctxkv_lib.runs.stages import settings_stage
 from ctxkv_lib.runs.summary import TRAININGS, Run, summarize
 
-# (train PPL, val PPL, val accuracy) by epoch, near the published numbers, but never equal
+# (train PPL, val PPL, val accuracy) per epoch; they are near the published numbers, but never equal
 EPOCHS = {
     100: [
         (2905.2, 580.3, 0.113),
@@ -47,8 +47,8 @@ def sample_run(
     """Make a finished run without a folder.
 
     Args:
-        settings: settings of the configuration on top of the preset's and recipe's.
-        epochs: (train PPL, val PPL, val accuracy) by epoch; by default six, the third the best.
+        settings: settings that differ from the preset and the recipe.
+        epochs: (train PPL, val PPL, val accuracy) per epoch; by default six, of which the third is best.
     """
     config = build_config(preset, recipe, samples, settings)
     rows = epochs or EPOCHS.get(samples, EPOCHS[500])
@@ -57,7 +57,7 @@ def sample_run(
 
 
 def write_run(path: Path, samples: int = 500, settings: dict[str, Any] | None = None) -> Path:
-    """Write a sample run into `path`, with its records, and return it."""
+    """Write a sample run and its records into the folder `path`, and return `path`."""
     config = build_config("colab", "published", samples, settings)
     folder = RunFolder(path)
     for name, record in _records(config, epoch_lines(EPOCHS[samples]), gpu=True).items():
@@ -71,7 +71,7 @@ def write_run(path: Path, samples: int = 500, settings: dict[str, Any] | None = 
 
 
 def phase1_lines(iterations: int = 17) -> list[dict[str, Any]]:
-    """Return Phase 1 from iteration 2 on, with a falling loss and a convergence rate that rises to 93%."""
+    """Return metrics of Phase 1 from iteration 2 on: the loss falls, the convergence rate rises to 93%."""
     return [
         {
             "stage": "phase1",
@@ -96,7 +96,7 @@ def epoch_lines(rows: list[tuple[float, float, float]]) -> list[dict[str, Any]]:
 
 
 def _records(config: ExperimentConfig, epochs: list[dict[str, Any]], gpu: bool) -> dict[str, Record]:
-    """Return the records of a run's stages, from which the package makes the summary."""
+    """Return the records of a run's stages, from which the package builds the summary."""
 
     def memory(stage: str, cpu: float, on_gpu: float) -> dict[str, Any]:
         values = {"cpu_gib": cpu, "cpu_peak_gib": cpu + 0.3}

@@ -1,4 +1,4 @@
-"""The public names of the package: which there are, when they are imported, and who uses them."""
+"""The public names of the package: what they are, when they are imported, and where they are used."""
 
 import ast
 import re
@@ -48,7 +48,7 @@ MAIN = "from ctxkv_lib.cli import main; main"
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_used(code, unused):
-    """What makes `ctxkv --help` answer at once."""
+    """This lets `ctxkv --help` answer at once."""
     watched = f"import sys\ntry: {code}\nfinally: print(*sys.modules)"
     assert not unused & set(in_python(watched).split())
 

@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it refuses in one sentence, and that there is no traceback."""
+"""The command line prints the right lines, refuses bad input in one sentence, and shows no traceback."""
 
 import json
 import re
@@ -28,7 +28,7 @@ COMMAND = [sys.executable, "-m", "ctxkv_lib"]
 NGRAMS = {"kneser_ney": {"val_ppl": 3.0, "test_ppl": 3.0}}
 
 
-def test_info_prints_the_published_sizes_and_knows_the_tokens_of_the_published_data_alone(printed_by):
+def test_info_prints_the_published_sizes_and_knows_only_the_tokens_of_the_published_data(printed_by):
     text = printed_by("info", "--train-tokens", 587970, "--val-tokens", 22723)
     for number in ("45,163,264", "6,301,440 (13.95%)", "621 contexts, 626 KiB", "574", "1,722", "2,38"):
         assert number in text, number
@@ -51,7 +51,7 @@ def test_info_counts_the_tokens_of_your_own_conversations(printed_by, tmp_path):
     split = ("--set", "data.validation_samples=2", "--set", "data.test_samples=1")
     found = printed_by("info", "--preset", "offline", "--data", file, *split, "--json")
     assert (found["samples"], found["train_tokens"]) == (37, 3_700)
-    assert found["val_tokens"] == 2 * 100 + 2  # plus the newlines between both
+    assert found["val_tokens"] == 2 * 100 + 2  # two texts and two newlines between them
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_info_counts_the_tokens_of_your_own_conversations(printed_by, tmp_path):
         ("info --set phase2.lr=3", "Did you mean phase2.learning_rate?"),
         ("info --set phase2.seed=3", "Did you mean runtime.seed?"),
         ("info --recipe tuned --set layer_dropout=0", "Did you mean layer.layer_dropout?"),
-        ("info --set qqqqqq.x=3", "or one of block, loss, layer.\n"),  # there is no similar name
+        ("info --set qqqqqq.x=3", "or one of block, loss, layer.\n"),  # no name is similar
     ],
 )
 def test_bad_input_is_refused_in_one_sentence_before_anything_is_computed(
@@ -109,8 +109,8 @@ def test_a_reader_that_stops_reading_ends_the_command_quietly(finished_run):
     assert process.wait(timeout=60) == 141
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_output_into_a_full_disk_is_one_sentence(finished_run):
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_output_to_a_full_disk_fails_with_one_sentence(finished_run):
     with open("/dev/full", "wb") as full:
         command = [*COMMAND, "report", str(finished_run.path)]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
@@ -147,7 +147,7 @@ def test_the_estimate_leaves_out_the_first_step_which_warms_up(monkeypatch):
 
 def test_the_line_of_an_epoch_says_when_training_ends(capsys):
     show = progress.epoch_printer(Phase2Config(max_epochs=6, patience=2))
-    for line in epoch_lines(EPOCHS[500]):  # 12.5 s each; the third is the best
+    for line in epoch_lines(EPOCHS[500]):  # 12.5 s per epoch; the third is best
         show(line)
     ends = [line.rpartition("; ends in ")[2] for line in capsys.readouterr().out.splitlines()]
     assert ends[:4] == [f"{left} at the latest" for left in ("62 s", "50 s", "38 s", "25 s")]
@@ -160,13 +160,13 @@ def test_a_notebook_without_a_listener_prints_no_epochs(capsys, monkeypatch):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_duration_has_two_digits_that_count():
+def test_a_duration_has_two_significant_digits():
     shown = [progress.duration(seconds) for seconds in (0.0123, 0.34, 4.26, 89, 90, 5000, 5400, 900_000)]
     assert shown == ["0.012 s", "0.34 s", "4.3 s", "89 s", "1.5 min", "83 min", "1.5 h", "250 h"]
 
 
 @pytest.mark.slow
-def test_a_run_in_a_pipe_prints_a_line_an_epoch_and_no_progress(printed_by, tmp_path, tiny_settings):
+def test_a_run_in_a_pipe_prints_a_line_per_epoch_and_no_progress_bar(printed_by, tmp_path, tiny_settings):
     out = tmp_path / "run"
     settings = {
         **tiny_settings,
@@ -192,7 +192,7 @@ def test_a_finished_run_says_so_and_prints_no_epoch_again(finished_run, capsys):
     assert err.splitlines() == [f"{finished_run.path} is finished: reused."]
 
 
-def test_options_count_for_a_folder_that_holds_a_run(printed_by, finished_run, tiny_settings, monkeypatch):
+def test_options_are_checked_against_the_folders_run(printed_by, finished_run, tiny_settings, monkeypatch):
     asked = tiny_run(finished_run.path, {**tiny_settings, "phase2.patience": 7})
     assert "another experiment: phase2.patience 3 instead of 7;" in printed_by(*asked, code=2)
     monkeypatch.setattr(experiments, "run", started := Mock(side_effect=UserError("asked")))
@@ -266,9 +266,9 @@ def test_compare_prints_the_table(printed_by, tmp_path, tiny_settings, monkeypat
 
 @pytest.mark.slow
 def test_ctrl_c_stops_with_a_sentence(tmp_path, tiny_settings):
-    """A real interrupt of a real process."""
+    """The test sends a real interrupt to a real process."""
     settings = {**tiny_settings, "phase2.max_epochs": 600, "phase2.patience": 600}
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # background jobs ignore it
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # background jobs ignore Ctrl-C
     command = [*COMMAND, *tiny_run(tmp_path / "run", settings)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
@@ -283,7 +283,7 @@ def test_ctrl_c_stops_with_a_sentence(tmp_path, tiny_settings):
     assert "Finished stages and saved epochs are kept" in err
 
 
-def test_ctrl_c_while_modules_load_is_one_line(monkeypatch, capsys):
+def test_ctrl_c_while_modules_load_prints_one_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "ctxkv_lib.cli")
     monkeypatch.setattr(sys, "meta_path", [Mock(find_spec=Mock(side_effect=KeyboardInterrupt))])
@@ -291,7 +291,7 @@ def test_ctrl_c_while_modules_load_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "ctxkv: Stopped.\n"
 
 
-def test_bars_show_on_a_terminal_and_nothing_elsewhere(capsys, monkeypatch):
+def test_progress_bars_are_shown_only_on_a_terminal(capsys, monkeypatch):
     with progress.status_line("Making the token table"):
         progress.print_on_terminal("a line")
         assert list(progress.progress_bar(range(3), "Steps")) == [0, 1, 2]
@@ -301,4 +301,4 @@ def test_bars_show_on_a_terminal_and_nothing_elsewhere(capsys, monkeypatch):
         list(progress.progress_bar(range(3), "Steps"))
     shown = capsys.readouterr().err
     assert "Making the token table" in shown
-    assert re.search(r"Steps: .*0/3 \[\d\d:\d\d<", shown)  # time passed and time left
+    assert re.search(r"Steps: .*0/3 \[\d\d:\d\d<", shown)  # elapsed and remaining time

@@ -1,4 +1,4 @@
-"""Settings: what they are by preset and recipe, how they are given, and which are refused."""
+"""Settings: presets and recipes, how users change settings, and which values are refused."""
 
 import pytest
 
@@ -9,13 +9,13 @@ from ctxkv_lib.runs.presets import PRESETS, RECIPES, build_config
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_config_survives_its_dictionary(preset, recipe):
+def test_a_configuration_survives_conversion_to_a_dictionary(preset, recipe):
     config = build_config(preset, recipe, settings={"phase2.batch_size": "64"})
     assert config_from_dict(config.to_dict()) == config
     assert config.phase2.batch_size == 64
 
 
-def test_a_plug_in_has_its_own_settings_and_a_layer_of_tokens_drops_phase_1():
+def test_a_plug_in_has_its_own_settings_and_a_layer_that_reads_tokens_drops_phase_1():
     tuned = build_config("offline", "tuned", settings={"layer.layer_dropout": "0.3"})
     tuned = tuned.replace({"layer.copy_weight": 0.1})  # keeps the other settings
     assert tuned.plugins["layer"].settings["layer_dropout"] == 0.3
@@ -44,7 +44,7 @@ def test_a_plug_in_has_its_own_settings_and_a_layer_of_tokens_drops_phase_1():
         ("phase2.learning_rate", "0", "allowed: more than 0, at most 1e30."),
     ],
 )
-def test_what_is_not_allowed_is_refused_with_what_is(key, value, said):
+def test_a_refused_value_is_answered_with_what_is_allowed(key, value, said):
     given = {key: value} if key in ("preset", "recipe") else {"settings": {key: value}}
     with pytest.raises(UserError) as refused:
         build_config(**{"preset": "colab", "recipe": "tuned", **given})

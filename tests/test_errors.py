@@ -1,4 +1,4 @@
-"""Errors: what a notebook shows of them, and what they keep."""
+"""Errors: what a notebook shows, and which variables stay available for `%debug`."""
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -26,7 +26,7 @@ def test_a_notebook_shows_one_line_and_no_frames(monkeypatch, error):
         (RuntimeError("DefaultCPUAllocator: can't allocate"), "^Memory is full; lower phase2.batch", False),
     ],
 )
-def test_frames_of_full_memory_are_cleared_and_those_of_the_users_own_error_are_not(error, said, is_kept):
+def test_variables_are_freed_when_memory_is_full_and_kept_for_the_users_own_errors(error, said, is_kept):
     def forward(inputs):
         raise error
 
@@ -39,4 +39,4 @@ def test_frames_of_full_memory_are_cleared_and_those_of_the_users_own_error_are_
     frame = error.__traceback__
     while frame.tb_next:
         frame = frame.tb_next
-    assert ("inputs" in frame.tb_frame.f_locals) == is_kept  # `%debug` shows them
+    assert ("inputs" in frame.tb_frame.f_locals) == is_kept  # `%debug` shows these variables

@@ -16,7 +16,7 @@ from ctxkv_lib.files import (
 )
 
 
-def test_runs_lie_here_or_beside_notebooks_of_a_clone_or_where_the_environment_says(tmp_path, monkeypatch):
+def test_the_runs_folder_is_here_or_in_the_clone_or_where_the_environment_says(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
     assert runs_root() == Path("runs")
@@ -27,7 +27,7 @@ def test_runs_lie_here_or_beside_notebooks_of_a_clone_or_where_the_environment_s
     assert runs_root() == tmp_path / "elsewhere"
 
 
-def test_a_file_or_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+def test_a_file_or_folder_is_replaced_completely_or_not_at_all(tmp_path):
     write_text(tmp_path / "new" / "a.txt", "old")
     with pytest.raises(UnicodeEncodeError), replacing(tmp_path / "new" / "a.txt") as beside:
         beside.write_text("\udcff", encoding="utf-8")  # fails while the file is open
@@ -41,7 +41,7 @@ def test_a_file_or_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
 
 
 def test_two_writers_of_one_file_never_share_a_temporary_file(tmp_path):
-    """Not even in containers whose processes have the same number."""
+    """This holds even for processes in different containers that have the same process id."""
     with replacing(tmp_path / "a.txt") as first, replacing(tmp_path / "a.txt") as second:
         first.write_text("first")
         second.write_text("second")
@@ -49,7 +49,7 @@ def test_two_writers_of_one_file_never_share_a_temporary_file(tmp_path):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["first"]
 
 
-def test_tensors_and_strings_come_back_and_damage_is_found(tmp_path, damage):
+def test_tensors_and_strings_are_read_as_written_and_damage_is_found(tmp_path, damage):
     weight = torch.randn(5, 3)
     tensors = {"weight": weight, "tied": weight, "turned": weight.T, "none": torch.ones(0, 4)}
     tensors |= {"count": torch.tensor(3), "ids": torch.tensor([1, 65535], dtype=torch.uint16)}
@@ -59,7 +59,7 @@ def test_tensors_and_strings_come_back_and_damage_is_found(tmp_path, damage):
     assert found.keys() == tensors.keys()
     for name, expected in tensors.items():
         assert torch.equal(found[name], expected)
-    del found  # it maps the file
+    del found  # the tensors map the file
     damage(tmp_path / "t.safetensors")
     with pytest.raises(DamagedFile, match=r"t\.safetensors cannot be used: .*run the command"):
         read_tensors(tmp_path / "t.safetensors")

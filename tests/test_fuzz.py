@@ -1,6 +1,6 @@
-"""Any command line and any file works, or one sentence says why not; there is never a traceback.
+"""Every command line and every file works or is refused in one sentence, without a traceback.
 
-The suite tries a share of the examples; `pytest -m torture` tries as many as the project promises.
+The suite tries a tenth of the examples; `pytest -m torture` tries all of them.
 """
 
 import gzip
@@ -28,7 +28,7 @@ SPLITS = ("train", "validation", "corpus")
 
 
 def share_of(examples):
-    """Try a tenth of `examples` in the suite, and all of them in the long form."""
+    """Run a test with a tenth of `examples` in the suite, and with all of them under `-m torture`."""
     long_form = pytest.param(examples, marks=pytest.mark.torture)
     return pytest.mark.parametrize("examples", [examples // 10, long_form])
 
@@ -68,7 +68,7 @@ command_lines = st.tuples(
 
 @pytest.fixture
 def nothing_is_computed(monkeypatch, tmp_path):
-    """Stop runs where they would begin: the configuration has been built, but no work is done."""
+    """Stop every run after its configuration has been built and before any work is done."""
 
     def begin(config, *_, **__):
         assert isinstance(config[0] if isinstance(config, list) else config, ExperimentConfig)
@@ -82,7 +82,7 @@ def nothing_is_computed(monkeypatch, tmp_path):
 
 
 def answers(capsys, arguments):
-    """Exit code 0, or 2 with one sentence; argparse puts its usage before it."""
+    """Check that a command exits with 0, or with 2 and one sentence (after the usage, from argparse)."""
     usage = False
     try:
         code = main(arguments)
@@ -128,7 +128,7 @@ def test_every_command_line_works_or_is_refused_in_a_sentence(nothing_is_compute
 texts = st.one_of(
     st.lists(st.sampled_from(WORDS), min_size=1, max_size=30).map(" ".join),
     st.text(max_size=40),
-    st.text(st.characters(codec=None), max_size=10),  # includes halves of surrogate pairs
+    st.text(st.characters(codec=None), max_size=10),  # may include halves of surrogate pairs
     st.sampled_from(["", "\0", "<script>alert(1)</script>", "<|endoftext|>", "\u202e", "\r\n", "| a | b |"]),
 )
 json_values = st.recursive(
@@ -161,12 +161,12 @@ file_names = st.sampled_from(
 
 @pytest.fixture(scope="module")
 def reader(tokenizer):
-    """A model and a tokenizer to evaluate with."""
+    """Return a model and a tokenizer to evaluate with."""
     return tiny_model(vocab_size=len(tokenizer)).model.eval(), tokenizer
 
 
 def is_read(path, content, reader):
-    """A file is read, split and evaluated; or it is refused in a sentence that names it."""
+    """Check that a file is read, split and evaluated, or is refused in a sentence that names it."""
     packed = gzip.compress(content) if path.suffix == ".gz" else content
     path.write_bytes(packed[: len(packed) // 2] if path.name.startswith("torn") else packed)
     sizes = {"samples": 1, "validation_samples": 2, "test_samples": 2}

@@ -1,4 +1,4 @@
-"""The numbers of small runs, read from the command line and its files, do not change with the code."""
+"""Small runs from the command line give the numbers that were recorded in `golden.json`."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def ctxkv(*words: object) -> str:
 
 
 def numbers(recipe: str, folder: Path) -> dict[str, list[float]]:
-    """Return validation perplexity by epoch, test loss by conversation, and perplexity on other text."""
+    """Return validation perplexity per epoch, test loss per conversation, and perplexity on other text."""
     out, text = folder / recipe, folder / "text.jsonl"
     text.write_text("".join(json.dumps({"text": each}) + "\n" for each in TEXTS), encoding="utf-8")
     ctxkv("run", "--preset", "ci", "--recipe", recipe, "--set", "runtime.precision=fp32", "--out", out)
@@ -41,7 +41,7 @@ def numbers(recipe: str, folder: Path) -> dict[str, list[float]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["published", "exact", "tuned"])
-def test_the_numbers_are_the_golden_ones(recipe, tmp_path):
+def test_the_numbers_equal_the_recorded_ones(recipe, tmp_path):
     expected = json.loads(GOLDEN.read_text())[recipe]
     found = numbers(recipe, tmp_path)
     assert found.keys() == expected.keys()

@@ -1,4 +1,4 @@
-"""The listeners on the page Get started log what a run tells them."""
+"""The listeners in `docs/start.md` log the metrics that a run sends them."""
 
 import re
 import sys
@@ -38,7 +38,7 @@ def test_tensorboard_has_the_numbers_of_both_phases(execute):
 
 
 def test_wandb_and_mlflow_get_every_line(execute, monkeypatch):
-    """Test both with stand-ins, as neither is installed for tests."""
+    """Both libraries are replaced with stand-ins, since neither is installed for tests."""
     lines, numbers = [], []
     wandb = SimpleNamespace(init=lambda project, config: nullcontext(SimpleNamespace(log=lines.append)))
     mlflow = SimpleNamespace(

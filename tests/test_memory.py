@@ -1,4 +1,4 @@
-"""Peaks of memory are those of one stage, and caches are not held in memory."""
+"""Every stage reports its own peak of memory, and caches are mapped from files."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from ctxkv_lib.runs.build import load_caches, place_caches
 
 CPU = torch.device("cpu")
 BLOCK_GIB = 0.25
-ONLY_LINUX = pytest.mark.skipif(not (memory.PROCESS / "status").exists(), reason="only Linux counts anew")
+ONLY_LINUX = pytest.mark.skipif(not (memory.PROCESS / "status").exists(), reason="only Linux resets peaks")
 
 
 def use_a_block():
@@ -21,11 +21,11 @@ def use_a_block():
 
 
 @pytest.mark.parametrize("is_counted", [True, False])
-def test_a_stage_shows_its_own_peak_alone(is_counted, monkeypatch, tmp_path):
+def test_a_stage_shows_only_its_own_peak(is_counted, monkeypatch, tmp_path):
     if not is_counted:  # as on a system that cannot reset the peak
-        monkeypatch.setattr(memory, "PROCESS", tmp_path)  # no status, and clear_refs is a folder
+        monkeypatch.setattr(memory, "PROCESS", tmp_path)  # no file status; clear_refs is a folder
         (tmp_path / "clear_refs").mkdir()
-    use_a_block()  # in another run
+    use_a_block()  # as an earlier run might
     memory.begin_peaks(CPU)
     before = memory.snapshot("before", CPU)
     use_a_block()

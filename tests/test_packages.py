@@ -1,4 +1,4 @@
-"""What the method may import: a saved model contains its files, and a student can read them alone."""
+"""The method imports little, since saved models contain its files and students read them on their own."""
 
 import ast
 import sys

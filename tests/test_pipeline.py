@@ -21,7 +21,7 @@ def data_of(package: str, *files: str) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def texts():
-    """Return as many real conversations as the splits take together."""
+    """Return as many real conversations as all splits need together."""
     (file,) = data_of("chitchat_dataset", "dataset.json")
     chats = json.loads(file.read_text(encoding="utf-8")).values()
     lines = ([" ".join(part["text"] for part in turn) for turn in chat["messages"]] for chat in chats)
@@ -53,7 +53,7 @@ def computed(config, table, train, validation):
         contexts = [reference.exact_contexts(p, table, ids[:-1]) for ids in (train, validation)]
     else:
         generator = torch.Generator().manual_seed(SEED)
-        for _ in range(first["iterations"]):  # the same draws as in Phase 1
+        for _ in range(first["iterations"]):  # repeat the draws of Phase 1
             torch.randn(first["contexts"].shape, generator=generator)
         passes, std = config.phase1.validation_passes, config.phase1.initial_std
         contexts = [

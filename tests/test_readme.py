@@ -1,4 +1,4 @@
-"""The README's Python does what it says."""
+"""The Python code in the README does what the README says."""
 
 import re
 from importlib import import_module
@@ -13,7 +13,7 @@ from ctxkv_lib.method.model import ContextKV
 METHOD, IDEA = re.findall(r"(?s)```python\n(.*?)```", (TOP / "README.md").read_text(encoding="utf-8"))
 
 
-def test_its_lines_of_the_method_compute_what_the_package_does():
+def test_the_readmes_code_of_the_method_computes_what_the_package_computes():
     code = {}
     exec(METHOD, code)
     torch.manual_seed(0)
@@ -32,7 +32,7 @@ def test_its_lines_of_the_method_compute_what_the_package_does():
         torch.testing.assert_close(made, logits, rtol=1e-4, atol=1e-4)
 
 
-def test_its_own_idea_trains(tmp_path, monkeypatch, own_module):
+def test_the_readmes_own_idea_trains(tmp_path, monkeypatch, own_module):
     monkeypatch.chdir(tmp_path)
     small = IDEA.replace('"offline", samples=10', '"ci", samples=2, settings={"phase2.max_epochs": 1}')
     run = import_module(own_module("readme_idea", small)).run

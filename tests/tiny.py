@@ -1,4 +1,4 @@
-"""A tiny model, stream and experiment on the user's own file, and plug-ins as users write them."""
+"""A tiny model, stream and experiment on a local file, and plug-ins as users might write them."""
 
 import json
 import random
@@ -21,7 +21,7 @@ TINY = {
     "num_heads": 3,
     "intermediate_size": 40,
 }
-TUNED = {  # arguments of a model of recipe `tuned`
+TUNED = {  # arguments of `tiny_model` for the recipe `tuned`
     "parts": {
         "block": {"name": "StructuredBlock", "settings": {}},
         "layer": {"name": "SlotLayer", "settings": {"input_dropout": 0.0, "layer_dropout": 0.0}},
@@ -33,7 +33,7 @@ WORDS = "the cat sat on some old mat while rain fell and tea was made".split()  
 
 
 def tiny_model(**changes):
-    """Make a transformers model."""
+    """Make a tiny model for transformers."""
     from ctxkv_lib.method.modeling import ContextKVConfig, ContextKVForCausalLM
 
     torch.manual_seed(0)
@@ -63,7 +63,7 @@ def tiny_stream(count: int) -> Cache:
 
 
 def write_conversations(path, count: int, seed: int = 0) -> None:
-    """Return `count` conversations of a few dozen words each, as JSONL."""
+    """Write `count` conversations of a few dozen words each to a JSONL file."""
     draw = random.Random(seed)
     with path.open("w", encoding="utf-8") as file:
         for _ in range(count):
@@ -74,7 +74,7 @@ def write_conversations(path, count: int, seed: int = 0) -> None:
 
 
 def local_experiment(folder) -> dict:
-    """Write a local file into `folder`, and return the settings of an experiment on it that takes seconds."""
+    """Write conversations into `folder`, and return settings for an experiment on them that takes seconds."""
     path = folder / "conversations.jsonl"
     write_conversations(path, 14)
     return {
@@ -92,7 +92,7 @@ def local_experiment(folder) -> dict:
 
 
 class GatedBlock(nn.Module):
-    """A block as a user writes it."""
+    """A block with a gate, as a user might write it."""
 
     def __init__(self, context_dim, hidden_size):
         super().__init__()
@@ -107,7 +107,7 @@ class GatedBlock(nn.Module):
 
 
 class NearestTwo(nn.Module):
-    """A layer as a user writes it: the mean of the two nearest contexts."""
+    """A layer that reads the mean of the two nearest contexts, as a user might write it."""
 
     current_token_bias = -2.5
 
@@ -124,7 +124,7 @@ class NearestTwo(nn.Module):
 
 
 class PreviousToken(nn.Module):
-    """A layer that reads tokens, as a user writes it: it reads the token before."""
+    """A layer that reads the previous token instead of contexts, as a user might write it."""
 
     reads = "tokens"
     history = 1

@@ -1,4 +1,4 @@
-"""Splits: which rows of UltraChat and chitchat-dataset, and how the user's own data is split."""
+"""Splits: which rows of UltraChat and chitchat-dataset they take, and how a user's own data is split."""
 
 import io
 import json
@@ -36,7 +36,7 @@ def _load(split, count, source="ultrachat"):
 
 
 def _shard_of(rows, group=4):
-    """A Parquet file of numbered rows with UltraChat's columns."""
+    """Return a Parquet file with numbered rows and UltraChat's columns."""
     messages = [
         [{"content": f"question {n}", "role": "user"}, {"content": "yes", "role": "no"}] for n in rows
     ]
@@ -62,7 +62,7 @@ def test_ultrachat_gives_the_published_rows_and_says_how_many_there_are(split, f
 
 @pytest.fixture
 def small(hub, monkeypatch):
-    """Twenty rows on three shards; 6 to 13 are held back."""
+    """Serve twenty rows in three shards as UltraChat; rows 6 to 13 are held back from training."""
     held_back = {"validation": (range(6, 8),), "test": (range(8, 10),), "corpus": (range(10, 14),)}
     monkeypatch.setattr(ultrachat, "SPLITS", {"train": (range(6), range(14, 20)), **held_back})
     _serve(hub, _shard_of(range(9)), _shard_of(range(9, 12)), _shard_of(range(12, 20)))
@@ -75,11 +75,11 @@ def small(hub, monkeypatch):
         ("train", 12, [*range(6), *range(14, 20)], 3),
         ("train", 6, [*range(6)], 1),
         ("validation", 2, [6, 7], 1),
-        ("test", 2, [8, 9], 2),  # the last row of a shard and the first of the next
+        ("test", 2, [8, 9], 2),  # the last row of one shard and the first of the next
         ("corpus", 4, [10, 11, 12, 13], 3),
     ],
 )
-def test_rows_run_on_over_shards_which_are_kept_whole(small, split, count, expected, shards):
+def test_a_split_may_span_shards_which_are_cached_whole(small, split, count, expected, shards):
     assert _load(split, count) == [f"question {n}\nyes" for n in expected]
     assert small.served == [*ultrachat.SHARDS[:shards]]
     small.status = 500  # from here on, the Hub fails
@@ -87,7 +87,7 @@ def test_rows_run_on_over_shards_which_are_kept_whole(small, split, count, expec
 
 
 @pytest.mark.parametrize("cause", [200, 403, 404, 429, 503, "no network", "offline mode"])
-def test_what_the_hub_does_not_give_names_the_offline_preset(hub, monkeypatch, cause):
+def test_a_failed_download_suggests_the_offline_preset(hub, monkeypatch, cause):
     if cause == "no network":
         direct_to("http://127.0.0.1:9", monkeypatch)  # nothing listens there
     elif cause == "offline mode":
@@ -98,7 +98,7 @@ def test_what_the_hub_does_not_give_names_the_offline_preset(hub, monkeypatch, c
     with pytest.raises(UserError, match=REFUSED) as refused:
         _load("train", 1)
     assert ("; unset HF_HUB_OFFLINE, check the network" in str(refused.value)) == (cause == "offline mode")
-    check_splits(DataConfig())  # checks what needs no Hub
+    check_splits(DataConfig())  # this check needs no Hub
 
 
 @pytest.mark.parametrize("damage", [lambda body: body[:-4], lambda body: body.replace(b"qu", b"\xff\xff")])
@@ -110,7 +110,7 @@ def test_a_damaged_shard_is_refused(hub, damage):
 
 @pytest.fixture
 def chitchat(tmp_path, monkeypatch):
-    """Give `chitchat-dataset` the given conversations."""
+    """Return a function that replaces the conversations of `chitchat-dataset`."""
 
     def install(dataset):
         (tmp_path / "dataset.json").write_text(json.dumps(dataset), encoding="utf-8")
@@ -120,7 +120,7 @@ def chitchat(tmp_path, monkeypatch):
 
 
 def _chat(*texts):
-    """Two senders in turn; a list is one sender's utterances in a row."""
+    """Return a chat in which two senders take turns; a list holds several utterances of one turn."""
     turns = [[text] if isinstance(text, str) else text for text in texts]
     return {"messages": [[{"text": u, "sender": "ab"[i % 2]} for u in t] for i, t in enumerate(turns)]}
 
@@ -129,7 +129,7 @@ ENGLISH = ["WHAT DID YOU DO TODAY?", "I WENT TO THE SHOP WITH MY MOM", "that is 
 SPANISH = ["what, que haces hoy?", "nada en especial y tu", "voy al cine con mi hermana", "muy bien"]
 
 
-def test_chitchat_keeps_what_is_usable(chitchat, monkeypatch):
+def test_chitchat_keeps_only_usable_conversations(chitchat, monkeypatch):
     monkeypatch.setattr(chitchat_source, "HELD_BACK", {"corpus": range(0)})
     mail, phone = "write to me at someone@example.com", "call me at (555) 010-9999"
     refused = [ENGLISH[:3], [*ENGLISH[:3], [" ", ""]], "🙂!🙂?", [*ENGLISH, mail], [*ENGLISH, phone], SPANISH]
@@ -140,12 +140,12 @@ def test_chitchat_keeps_what_is_usable(chitchat, monkeypatch):
         _load("train", 2, "chitchat")
 
 
-def test_chitchat_blocks_do_not_move(chitchat):
+def test_chitchat_splits_are_disjoint_and_smaller_ones_are_prefixes(chitchat):
     chitchat({f"{n}": _chat(*ENGLISH[:3], f"and i have {n}") for n in range(1110)})
     most = {"train": 10, "validation": 50, "test": 50, "corpus": 1000}
     splits = {split: _load(split, count, "chitchat") for split, count in most.items()}
     assert sum(map(len, splits.values())) == len(set().union(*splits.values())) == 1110
-    assert [text.split()[-1] for text in splits["validation"][:2]] == ["1039", "886"]  # by SHA-256
+    assert [text.split()[-1] for text in splits["validation"][:2]] == ["1039", "886"]  # ordered by SHA-256
     for split, count in most.items():
         assert _load(split, 3, "chitchat") == splits[split][:3]
         with pytest.raises(UserError, match=f"has only {count} conversations"):
@@ -169,7 +169,7 @@ def _own(folder: Path, **sizes) -> DataConfig:
 SIZES = {"samples": 4, "validation_samples": 2, "test_samples": 1, "corpus_samples": 3}
 
 
-def test_splits_that_are_asked_for(tmp_path):
+def test_a_file_is_split_into_the_given_sizes(tmp_path):
     data = _own(tmp_path, **SIZES)
     assert data == replace(data, source="file")
     splits = {"train": range(1, 5), "test": [5], "corpus": [6, 7, 8], "validation": [9, 10]}
@@ -178,7 +178,7 @@ def test_splits_that_are_asked_for(tmp_path):
     assert load_conversations(replace(data, test_samples=0), "test").texts == []
 
 
-def test_a_fingerprint_is_that_of_the_texts(tmp_path):
+def test_a_fingerprint_depends_only_on_the_texts(tmp_path):
     conversations = Conversations.of(read_texts(_jsonl(tmp_path, 2)))
     assert len(conversations) == 2
     (tmp_path / "same.txt").write_text("\n\n".join(map(_text, (1, 2))))
@@ -187,7 +187,7 @@ def test_a_fingerprint_is_that_of_the_texts(tmp_path):
     assert len({Conversations.of(texts).fingerprint for texts in others}) == len(others)
 
 
-def test_splits_larger_than_the_data_are_refused_with_the_true_cause(tmp_path):
+def test_splits_larger_than_the_data_are_refused_with_all_their_sizes(tmp_path):
     said = r"has 10 conversations, but 5 for training \(data.samples\) \+ 2 for validation .* are asked for; "
     for read in (check_splits, lambda data: load_conversations(data, "train")):
         with pytest.raises(UserError, match=said):
@@ -202,7 +202,7 @@ def _fitted(path: str, settings: dict | None = None, samples: int | None = None)
     return config, said.getvalue().splitlines()
 
 
-def test_sizes_that_are_not_asked_for_fit_the_data(tmp_path):
+def test_sizes_that_are_not_given_fit_the_data(tmp_path):
     path = _jsonl(tmp_path, 40)
     window = {"model.max_contexts": 1, "model.interval": 1}
     config, said = _fitted(path, window)
@@ -212,15 +212,15 @@ def test_sizes_that_are_not_asked_for_fit_the_data(tmp_path):
     assert f"{path}: 40 conversations, 32 for training, 4 for validation, 4 for the test" in line
     assert "1,000 of chitchat-dataset and all of these but validation and test" in line
     assert compared_samples(config) == (6, 32)
-    assert compared_samples(_fitted(path)[0]) == (23, 23)  # nothing less would fill two windows
-    # A validation text holds two windows, but at most a third of the data.
+    assert compared_samples(_fitted(path)[0]) == (23, 23)  # all 23 are needed to fill two windows
+    # The validation text fills two windows, but takes at most a third of the conversations.
     assert _fitted(path)[0].data.validation_samples == 13
-    window["model.max_contexts"] = len(_text(40))  # two windows are eight conversations
+    window["model.max_contexts"] = len(_text(40))  # eight conversations fill two windows
     assert _fitted(path, window)[0].data.validation_samples == 8
     data = _fitted(_jsonl(tmp_path, 1010), window)[0].data
     assert (data.validation_samples, data.test_samples) == (100, 100)  # the maximum
     asked = {"data.validation_samples": 3}
-    for samples, test in {25: 4, 36: 1, 37: 0}.items():  # the test takes a tenth of what training leaves
+    for samples, test in {25: 4, 36: 1, 37: 0}.items():  # a tenth, if training leaves enough
         assert _fitted(_jsonl(tmp_path, 40), asked, samples=samples)[0].data.test_samples == test
     with pytest.raises(UserError, match="has 1 conversation; to train and validate, give 2"):
         _fitted(_jsonl(tmp_path, 1))
@@ -241,14 +241,14 @@ def test_files_that_training_does_not_see_are_named(tmp_path):
     assert "sees nothing" not in whole
 
 
-def test_the_token_table_sees_no_validation_text_and_is_one_for_all_sizes(tmp_path):
+def test_the_token_table_sees_no_validation_text_and_is_the_same_for_all_sizes(tmp_path):
     config, _ = _fitted(_jsonl(tmp_path, 40), {"data.corpus_samples": 5, "data.corpus": "chitchat+own"})
     texts = load_conversations(config.data, "corpus").texts
-    assert texts[5:] == load_conversations(config.data, "train").texts  # so nothing of validation and test
+    assert texts[5:] == load_conversations(config.data, "train").texts  # no validation or test texts
     assert load_conversations(config.replace({"data.samples": 3}).data, "corpus").texts == texts
 
 
-def test_sizes_that_are_asked_for_stay(tmp_path, capsys):
+def test_sizes_that_are_given_are_kept(tmp_path, capsys):
     path = _jsonl(tmp_path, 40)
     asked = {"data.validation_samples": "3", "data.test_samples": 2, "data.table": "random"}
     config, said = _fitted(path, asked, samples=20)
@@ -256,10 +256,10 @@ def test_sizes_that_are_asked_for_stay(tmp_path, capsys):
     assert said == []
     with pytest.raises(UserError, match="has 40 conversations, but 500 for training"):
         with_fitting_sizes(build_config("colab", None, 500, {"data.path": path}))
-    assert not capsys.readouterr().err  # a split that does not fit is not described as if it did
+    assert not capsys.readouterr().err  # no message describes a split that does not fit
 
 
-def test_sizes_are_chosen_when_the_data_is_read_however_it_was_named(tmp_path):
+def test_sizes_are_chosen_only_when_the_data_is_read(tmp_path):
     asked = {"data.path": str(tmp_path / "chats.jsonl"), "data.test_samples": 2}
     config = build_config("offline", "tuned", settings=asked)  # the file does not exist yet
     assert config == build_config("offline", "tuned").replace(asked)
@@ -284,6 +284,6 @@ def test_sizes_are_chosen_when_the_data_is_read_however_it_was_named(tmp_path):
         ({"corpus": "chitchat+own"}, "data.corpus is 'chitchat\\+own', which needs data.path; allowed: own"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(settings, sentence):
+def test_settings_that_contradict_each_other_are_refused(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         DataConfig(**settings)

@@ -1,4 +1,4 @@
-"""Conversations of the user's own: what is recognised, what is refused, and where it stands."""
+"""A user's own conversations: which formats are recognised, and how errors name the faulty place."""
 
 import csv
 import gzip
@@ -21,7 +21,7 @@ TEXT = "Hello?\né 你好"
 
 
 def chatgpt(*nodes, current_node=None):
-    """An export: nodes (name, parent, role, parts), and more fields of the message."""
+    """Return a ChatGPT export; a node is (name, parent, role, parts) and, if needed, more message fields."""
     mapping = {}
     for name, parent, role, parts, *more in nodes:
         message = {"author": {"role": role}, "content": {"parts": parts}, **dict(*more)}
@@ -33,7 +33,7 @@ EXPORT = [
     ("root", None, None, None),
     ("rules", "root", "system", [""]),
     ("a", "rules", "user", ["Hello?"]),
-    ("b", "a", "assistant", ["no"]),  # then asked again
+    ("b", "a", "assistant", ["no"]),  # replaced by a second answer
     ("c", "a", "assistant", ["é 你好"]),
 ]
 RECORDS = {
@@ -74,7 +74,7 @@ def test_every_form_is_read_from_json_and_parquet(tmp_path, record):
     assert {file.name: read_texts(file) for file in files} == {file.name: [expected] * 2 for file in files}
 
 
-def test_an_export_has_only_what_was_said_in_the_end(tmp_path):
+def test_an_export_is_read_in_its_final_version(tmp_path):
     picture, call = {"content_type": "image_asset_pointer", "asset_pointer": "x"}, {"recipient": "python"}
     hidden = {"metadata": {"is_visually_hidden_from_conversation": True}, "recipient": "all"}
     branch = [
@@ -82,7 +82,7 @@ def test_an_export_has_only_what_was_said_in_the_end(tmp_path):
         ("e", "d", "assistant", ["print(1)"], call),
         ("f", "e", "tool", ["1"]),
         ("g", "f", "user", ["secret"], hidden),
-        ("h", "g", "assistant", None),  # thoughts have no parts
+        ("h", "g", "assistant", None),  # messages with thoughts have no parts
         ("i", "h", "assistant", ["One."], {"metadata": None}),
     ]
     search = [{"type": "tool_use", "name": "search"}, {"type": "text", "text": "Found."}, {"text": None}]
@@ -105,7 +105,7 @@ def test_an_export_has_only_what_was_said_in_the_end(tmp_path):
         ({"messages": [{"content": [{"type": "image_url"}]}]}, "is an empty conversation"),
     ],
 )
-def test_a_damaged_export_is_refused_by_file_and_item(tmp_path, record, said):
+def test_an_error_in_a_damaged_export_names_the_file_and_the_item(tmp_path, record, said):
     (tmp_path / "conversations.json").write_text(json.dumps([RECORDS["ChatGPT"], record]))
     with pytest.raises(UserError, match=rf"conversations\.json, item 2:? {said}"):
         read_texts(tmp_path / "conversations.json")
@@ -115,8 +115,8 @@ def test_a_damaged_export_is_refused_by_file_and_item(tmp_path, record, said):
     ("name", "separator", "end"),
     [("a.csv", ",", "\r\n"), ("b.csv", ";", "\n"), ("c.tsv", "\t", "\n"), ("d.csv.gz", "\t", "\r\n")],
 )
-def test_tables_are_read(tmp_path, name, separator, end):
-    long = "b, c" * 50_000  # more than csv's own limit
+def test_csv_and_tsv_files_are_read(tmp_path, name, separator, end):
+    long = "b, c" * 50_000  # longer than the csv module's default limit
     rows = [["id", "Answer", "QUESTION"], [1, "please;", 'Say "hi",\n'], [2, "\tThen go.", long]]
     with (tmp_path / "plain").open("w", newline="", encoding="utf-8-sig") as file:
         csv.writer(file, delimiter=separator, lineterminator=end).writerows(rows)
@@ -138,12 +138,12 @@ def test_plain_text_is_cut_at_blank_lines(tmp_path):
 
 def test_parquet_is_read_over_several_batches_and_only_the_columns_of_its_form(tmp_path):
     texts = [f"number {n}" for n in range(module.PARQUET_ROWS + 3)]
-    beyond = pa.array([10**15] * len(texts), pa.timestamp("ms"))  # a year that Python has not
+    beyond = pa.array([10**15] * len(texts), pa.timestamp("ms"))  # a year beyond Python's datetime
     pq.write_table(pa.table({"text": texts, "at": beyond}), tmp_path / "texts.parquet", row_group_size=100)
     assert read_texts(tmp_path / "texts.parquet") == texts
 
 
-def test_a_folder_is_all_its_files_in_the_order_of_their_paths(tmp_path):
+def test_all_files_of_a_folder_are_read_in_the_order_of_their_paths(tmp_path):
     for name, text in {"b.txt": "3", "a/2.csv": "text\n2\n", "a/1.jsonl": '{"text": "1"}'}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -167,7 +167,7 @@ def test_a_file_that_changes_is_read_again(tmp_path, monkeypatch):
         (b"not json", r" is not JSON \(Expecting value\); write one record per line"),
         (b"{}", " has no fields; allowed: messages;"),
         (b'{"role": "user", "content": "a"}', " has the fields role, content; allowed: messages; .*; text"),
-        (b'{"a\\nfield": null}', r" has the fields a\\nfield; allowed"),  # in one line
+        (b'{"a\\nfield": null}', r" has the fields a\\nfield; allowed"),  # the message stays in one line
         (b'{"messages": "hello"}', ": messages must be a list"),
         (b'{"messages": [{"content": "a"}, {"content": null}]}', ": messages must be a list"),
         (b'{"instruction": "a", "output": null}', ": instruction and output must be text"),
@@ -220,7 +220,7 @@ def test_a_bad_file_is_named(tmp_path, name, content, sentence):
         read_texts(tmp_path / name)
 
 
-def test_what_is_nowhere_is_refused(tmp_path):
+def test_missing_conversations_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"has no conversations; write at least one \(\.jsonl"):
         read_texts(tmp_path)
     with pytest.raises(UserError, match=r"does not exist; .* or a data set on the Hub as owner/name\.$"):
@@ -266,7 +266,7 @@ def test_data_sets_on_the_hub_are_read_by_their_name(hub, tmp_path):
     assert "me/two is not a file or folder, and could not be opened" in found[6]
     assert "['short', 'long']" in found[6]
     assert "RepositoryNotFoundError" in found[7]
-    assert hub.served.count("data/train-00000-of-00002.jsonl") == 1  # whole, and kept by huggingface_hub
+    assert hub.served.count("data/train-00000-of-00002.jsonl") == 1  # huggingface_hub caches the whole file
     offline = in_python(READ, "me/chats", env={**here, "HF_HUB_OFFLINE": "1"})
     assert re.search(r"could not be opened .*; unset HF_HUB_OFFLINE, check the name and the network", offline)
     assert offline.count("\n") == 1

@@ -44,7 +44,7 @@ def test_gpt2_table_must_have_the_width_of_the_model():
 
 
 @pytest.mark.usefixtures("small_vocabulary")
-def test_gpt2_table_comes_from_the_whole_file_which_is_kept(hub):
+def test_gpt2_table_is_read_from_the_whole_file_which_stays_cached(hub):
     hub.files[WEIGHTS], wte = _checkpoint()
     first = load_table(DataConfig(), 64, seed=0)
     assert first.weight.dtype == torch.float32
@@ -53,7 +53,7 @@ def test_gpt2_table_comes_from_the_whole_file_which_is_kept(hub):
     again = load_table(DataConfig(), 64, seed=1)
     assert torch.equal(again.weight, wte)
     assert again.fingerprint == first.fingerprint
-    assert not cache_dir().exists()  # no copy of our own
+    assert not cache_dir().exists()  # the package keeps no copy of its own
 
 
 @pytest.mark.usefixtures("small_vocabulary")
@@ -64,14 +64,14 @@ def test_gpt2_table_comes_from_the_whole_file_which_is_kept(hub):
         save({"other.weight": torch.zeros(1000, 64)}),
     ],
 )
-def test_what_is_no_such_checkpoint_is_refused(hub, body):
+def test_a_damaged_checkpoint_is_refused(hub, body):
     hub.files[WEIGHTS] = body
     with pytest.raises(UserError, match=r"model\.safetensors is damaged \(.*\); delete it and run again"):
         load_table(DataConfig(), 64, seed=0)
 
 
 @pytest.mark.usefixtures("small_vocabulary")
-def test_random_table_and_its_scale():
+def test_a_random_table_depends_on_the_seed_and_its_scale_on_row_length():
     first, again, other = (load_table(RANDOM, 64, seed) for seed in (1, 1, 2))
     assert first.weight.shape == (1000, 64)
     assert first.weight.norm(dim=1).mean().item() == pytest.approx(1, rel=0.02)
@@ -79,7 +79,7 @@ def test_random_table_and_its_scale():
     assert first.fingerprint == again.fingerprint != other.fingerprint
     assert not torch.equal(first.weight, other.weight)
     scaled = load_table(replace(RANDOM, row_length=0.5), 64, 1)
-    assert scaled.weight.norm(dim=1).sort().values[989] == pytest.approx(0.5)  # all but 1%
+    assert scaled.weight.norm(dim=1).sort().values[989] == pytest.approx(0.5)  # 99% of rows are shorter
     factor = scaled.weight[0, 0] / first.weight[0, 0]
     torch.testing.assert_close(scaled.weight, first.weight * factor)
     assert scaled.fingerprint != first.fingerprint
@@ -113,14 +113,14 @@ def test_counts_and_pmi_equal_the_plain_loops(monkeypatch, block, reach):
 
 
 def _likeness(matrix, rows):
-    """Cosines of tokens' factors in a matrix [n, n]: of U sqrt(S), or of V sqrt(S)."""
+    """Return cosines between tokens' factors of a matrix `[n, n]`: U sqrt(S) if `rows`, else V sqrt(S)."""
     values, vectors = torch.linalg.eigh(matrix @ matrix.T if rows else matrix.T @ matrix)
     factors = torch.nn.functional.normalize(vectors * values.clamp(min=0) ** 0.25)
     return factors @ factors.T
 
 
 @each_kind
-def test_likeness_of_tokens_equals_that_of_plain_factors(monkeypatch, neighbours):
+def test_token_similarities_equal_those_of_an_exact_factorisation(monkeypatch, neighbours):
     monkeypatch.setattr(cooccurrence, "NOISE", 0)
     stream, _ = _random_stream([60, 5, 70], vocabulary=12)
 
@@ -147,12 +147,12 @@ def test_seen_tokens_have_length_one_and_others_are_noise(hidden_size, neighbour
     assert lengths[:250].mean().item() == pytest.approx(1, rel=0.03)
     assert lengths[:250].min() > 2 * lengths[250:].max()
     assert lengths[250:].mean().item() == pytest.approx(NOISE, rel=0.15)
-    assert len(torch.unique(table, dim=0)) == 400  # never-seen tokens differ, too
+    assert len(torch.unique(table, dim=0)) == 400  # unseen tokens differ from each other, too
 
 
 @pytest.fixture
 def corpus(tmp_path):
-    """Write 30 lines (train, then 10 of the table's corpus, then 4 of validation); give the settings."""
+    """Return a function that writes texts 0 to 29 and returns settings; 16 to 25 are for the token table."""
 
     def write(changed=None, **settings):
         texts = [f"text {n} about thing {n % 7} and the weather" for n in range(30)]
@@ -186,7 +186,7 @@ def test_cooccurrence_table_depends_on_the_corpus_alone_and_is_built_once(corpus
 
 
 @pytest.mark.parametrize("module", ["data.cooccurrence", "data.token_table", "data.tokens"])
-def test_another_code_makes_another_table(corpus, monkeypatch, module):
+def test_changed_code_builds_a_different_table(corpus, monkeypatch, module):
     table = table_of(corpus())
 
     def changed(*modules):
@@ -197,7 +197,7 @@ def test_another_code_makes_another_table(corpus, monkeypatch, module):
     assert table_of(corpus()).fingerprint != table.fingerprint
 
 
-def test_half_written_files_of_the_shared_cache_go_once_they_are_old(corpus):
+def test_half_written_files_in_the_shared_cache_are_deleted_once_they_are_old(corpus):
     cache_dir().mkdir(parents=True)
     old, new = (cache_dir() / f".tokens-{name}.safetensors.7.part" for name in ("old", "new"))
     for leftover in (old, new):

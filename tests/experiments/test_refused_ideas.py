@@ -1,4 +1,4 @@
-"""What would be silently wrong with an idea is refused before anything is trained."""
+"""An idea that would be silently wrong is refused before anything is trained."""
 
 import math
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from ctxkv_lib.method.oacd import oacd_loss
 
 
 def giving(kind, change):
-    """A part that gives something else of what `kind` gives and of what it is given."""
+    """Return a subclass of `kind` whose forward pass returns `change(output, *inputs)`."""
 
     class Other(kind):
         def forward(self, *inputs):
@@ -35,7 +35,7 @@ AHEAD = giving(PreviousToken, lambda _, embeddings, start: embeddings.roll(-6, d
 class Standardised(GatedBlock):
     def __init__(self, context_dim, hidden_size):
         super().__init__(context_dim, hidden_size)
-        self.norm = nn.BatchNorm1d(context_dim)  # mixes rows in training alone
+        self.norm = nn.BatchNorm1d(context_dim)  # mixes rows, but only in training
 
 
 class WithoutTheNearest(NearestTwo):
@@ -122,7 +122,7 @@ def misnamed(contexts, embedding):
 
 
 class Blind(nn.Module):
-    """A loss with weights that no context reaches."""
+    """A loss that has weights but ignores the contexts, so that no gradient reaches them."""
 
     def __init__(self, context_dim, hidden_size):
         super().__init__()
@@ -177,14 +177,14 @@ class ListedWeights(Blind):
         ("loss", ListedWeights, "ListedWeights keeps modules or tensors in the plain attribute more, which"),
     ],
 )
-def test_what_would_be_silently_wrong_is_refused(tiny_config, tmp_path, hook, part, said):
+def test_an_idea_that_would_be_silently_wrong_is_refused(tiny_config, tmp_path, hook, part, said):
     with pytest.raises(UserError, match=said):
         run(tiny_config, tmp_path / "run", **{hook: part})
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("start", [run, prepare, lambda preset: compare([preset, preset])])
-def test_a_preset_is_no_configuration(start):
+def test_the_name_of_a_preset_is_refused_as_a_configuration(start):
     with pytest.raises(
         UserError, match=r"str is not a configuration; make one with ctxkv\.build_config\('ci'\)\."
     ):
@@ -196,7 +196,7 @@ def in_place(contexts):
     return oacd_loss(contexts, 0.1) + contexts.square().mean()
 
 
-def test_a_loss_may_work_in_place_on_top_of_oacd_and_is_refused_without_a_training(tiny_config, tmp_path):
+def test_a_loss_may_work_in_place_and_is_refused_if_phase_1_trains_nothing(tiny_config, tmp_path):
     assert prepare(tiny_config, tmp_path / "run", loss=in_place).run.summary["phase1"]["iterations"] > 1
     untrained = tiny_config.replace({"phase1.max_iterations": 0})
     with pytest.raises(UserError, match=r"trains nothing here, so .*in_place has no effect"):
@@ -211,7 +211,7 @@ def test_an_arithmetic_error_in_a_users_loss_keeps_its_traceback(tiny_config, tm
     with pytest.raises(ZeroDivisionError) as raised:
         run(tiny_config, tmp_path / "run", loss=divided)
     assert raised.traceback[-1].name == "divided"
-    assert "contexts" in raised.traceback[-1].locals  # frames that `%debug` shows are not cleared
+    assert "contexts" in raised.traceback[-1].locals  # `%debug` still shows the variables
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ class Chosen(GatedBlock):
 def test_settings_of_an_idea_are_read_as_json_and_checked_by_their_type(tiny_config, name, given, value):
     chosen = tiny_config.replace({"block": Chosen, f"block.{name}": given}).plugins["block"]
     assert (chosen.settings[name], type(chosen.settings[name])) == (value, type(value))
-    assert chosen.settings["sizes"] == [1, 2]  # as in the run's config.json
+    assert chosen.settings["sizes"] == [1, 2]  # a list, as in the run's config.json
 
 
 class Named(GatedBlock):
@@ -299,12 +299,12 @@ class WithoutDefaults(GatedBlock):
         ({"block": "nowhere:Block"}, "nowhere:Block cannot be loaded .*check name and Python path"),
     ],
 )
-def test_other_words_are_refused(tiny_config, settings, said):
+def test_wrong_settings_of_an_idea_are_refused(tiny_config, settings, said):
     with pytest.raises(UserError, match=said):
         tiny_config.replace(settings)
 
 
-def test_a_layer_that_reads_tokens_goes_with_no_block_and_no_loss(tiny_config):
+def test_a_layer_that_reads_tokens_refuses_a_block_and_removes_an_earlier_one(tiny_config):
     with pytest.raises(UserError, match="reads tokens, so there is no Phase 1 and block has no effect; give"):
         tiny_config.replace({"layer": PreviousToken, "block": GatedBlock})
     assert {*tiny_config.replace({"block": GatedBlock}).replace({"layer": PreviousToken}).plugins} == {

@@ -1,4 +1,4 @@
-"""Runs end right whatever was lost, or say in a sentence why not; `make torture` runs the long form."""
+"""Runs reach the right numbers after any damage, or say why not in a sentence; `make torture` tries more."""
 
 import os
 import random
@@ -27,20 +27,20 @@ def laboratory(request, tmp_path_factory):
 
 
 def torture(test):
-    """Mark a test as one of the long form, which runs with two recipes."""
+    """Mark a test that only `make torture` runs, with two recipes."""
     recipes = pytest.mark.parametrize("laboratory", ["exact", "published"], indirect=True, scope="module")
     return pytest.mark.torture(recipes(test))
 
 
 @pytest.fixture
 def copy(laboratory, tmp_path):
-    """A finished run, to be damaged."""
+    """Return a copy of a finished run, to be damaged."""
     return shutil.copytree(laboratory.reference, tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
 def begun(laboratory):
-    """A run that was killed in Phase 2, its second state half written."""
+    """Return a run that was killed in Phase 2 while it saved its state for the second time."""
     out = laboratory.root / "begun"
     laboratory.killed_at(out, laboratory.after("checkpoint/phase2.pt") + 1)
     return out
@@ -61,8 +61,8 @@ def test_a_killed_run_ends_with_the_numbers_of_an_undisturbed_one(laboratory, tm
     laboratory.check_run(tmp_path / "run")
 
 
-def test_a_record_stands_only_for_the_files_it_was_made_with(laboratory, tmp_path):
-    """Begun from one text, overwritten from another but not recorded, then the first text again."""
+def test_a_record_is_used_only_with_the_files_it_was_made_with(laboratory, tmp_path):
+    """Kill a run, kill it on another text before the record is written, and resume with the first text."""
     out = tmp_path / "run"
     laboratory.killed_at(out, laboratory.after("checkpoint/weights.safetensors") - 1)
     write_conversations(laboratory.data, 16, seed=1)
@@ -99,9 +99,9 @@ def test_damage_is_repaired_with_the_same_numbers(laboratory, copy, name, damage
     assert said in laboratory.check_run(copy).text
 
 
-def test_contents_that_changed_in_a_finished_run_are_noticed_where_they_are_read(laboratory, copy):
+def test_changed_contents_of_a_finished_run_are_noticed_when_they_are_read(laboratory, copy):
     flip(copy / "caches/val_ctx.safetensors")
-    assert in_child(lambda: generate(copy)) == laboratory.text  # which reads no cache
+    assert in_child(lambda: generate(copy)) == laboratory.text  # `generate` reads no cache
     laboratory.check_run(copy)
     with pytest.raises(UserError, match=r"val_ctx\.safetensors is damaged; make it again with .* --again"):
         open_run(copy).stream("val").token_losses()
@@ -111,7 +111,7 @@ def test_contents_that_changed_in_a_finished_run_are_noticed_where_they_are_read
     assert open_run(copy).stream("val").token_losses().isfinite().all()
 
 
-def test_an_edited_report_stays(laboratory, copy):
+def test_an_edited_report_is_kept(laboratory, copy):
     (copy / "report.md").write_text("mine")
     laboratory.check_run(copy)
     assert (copy / "report.md").read_text() == "mine"
@@ -119,7 +119,7 @@ def test_an_edited_report_stays(laboratory, copy):
 
 
 @pytest.mark.parametrize("name", ["caches/train_ctx.safetensors", "checkpoint/phase2.pt"])
-def test_an_unfinished_run_goes_on_without_options_whatever_is_damaged(laboratory, begun, tmp_path, name):
+def test_an_unfinished_run_resumes_without_options_even_if_damaged(laboratory, begun, tmp_path, name):
     out = shutil.copytree(begun, tmp_path / "run")
     os.truncate(out / name, 50)
     done = in_child(lambda: main(["run", "--out", str(out)]))
@@ -132,7 +132,7 @@ def test_every_killed_run_ends_with_the_numbers_of_an_undisturbed_one(laboratory
     draw, ended = random.Random(1), Counter()
     for number in range(KILLS // 2):
         out = tmp_path / str(number)
-        if number % 5 == 4:  # a run on other data that is killed, too
+        if number % 5 == 4:  # first, kill a run on other data in `out`
             write_conversations(laboratory.data, 16, seed=number)
             laboratory.killed_at(out, draw.randrange(len(laboratory.renames)))
             write_conversations(laboratory.data, 16)
@@ -158,7 +158,7 @@ def test_damaged_files_are_repaired_refused_or_harmless(laboratory, tmp_path):
         out = tmp_path / "damaged"
         shutil.copytree(source, out)
         others = {file: other.reference / file.relative_to(out) for file in files_of(out)}
-        if damage is swap:  # with a file that has other content
+        if damage is swap:  # swap only files that differ
             others = {f: o for f, o in others.items() if o.is_file() and f.read_bytes() != o.read_bytes()}
         victim = draw.choice(list(others))
         damage(victim, draw, others[victim])
@@ -177,13 +177,13 @@ def disk(tmp_path):
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]
     if os.name != "posix" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no right to mount a small disk")
+        pytest.skip("this user may not mount a small disk")
     yield folder
     subprocess.run(["umount", folder], check=True)
 
 
 @torture
-def test_a_full_disk_is_one_sentence_and_the_rerun_ends_right(laboratory, disk):
+def test_a_full_disk_prints_one_sentence_and_a_rerun_reaches_the_right_numbers(laboratory, disk):
     size = sum(path.stat().st_size for path in files_of(laboratory.reference))
     for number in range(FULL_DISKS):
         out = disk / str(number)
@@ -198,7 +198,7 @@ def test_a_full_disk_is_one_sentence_and_the_rerun_ends_right(laboratory, disk):
 
 
 @torture
-def test_a_read_only_folder_is_one_sentence(laboratory, disk):
+def test_a_read_only_folder_is_refused_in_one_sentence(laboratory, disk):
     _resize(disk, 1 << 26)
     out = disk / "run"
     shutil.copytree(laboratory.reference, out)

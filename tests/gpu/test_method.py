@@ -1,4 +1,4 @@
-"""Both phases, the caches and the model for transformers on a GPU: the numbers of a CPU, and few waits."""
+"""Both phases and saved models give the same numbers on a GPU as on a CPU, which seldom waits for the GPU."""
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ PLACES = (torch.device("cuda"), torch.device("cpu"))
 COPIES = {"layer": {"name": "SlotLayer", "settings": {"copy_weight": 0.3}}}
 
 
-def test_phase_1_and_exact_contexts_are_those_of_a_cpu():
-    """Without noise and drawn contexts, as a GPU draws other numbers."""
+def test_phase_1_and_exact_contexts_equal_those_of_a_cpu():
+    """There is no noise and no random start, since a GPU draws different random numbers."""
     found = []
     for device in PLACES:
         model = tiny_method().to(device)
@@ -37,7 +37,7 @@ def test_phase_1_and_exact_contexts_are_those_of_a_cpu():
 
 
 class Waits(Loop):
-    """Keeps how often an iteration of Phase 1 has waited."""
+    """A loop that records how often the CPU has waited by the end of each iteration."""
 
     def __init__(self, waits):
         self.waits, self.found = waits, [0]
@@ -46,7 +46,7 @@ class Waits(Loop):
         self.found.append(self.waits())
 
 
-def test_an_iteration_of_phase_1_waits_twice_for_many_batches(waits):
+def test_an_iteration_of_phase_1_waits_at_most_twice_for_any_number_of_batches(waits):
     model, loop = tiny_method().to("cuda"), Waits(waits)
     model.set_phase(1)
     rows, generator = distinct_rows(model, tiny_ids(700)), torch.Generator("cuda").manual_seed(0)
@@ -57,7 +57,7 @@ def test_an_iteration_of_phase_1_waits_twice_for_many_batches(waits):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_phase_2_ends_where_it_does_on_a_cpu(dtype):
+def test_phase_2_reaches_the_same_perplexity_as_on_a_cpu(dtype):
     stream, losses = tiny_stream(299), []
     for device in PLACES:
         model = tiny_method(attention_dropout=0.0).to(device)
@@ -67,21 +67,21 @@ def test_phase_2_ends_where_it_does_on_a_cpu(dtype):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4 if dtype == torch.float32 else 0.02)
 
 
-def test_a_step_of_phase_2_waits_for_nothing(waits):
+def test_a_step_of_phase_2_never_waits_for_the_gpu(waits):
     model = tiny_method().to("cuda").train()
     stepper = Stepper(model.trained_weights(), Phase2Config(), 128)
     cache = tiny_stream(128).map(lambda tensor: tensor.to("cuda"))
     table, total = model.wte.weight.detach(), torch.zeros((), device="cuda")
     order = torch.arange(128, device="cuda")
-    model.window.rows(order)  # which moves the offsets to the GPU, once
+    model.window.rows(order)  # the first call moves the offsets to the GPU
     before = waits()
     for batch in model.batches(cache, order, 32):
         total += train_step(model, table, stepper, Loop(), batch, 32)
     assert waits() == before
 
 
-def test_a_batch_comes_back_to_the_cpu_whole():
-    """A copy that does not wait would be read before it has arrived."""
+def test_a_batch_is_copied_back_to_the_cpu_completely():
+    """If the copy did not wait, it would be read before all of it has arrived."""
     batch = tiny_stream(64).gather(torch.arange(8), tiny_method().window)
     assert torch.equal(batch.to(PLACES[0]).to(PLACES[1]).window, batch.window)
 
@@ -101,7 +101,7 @@ def test_a_saved_model_computes_and_generates_as_on_a_cpu(tmp_path, parts):
     assert torch.equal(found.cpu(), expected)
 
 
-def test_a_pickled_model_may_come_back_by_way_of_a_cpu(tmp_path):
+def test_a_pickled_model_may_be_loaded_on_a_cpu_first(tmp_path):
     model, ids = tiny_model().eval().to("cuda"), tiny_ids(40).view(2, 20).to("cuda")
     expected = model(ids).logits
     torch.save(model, tmp_path / "model.pt")

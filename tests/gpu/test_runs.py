@@ -1,4 +1,4 @@
-"""Whole runs on a GPU."""
+"""Whole runs work on a GPU."""
 
 import gc
 
@@ -12,8 +12,8 @@ pytestmark = pytest.mark.usefixtures("gpu")
 
 
 @pytest.mark.parametrize("recipe", ["published", "exact", "tuned"])
-def test_a_recipe_ends_where_it_does_on_a_cpu(train_on, recipe):
-    """Random numbers differ, so the PPL does, too."""
+def test_a_recipe_reaches_about_the_same_perplexity_as_on_a_cpu(train_on, recipe):
+    """A GPU draws different random numbers, so perplexity may differ by up to 10%."""
     found, expected = (train_on(device, recipe).summary for device in ("cuda", "cpu"))
     assert found["phase2"]["val_ppl"] == pytest.approx(expected["phase2"]["val_ppl"], rel=0.1)
     assert found["parameters"] == expected["parameters"]
@@ -22,8 +22,8 @@ def test_a_recipe_ends_where_it_does_on_a_cpu(train_on, recipe):
 
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, torch.OutOfMemoryError])
-def test_an_error_that_is_kept_keeps_no_memory(train_on, monkeypatch, raised):
-    """As IPython keeps `sys.last_value`."""
+def test_an_error_that_is_kept_holds_no_gpu_memory(train_on, monkeypatch, raised):
+    """IPython keeps the last error in `sys.last_value`."""
 
     def fails(*_):
         raise raised("CUDA out of memory.")
@@ -38,7 +38,7 @@ def test_an_error_that_is_kept_keeps_no_memory(train_on, monkeypatch, raised):
     assert torch.cuda.memory_allocated() - before < 2**16
 
 
-def test_fp32_is_not_tf32_in_a_run_and_the_users_settings_are_left(train_on, monkeypatch):
+def test_fp32_is_not_tf32_in_a_run_and_the_users_settings_are_restored(train_on, monkeypatch):
     def settings():
         tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
         return (*tf32, torch.get_float32_matmul_precision())

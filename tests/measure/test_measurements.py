@@ -1,4 +1,4 @@
-"""Measurements of a finished run: they are made once, on request, and kept with the weights."""
+"""Measurements of a finished run are made once, on request, and belong to its weights."""
 
 import shutil
 from pathlib import Path
@@ -24,12 +24,12 @@ def copy(finished_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_they_are_made_once_and_kept_in_summary_report_and_folder(copy, monkeypatch):
+def test_measurements_are_made_once_and_kept_in_summary_report_and_folder(copy, monkeypatch):
     found = measure(copy)
     assert load_run(copy.path).summary == found.summary
     assert {*found.summary} - {*copy.summary} == {"ngrams"}
     baseline = found.summary["ngrams"]["kneser_ney"]
-    tokens = [count for count, _ in copy.summary["test"]["conversations"]]  # of the model's losses
+    tokens = [count for count, _ in copy.summary["test"]["conversations"]]  # per conversation
     loss = np.average(baseline["test_conversations"], weights=tokens)
     assert loss == pytest.approx(np.log(baseline["test_ppl"]))
     assert "n-grams" in (copy.path / "report.md").read_text()
@@ -38,7 +38,7 @@ def test_they_are_made_once_and_kept_in_summary_report_and_folder(copy, monkeypa
     assert run(found.config, found.path).summary == found.summary
 
 
-def test_a_measurement_belongs_to_the_weights_that_it_was_made_of(copy, monkeypatch):
+def test_a_measurement_belongs_to_the_weights_that_it_was_made_with(copy, monkeypatch):
     monkeypatch.setattr(module.ngrams, "of_run", lambda _: {"kneser_ney": {"val_ppl": 3.0}})
     measure(copy)
     folder = RunFolder.read(copy.path)
@@ -47,7 +47,7 @@ def test_a_measurement_belongs_to_the_weights_that_it_was_made_of(copy, monkeypa
     assert "ngrams" not in summarize(folder)
 
 
-def test_a_measurement_that_stops_keeps_the_results(copy, monkeypatch):
+def test_an_interrupted_measurement_leaves_the_results_as_they_were(copy, monkeypatch):
     monkeypatch.setattr(module.ngrams, "of_run", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         measure(copy)
@@ -64,7 +64,7 @@ def test_a_measurement_that_stops_keeps_the_results(copy, monkeypatch):
         ("corpus", 10, {"layer": PreviousToken}, open_run),
     ],
 )
-def test_a_run_is_not_used_with_other_conversations(tiny_config, tmp_path, split, first, parts, use):
+def test_a_run_is_refused_if_its_conversations_have_changed(tiny_config, tmp_path, split, first, parts, use):
     made = run(tiny_config.replace({"data.unigram": "corpus"}), tmp_path / "run", **parts)
     path = Path(tiny_config.data.path)
     lines = path.read_text().splitlines()

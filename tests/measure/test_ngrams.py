@@ -1,4 +1,4 @@
-"""Modified Kneser-Ney against the formula written out with dictionaries."""
+"""Modified Kneser-Ney equals the published formula, written out with dictionaries."""
 
 from collections import Counter, defaultdict
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ VOCABULARY = 150
 
 
 def stream(count, seed=1):
-    """Tokens with the skew and the repetitions that n-grams live on; token 0 never occurs."""
+    """Return tokens with skewed frequencies and repetitions, as in text; token 0 never occurs."""
     draw = np.random.default_rng(seed)
     tokens = [1, 2, 3, 4]
     for _ in range(count - 4):
@@ -29,13 +29,13 @@ def stream(count, seed=1):
 
 
 class ByTheFormula:
-    """Chen and Goodman's formulas, one probability at a time."""
+    """Chen and Goodman's formulas, computed one probability at a time."""
 
     def __init__(self, tokens, order, prior):
         tokens = tuple(tokens.tolist())
         self.order, self.prior = order, prior
         self.counts = {order: Counter(tokens[i : i + order] for i in range(len(tokens) - order + 1))}
-        for lower in range(1, order):  # N1+(. gram): how many different tokens came before the gram
+        for lower in range(1, order):  # N1+(. gram): number of different tokens before the gram
             longer = {tokens[i : i + lower + 1] for i in range(len(tokens) - lower)}
             self.counts[lower] = Counter(gram[1:] for gram in longer)
         self.taken = {n: self.of(counts) for n, counts in self.counts.items()}
@@ -95,7 +95,7 @@ def test_the_users_own_text_is_counted_once(tiny_config, tokenizer, monkeypatch)
     assert len(found) == 1
 
 
-def test_counts_too_few_for_the_formula_take_fixed_discounts():
+def test_counts_too_few_for_the_formula_get_fixed_discounts():
     assert discounts(np.array([1, 1, 2, 7])).tolist() == [0, *FALLBACK_DISCOUNTS]
     tiny = kneser_ney(np.array([1, 2, 3, 1]), np.array([1, 2, 3, 4]), {"": np.full(5, 0.2)})
     assert all(np.isfinite(p).all() and (p > 0).all() for p in tiny.values())
@@ -117,7 +117,7 @@ def test_the_best_order_and_prior_are_chosen_on_validation_and_losses_kept_by_co
     streams, starts = (
         {"val": val, "test": test},
         {"test": np.array([0, 1, 50, 120])},
-    )  # the first has none that is predicted
+    )  # no token of the first conversation is predicted
     both = ngram_baselines(train, streams, priors, 50, starts)
     found = [kneser_ney(train, ids, priors) for ids in (val, test)]
     ppls = {key: [np.exp(-np.log(each[key]).mean()) for each in found] for key in found[0]}

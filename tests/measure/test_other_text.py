@@ -1,4 +1,4 @@
-"""Scores of other text: what counts as a word."""
+"""Scores on other text: what counts as a word, and bits per byte."""
 
 import math
 
@@ -14,7 +14,7 @@ def test_text_without_spaces_has_no_words():
     assert word_count([CHINESE]) == 0
 
 
-def test_bits_are_those_of_a_byte_and_not_of_a_character(finished_run):
+def test_bits_are_counted_per_byte_and_not_per_character(finished_run):
     scores = evaluate_texts(finished_run, [CHINESE])
     bits = scores["tokens"] * math.log2(scores["ppl"])
     assert scores["bits_per_byte"] == pytest.approx(bits / len(CHINESE.encode()))

@@ -1,4 +1,4 @@
-"""Exact contexts equal the token-by-token recurrence for any block; parallel passes equal the original's."""
+"""Exact contexts equal the recurrence for any block, and parallel passes equal those of the original."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ WIDTH = TINY["context_dim"]
 
 @torch.no_grad()
 def one_by_one(block, projected, before):
-    """Padded contexts of the plain loop."""
+    """Return the contexts of the plain loop, with `before` as the first row."""
     contexts = [before[None]]
     for inputs in projected:
         contexts.append(block(contexts[-1], inputs[None]))
@@ -43,8 +43,8 @@ def model_with(init):
 
 @pytest.mark.parametrize("init", ["trained", "means", 0.1, 0.01])
 @pytest.mark.parametrize("count", [1, 2, 127, 129, 3001])
-def test_exact_contexts_are_the_recurrence_to_the_tolerance(init, count):
-    model = model_with(init).double()  # some untrained blocks amplify a rounding fifty times
+def test_exact_contexts_equal_the_recurrence_within_the_tolerance(init, count):
+    model = model_with(init).double()  # some untrained blocks amplify rounding errors fifty times
     ids = tiny_ids(count, seed=count)
     embeddings, tokens = distinct_rows(model, ids)
     contexts = exact_contexts(
@@ -93,7 +93,7 @@ def test_a_block_that_does_not_forget_costs_no_more_steps_than_tokens(block):
 
 
 @pytest.mark.parametrize("rows", [7, 1000])
-def test_parallel_passes_are_the_originals(monkeypatch, rows):
+def test_parallel_passes_equal_those_of_the_original(monkeypatch, rows):
     monkeypatch.setattr(method, "PASS_ROWS", rows)
     model, ids, config = model_with("trained"), tiny_ids(50), Phase1Config(context_method="passes")
     embeddings, tokens = distinct_rows(model, ids)

@@ -1,4 +1,4 @@
-"""Copying against its definition, term by term."""
+"""Copying equals its definition, computed term by term."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def model_that_copies(weight, sharpness):
 
 
 def mixture(model, stream, position, weight, sharpness):
-    """The probabilities of the next token at one position."""
+    """Return the probabilities of the next token at one position, computed from the definition."""
     hidden, _ = model.read(model.batch(stream, torch.tensor([position])))
     found = model.logits(hidden, stream.ids[[position]])[0].softmax(dim=0)
     contexts = stream.contexts[1:]
@@ -33,9 +33,9 @@ def mixture(model, stream, position, weight, sharpness):
 
 @pytest.mark.parametrize(("weight", "sharpness"), [(0.3, 4.0), (0.9, 0.0)])
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_scores_are_those_of_the_mixture(weight, sharpness, shuffled):
+def test_scores_equal_those_of_the_mixture(weight, sharpness, shuffled):
     model, stream = model_that_copies(weight, sharpness), tiny_stream(40)
-    stream = Cache(stream.ids % 7, stream.contexts)  # tokens that come again
+    stream = Cache(stream.ids % 7, stream.contexts)  # tokens that repeat
     generator = torch.Generator().manual_seed(0)
     positions = torch.randperm(40, generator=generator) if shuffled else torch.arange(40)
     losses, correct = token_scores(model, stream, positions)
@@ -47,7 +47,7 @@ def test_scores_are_those_of_the_mixture(weight, sharpness, shuffled):
         assert is_correct == (expected.argmax() == target)
 
 
-def test_a_mixture_is_a_distribution_and_mixed_in_fp32():
+def test_a_mixture_sums_to_one_and_is_computed_in_fp32():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(5, 11, generator=generator)
     shares = 0.3 * torch.randn(5, 4, generator=generator).softmax(dim=-1)

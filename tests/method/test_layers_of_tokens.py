@@ -1,4 +1,4 @@
-"""A layer that reads tokens reads each position with the history that it asks for, in whatever rows."""
+"""A layer that reads tokens gets the history it asks for at every position, however rows are formed."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from ctxkv_lib.method.caches import Cache
 
 
 class TwoBefore(PreviousToken):
-    """The token before, and from evaluation on the one before that."""
+    """A layer that reads the previous token and, in evaluation, also the token before that."""
 
     evaluation_history = 2
 
@@ -21,7 +21,7 @@ class TwoBefore(PreviousToken):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("first", [0, 1, 7])
-def test_rows_give_what_the_whole_stream_gives(first, training, monkeypatch):
+def test_rows_give_the_same_results_as_the_whole_stream(first, training, monkeypatch):
     monkeypatch.setattr(windows, "LONGEST_ROW", 4)
     model = tiny_method(None, TwoBefore).train(training)
     ids = tiny_ids(40).int()

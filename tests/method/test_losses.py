@@ -8,7 +8,7 @@ from ctxkv_lib.method.losses import frozen_head_cross_entropy
 
 @pytest.fixture(params=["_by_vocabulary", "_by_rows"])
 def any_device(request, monkeypatch):
-    """Compute as on a CPU, or as on any other device; in chunks of both."""
+    """Compute with the code for CPUs or with the code for other devices, in small chunks."""
     monkeypatch.setattr(losses, "_by_vocabulary", getattr(losses, request.param))
     monkeypatch.setattr(losses, "VOCABULARY_CHUNK", 32)
     monkeypatch.setattr(losses, "CPU_ROWS", 5)
@@ -38,7 +38,7 @@ def test_values_and_gradients_equal_cross_entropy(any_device, vocabulary, scale,
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(hidden.grad, wanted)
     assert asked.shape == (0,)
-    for rows in (slice(None), slice(0)):  # without a gradient; and no positions at all
+    for rows in (slice(None), slice(0)):  # without gradients: all positions, and none
         given = (hidden.detach()[rows], table, targets[rows], bias, None if read is None else read[rows])
         scores, correct = frozen_head_cross_entropy(*given, repeat)
         torch.testing.assert_close(scores, expected.detach()[rows])
@@ -62,7 +62,7 @@ def test_bf16_products_are_summed_in_fp32(any_device):
 @pytest.mark.parametrize("size", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("level", [-1000.0, 30.0, 1000.0])
 def test_logits_of_any_size_neither_overflow_nor_vanish(any_device, size, level):
-    """All of them, where a constant is subtracted; and those of one position among others."""
+    """The bias adds `level` to all logits, and the logits of position 3 get it twice."""
     torch.manual_seed(0)
     hidden, table, bias = torch.randn(20, 8), torch.randn(97, 8).to(size), torch.full((97,), level)
     table[:, 0], hidden[3, 0] = 1, level
@@ -79,12 +79,12 @@ def test_logits_of_any_size_neither_overflow_nor_vanish(any_device, size, level)
         torch.testing.assert_close(hidden.grad, wanted, rtol=0, atol=1e-4)
 
 
-def test_bf16_exponentials_lose_what_the_docstring_says():
+def test_bf16_exponentials_are_as_precise_as_the_docstring_says():
     torch.manual_seed(0)
     table, targets = torch.randn(5000, 64).bfloat16(), torch.randint(0, 5000, (2000,))
     hidden = torch.randn(2000, 64).bfloat16()
     target_logits = (hidden.float() * table[targets]).sum(dim=1)
-    assert target_logits.mean().round() == 0  # which is subtracted of all logits before they are rounded
+    assert target_logits.mean().round() == 0  # this constant is subtracted before logits are rounded
     expected = F.linear(hidden, table).float().logsumexp(dim=1) - target_logits
     error = frozen_head_cross_entropy(hidden.float(), table, targets)[0] - expected
     assert error.abs().max() < 0.004

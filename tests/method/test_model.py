@@ -1,4 +1,4 @@
-"""The layers against their definitions, and what a user's own block or attention may be."""
+"""The layers equal their definitions, and users may write their own layers in plain PyTorch."""
 
 import copy
 import pickle
@@ -46,7 +46,7 @@ def test_logits_and_gradients_equal_the_reference(kv_method, dropout):
     }
 
 
-def test_a_users_attention_says_its_slots_and_is_what_phase_2_trains():
+def test_a_users_attention_chooses_its_slots_and_is_trained_in_phase_2():
     model, cache = tiny_method(layer=NearestTwo).double(), double_stream(9)
     assert parameter_counts(model)["trainable_phase2"] == 24 * 16 + 24
     hidden, weights = model.read(model.batch(cache, torch.tensor([0, 5])))

@@ -1,4 +1,4 @@
-"""The served model equals the trained model, however its tokens are passed in."""
+"""The model for transformers equals the trained model, however its tokens are passed in."""
 
 import tempfile
 
@@ -16,7 +16,7 @@ from ctxkv_lib.method.modeling import CACHE_NAME, ContextKVForCausalLM
 
 
 def copying(weight):
-    """The tiny model's parts, with attention that copies."""
+    """Return arguments of `tiny_model` for attention that copies."""
     own = {"copy_weight": weight, "copy_sharpness": 5.0}
     return {"parts": {"layer": {"name": "SlotLayer", "settings": own}}}
 
@@ -26,7 +26,7 @@ each_model = pytest.mark.parametrize("shape", MODELS.values(), ids=MODELS)
 
 
 def read_in_chunks(model, ids, cuts, mask):
-    """Logits of `ids` `[batch, length]` whose columns come in chunks that end at `cuts`, and the cache."""
+    """Read `ids` `[batch, length]` in chunks that end at the columns `cuts`; return logits and the cache."""
     cache, logits = None, []
     for start, stop in zip([0, *cuts], [*cuts, ids.shape[1]], strict=True):
         out = model(ids[:, start:stop], attention_mask=mask[:, :stop], use_cache=True, **{CACHE_NAME: cache})
@@ -36,7 +36,7 @@ def read_in_chunks(model, ids, cuts, mask):
 
 
 def exact_cache(model, ids):
-    """One stream as Phase 2 has it."""
+    """Return the cache that Phase 2 would read for one stream."""
     embeddings, tokens = distinct_rows(model, ids)
     inputs = model.context_block.project_inputs(embeddings)
     contexts = exact_contexts(model.context_block, inputs, tokens, tolerance=1e-6)
@@ -52,7 +52,7 @@ def phase2_logits(model, ids):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_every_way_of_reading_gives_the_same_logits(data):
-    """Padding may be anywhere; reading token by token, none can see the future."""
+    """Padding may be anywhere. When tokens are read one by one, no position can see the future."""
     length, padding = data.draw(st.integers(1, 40), "length"), data.draw(st.integers(0, 5), "padding")
     shape = data.draw(st.sampled_from([*MODELS.values()]), "model")
     interval, slots = data.draw(st.integers(1, 7), "interval"), data.draw(st.integers(1, 6), "max_contexts")
@@ -95,7 +95,7 @@ def greedy(model, prompt, count):
 
 @torch.no_grad()
 @each_model
-def test_generate_equals_reading_everything_again_and_beam_search_its_uncached_self(shape):
+def test_generation_and_beam_search_give_the_same_with_and_without_a_cache(shape):
     model = tiny_model(**shape).eval()
     prompts = [tiny_ids(4, seed=4), tiny_ids(15, seed=15)]
     expected = [greedy(model, prompt, 12).tolist() for prompt in prompts]
@@ -107,7 +107,7 @@ def test_generate_equals_reading_everything_again_and_beam_search_its_uncached_s
     batch[0, 11:], batch[1], mask[0, :11] = *prompts, 0
     found = model.generate(batch, attention_mask=mask, **options)
     assert [found[0, 11:].tolist(), found[1].tolist()] == expected
-    options |= {"num_beams": 3, "num_return_sequences": 3}  # also of lower beams, which change places
+    options |= {"num_beams": 3, "num_return_sequences": 3}  # several beams, since beams change places
     options |= {"return_dict_in_generate": True, "output_scores": True}
     searched, plain = (
         model.generate(tiny_ids(9)[None], use_cache=cached, **options) for cached in (True, False)
@@ -118,7 +118,7 @@ def test_generate_equals_reading_everything_again_and_beam_search_its_uncached_s
 
 @torch.no_grad()
 @each_model
-def test_a_cache_is_of_constant_size_and_may_be_repeated_and_passed_on(shape):
+def test_a_cache_has_a_constant_size_and_its_rows_may_be_repeated_and_selected(shape):
     model, ids, new = tiny_model(**shape).eval(), tiny_ids(18).view(2, 9), tiny_ids(4, seed=1)[:, None]
     cache = model(ids)[CACHE_NAME]
     sizes = cache.contexts.shape, cache.tokens.shape
@@ -137,27 +137,27 @@ def test_a_cache_is_of_constant_size_and_may_be_repeated_and_passed_on(shape):
 
 
 @pytest.mark.parametrize(("phase", "trained"), [(1, {"context_block"}), (2, {"layer"})])
-def test_only_the_phase_gets_gradients(phase, trained):
+def test_only_the_part_that_a_phase_trains_gets_gradients(phase, trained):
     model, ids = tiny_model(), tiny_ids(20)[None]
     model.model.set_phase(phase)
     model(ids, labels=ids).loss.backward()
     gradients = {name: p.grad for name, p in model.model.named_parameters() if p.requires_grad}
     assert {name.split(".")[0] for name in gradients} == trained
-    assert all(gradient is not None for gradient in gradients.values())  # else a distributed wrapper stops
+    assert all(gradient is not None for gradient in gradients.values())  # DDP waits for missing gradients
     zero = {name for name, gradient in gradients.items() if not gradient.any()}
-    assert zero == ({"layer.attention.k.bias"} if phase == 2 else set())  # it cannot change the softmax
+    assert zero == ({"layer.attention.k.bias"} if phase == 2 else set())  # k.bias cannot change the softmax
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 
 
 @each_model
 @pytest.mark.parametrize("items", [None, 7])
 def test_the_loss_is_the_cross_entropy_of_the_next_labels(shape, items):
-    """In training it needs no logits, which are there for who reads them, and does not copy."""
+    """Training ignores copying and needs no logits; they are computed only when they are read."""
     model, ids = tiny_model(attention_dropout=0.0, **shape), tiny_ids(24).view(2, 12)
     for dropout in (each for each in model.modules() if isinstance(each, torch.nn.Dropout)):
         dropout.p = 0.0
     mask, labels = torch.ones_like(ids), ids.where(ids % 3 > 0, -100)
-    mask[0, :4] = 0  # padding before a text must not make a NaN of anything
+    mask[0, :4] = 0  # padding before a text must cause no NaN
     labels[0, :4] = -100
     given, gradients = {"input_ids": ids, "attention_mask": mask}, []
     for training, trains_table in ((True, False), (True, True), (False, False)):
@@ -183,7 +183,7 @@ def test_the_loss_is_the_cross_entropy_of_the_next_labels(shape, items):
 @torch.no_grad()
 @each_model
 def test_autocast_rounds_what_is_computed_from_contexts_and_not_the_contexts(shape):
-    """As a trainer in bf16 has it; rounded on and on, contexts would drift."""
+    """Trainers in bf16 use autocast. If contexts were rounded at every step, they would drift."""
     model, ids = tiny_model(**shape).eval(), tiny_ids(20)[None]
     exact = model(ids)
     with torch.autocast("cpu", torch.bfloat16):
@@ -194,9 +194,9 @@ def test_autocast_rounds_what_is_computed_from_contexts_and_not_the_contexts(sha
 
 @torch.no_grad()
 @each_model
-def test_hidden_states_and_attentions_are_those_of_each_slot(shape, monkeypatch):
-    """However they are asked for."""
-    monkeypatch.setattr("ctxkv_lib.method.modeling.ATTENDED_AT_ONCE", 6)  # in several parts
+def test_hidden_states_and_attentions_equal_those_of_phase_2(shape, monkeypatch):
+    """They may be requested by an argument, by the configuration, or from `generate`."""
+    monkeypatch.setattr("ctxkv_lib.method.modeling.ATTENDED_AT_ONCE", 6)  # in several chunks
     model, ids = tiny_model(**shape).eval(), tiny_ids(18).view(2, 9)
     wanted = {"output_hidden_states": True, "output_attentions": True, "return_dict_in_generate": True}
     made = model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0, **wanted)
@@ -217,8 +217,8 @@ def test_hidden_states_and_attentions_are_those_of_each_slot(shape, monkeypatch)
 
 
 @each_model
-def test_embeddings_that_are_returned_have_the_gradient_of_all_that_reads_them(shape, monkeypatch):
-    """Also through the contexts: against a small step of all embeddings in a random direction."""
+def test_returned_embeddings_get_the_whole_gradient_of_the_logits(shape, monkeypatch):
+    """Gradients flow through contexts, too; they must match finite differences in a random direction."""
     model, ids = tiny_model(**shape).eval().double(), tiny_ids(9)[None]
     output = model(ids, output_hidden_states=True)
     (gradient,) = torch.autograd.grad(output.logits[0, -1, 0], output.hidden_states[0])
@@ -244,12 +244,12 @@ def test_a_resized_table_computes_the_same_for_tokens_that_stay(tmp_path, count)
     assert not model.get_input_embeddings().weight.requires_grad
     model.save_pretrained(tmp_path)
     saved = ContextKVForCausalLM.from_pretrained(tmp_path)
-    torch.testing.assert_close(saved(ids).logits, resized)  # mapped weights may be aligned differently
+    torch.testing.assert_close(saved(ids).logits, resized)  # not bitwise: memory is aligned differently
 
 
 @torch.no_grad()
 @pytest.mark.slow
-def test_one_graph_a_shape_holds_the_whole_forward_pass():
+def test_one_graph_per_shape_holds_the_whole_forward_pass():
     model = tiny_model(**MODELS["copies"]).eval()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     for batch, length in ((1, 3), (2, 2), (3, 4)):

@@ -35,14 +35,14 @@ class MyBlock(ContextBlock):
 
 
 def with_block(name):
-    """A tiny model with the block of a module."""
+    """Return a tiny model with the class `MyBlock` of the module `name`."""
     kind = import_module(name).MyBlock
     model = tiny_method(partial(kind, settings=kind.Settings(share=0.25)))
     return ContextKVForCausalLM.of(model, {"block": {"share": 0.25}})
 
 
 def answers(model, ids):
-    """Logits, text, and what would be trained."""
+    """Return logits, generated ids, and the names of the weights that would be trained."""
     made = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
     return model(ids).logits.tolist(), made.tolist(), trained
@@ -91,11 +91,11 @@ def test_each_folder_runs_its_own_code_without_the_package_and_keeps_it_if_saved
 
 
 @pytest.mark.parametrize("name", ["attention.q.weight", "model.layer.attention.k.bias"])
-def test_weights_of_other_code_are_refused(tmp_path, name):
-    """As those of folders that were saved before version 0.2."""
+def test_weights_that_do_not_fit_the_code_are_refused(tmp_path, name):
+    """Folders that were saved before version 0.2 have such weights."""
     tiny_model().save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
-    if weights.pop(name, None) is None:  # one that is missing, or one that is not known
+    if weights.pop(name, None) is None:  # remove a known weight, or add an unknown one
         weights[name] = torch.ones(2, 2)
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(
@@ -121,7 +121,7 @@ def test_code_that_would_not_load_from_a_folder_is_refused(tmp_path, own_module,
         model.save_pretrained(tmp_path / "model")
 
 
-def test_what_could_not_be_loaded_is_not_saved(tmp_path):
+def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path):
     class Inner(NearestTwo):
         pass
 

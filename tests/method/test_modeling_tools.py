@@ -1,4 +1,4 @@
-"""The model as transformers' own tools use it, on text."""
+"""The saved model works in pipelines, in trainers, and in the evaluation harness."""
 
 import json
 import math
@@ -36,10 +36,10 @@ def test_pipeline_generates_alone_and_in_batches(saved_model):
     assert generator(prompts, batch_size=2, **options) == alone
     assert alone[0][0]["generated_text"].startswith("Hello")
     saved = AutoTokenizer.from_pretrained(saved_model, trust_remote_code=True)
-    assert saved.padding_side == "left"  # which a pipeline sets itself, and `generate` needs
+    assert saved.padding_side == "left"  # `generate` needs this; a pipeline sets it by itself
 
 
-def test_a_trainers_smoothed_loss_is_of_the_next_token(tmp_path):
+def test_label_smoothing_in_a_trainer_uses_the_next_token(tmp_path):
     options = TrainingArguments(str(tmp_path), label_smoothing_factor=0.2, report_to=[], use_cpu=True)
     model, ids = tiny_model(attention_dropout=0.0).train(), tiny_ids(16)[None]
     loss = Trainer(model, options).compute_loss(model, {"input_ids": ids, "labels": ids})
@@ -76,10 +76,10 @@ def test_evaluate_reads_each_text_by_itself(served, texts):
     assert (scores["conversations"], scores["tokens"]) == (6, len(every))
     assert scores["ppl"] == pytest.approx(every.mean().exp().item(), rel=1e-4)
     assert scores["accuracy"] == pytest.approx(torch.cat(correct).float().mean().item())
-    characters = 3 * len(texts[-1]) + sum(map(len, texts[:-1]))  # of Japanese, three bytes each
+    characters = 3 * len(texts[-1]) + sum(map(len, texts[:-1]))  # three bytes per Japanese character
     bits = every.sum().item() / characters / math.log(2)
     assert scores["bits_per_byte"] == pytest.approx(bits, rel=1e-4)
-    first = {"by_position": 16, "by_history": model.model.window.offsets[1]}  # one context up to there
+    first = {"by_position": 16, "by_history": model.model.window.offsets[1]}  # tokens in the first row
     for key, count in first.items():
         assert sum(row["tokens"] for row in scores[key]) == len(every)
         assert all(row["tokens"] for row in scores[key])

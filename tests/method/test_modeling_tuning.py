@@ -1,4 +1,4 @@
-"""The model under adapters and trl's trainers: what is trained is what is saved, and the loss is its own."""
+"""Adapters and trl's trainers work with the model, and they train with the model's own loss."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ each_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 @pytest.fixture(autouse=True)
 def autocast_as_before():
-    """Some trainers of trl leave autocast on."""
+    """Switch autocast off, since some trainers of trl leave it on."""
     with torch.autocast("cpu", enabled=False):
         yield
 
@@ -29,8 +29,8 @@ def model_with_biases(**shape):
 
 
 @each_shape
-def test_an_adapter_of_any_linear_computes_and_trains_as_one_merged_into_the_weights(shape):
-    """A block is in training as far as it is trained: an adapter drops out."""
+def test_adapters_on_all_linear_layers_train_and_equal_the_merged_weights(shape):
+    """A frozen block is in training mode only if it has an adapter, which may use dropout."""
     peft = pytest.importorskip("peft")
     model, ids = model_with_biases(**shape).train(), tiny_ids(24).view(2, 12)
     linears = [layer for layer in model.modules() if type(layer) is torch.nn.Linear]
@@ -49,7 +49,7 @@ def test_an_adapter_of_any_linear_computes_and_trains_as_one_merged_into_the_wei
 
 
 def test_logits_in_training_survive_what_mixed_precision_does_to_outputs():
-    """The copy that accelerate makes of an output, and reading them after autocast has ended."""
+    """Accelerate copies the output, and logits may be read after autocast has ended."""
     model, ids = model_with_biases(**TUNED).train(), tiny_ids(12)[None]
     with torch.autocast("cpu", torch.bfloat16):
         output = model(ids, labels=ids)
@@ -94,7 +94,7 @@ def test_the_pages_examples_run_and_trl_has_the_models_own_loss(saved_model, tmp
     ids = tiny_ids(10)[None]
     torch.testing.assert_close(values["adapted"](ids).logits, values["base"].eval()(ids).logits)
     assert Path("runs/sft/model.safetensors").exists()
-    assert not torch.is_autocast_enabled("cpu")  # in which trl trains by default
+    assert not torch.is_autocast_enabled("cpu")  # trl trains under autocast by default
     model = AutoModelForCausalLM.from_pretrained(saved_model, trust_remote_code=True).train()
     options = values["SFTConfig"]("runs/fp32", bf16=False, gradient_checkpointing=False, **values["settings"])
     datasets = {"train_dataset": values["lines"], "eval_dataset": values["lines"]}

@@ -1,4 +1,4 @@
-"""Phase 1 against the reference, whatever the block and the loss."""
+"""Phase 1 equals the reference for any block and any loss."""
 
 import json
 
@@ -17,7 +17,7 @@ from ctxkv_lib.method.oacd import Objective, StoppingRule, oacd_loss, train_cont
 
 
 class Heard(Loop):
-    """Keeps the metrics."""
+    """A loop that keeps the metrics."""
 
     def __init__(self):
         self.lines = []
@@ -27,7 +27,7 @@ class Heard(Loop):
 
 
 def train(model, ids, config):
-    """Train on `ids` without the last one; returns result, metrics and padded contexts."""
+    """Train on all `ids` but the last; return the result, the metrics and the contexts after a zero row."""
     model.set_phase(1)
     loop, generator = Heard(), torch.Generator().manual_seed(7)
     rows = distinct_rows(model, ids[:-1])
@@ -39,7 +39,7 @@ def train_reference(p, ids, config):
     return reference.phase1(p, p["wte.weight"], ids, config, seed=7)
 
 
-@pytest.mark.parametrize("batch_size", [100, 333, 5000])  # of 1,000 positions: 333 leaves a batch of one
+@pytest.mark.parametrize("batch_size", [100, 333, 5000])  # 333 leaves a batch of 1 position
 def test_every_iteration_equals_the_reference(batch_size):
     ids, model = tiny_ids(1001), tiny_method()
     config = Phase1Config(max_iterations=21, batch_size=batch_size)
@@ -53,14 +53,14 @@ def test_every_iteration_equals_the_reference(batch_size):
     torch.testing.assert_close(contexts[1:], expected["contexts"], atol=1e-3, rtol=0)
     assert not contexts[0].any()
     trained = cloned(model)
-    for name, value in p.items():  # all but the block's are untouched
+    for name, value in p.items():  # only the block's weights have changed
         torch.testing.assert_close(trained[name], value, atol=1e-4, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize(
     "changes", [{"stop_rate": 0.3}, {"plateau_rate": 0.05, "plateau_gain": 0.5}, {"max_iterations": 3}]
 )
-def test_it_stops_as_the_reference_does(changes):
+def test_phase_1_stops_when_the_reference_does(changes):
     ids, model = tiny_ids(601), tiny_method()
     config = Phase1Config(**{"max_iterations": 40, "convergence_threshold": 0.3, **changes})
     expected = train_reference(cloned(model), ids, config)
@@ -68,7 +68,7 @@ def test_it_stops_as_the_reference_does(changes):
     assert (result.iterations, result.stop_reason) == (expected["iterations"], expected["stop_reason"])
 
 
-def test_a_plateau_is_stalls_in_a_row():
+def test_a_plateau_is_two_stalls_in_a_row():
     rule = StoppingRule(Phase1Config())
     reasons = [rule.reason(rate) for rate in (0.51, 0.515, 0.60, 0.605, 0.606)]
     assert reasons == [None, None, None, None, "plateau"]
@@ -76,8 +76,8 @@ def test_a_plateau_is_stalls_in_a_row():
 
 @pytest.mark.parametrize("clip_norm", [1e9, 1e-3])
 @pytest.mark.parametrize("kind", [ContextBlock, GatedBlock])
-def test_all_parameters_of_any_block_get_the_gradients_of_autograd_clipped(kind, clip_norm):
-    """Batches of 150, 150 and 1 position."""
+def test_all_parameters_of_any_block_get_the_clipped_gradients_of_autograd(kind, clip_norm):
+    """The batches have 150, 150 and 1 positions."""
     torch.manual_seed(0)
     block, x = with_defaults(kind(16, 24), Block).double(), torch.randn(50, 24, dtype=torch.float64)
     tokens = torch.randint(0, 50, (301,))
@@ -104,7 +104,7 @@ def test_all_parameters_of_any_block_get_the_gradients_of_autograd_clipped(kind,
         assert gradient.any(), name
 
 
-def test_an_untrained_block_is_initialised_all_the_same():
+def test_an_untrained_block_is_still_initialised():
     model = tiny_method()
     before = model.context_block.linear.weight.clone()
     result, lines, contexts = train(model, tiny_ids(50), Phase1Config(max_iterations=0, weight_std=0.01))
@@ -120,7 +120,7 @@ def test_an_untrained_block_is_initialised_all_the_same():
         ({"learning_rate": 1e16}, r"iteration \d: linear\.weight is not finite"),
     ],
 )
-def test_divergence_ends_it_with_only_finite_numbers_heard(changes, cause, monkeypatch):
+def test_divergence_raises_and_listeners_get_only_finite_numbers(changes, cause, monkeypatch):
     heard = []
     monkeypatch.setattr(Heard, "after_round", lambda loop, state, metric: heard.append(metric))
     with pytest.raises(Diverged, match=rf"diverged in {cause}.*; lower phase1\.learning_rate"):
@@ -129,7 +129,7 @@ def test_divergence_ends_it_with_only_finite_numbers_heard(changes, cause, monke
 
 
 class Recording(nn.Module):
-    """An objective with a weight, which keeps what it is given."""
+    """An objective that has one weight and records its arguments."""
 
     def __init__(self):
         super().__init__()
@@ -141,8 +141,8 @@ class Recording(nn.Module):
         return (self.scale * contexts - embeddings[:, :16]).square().mean()
 
 
-def test_an_objective_is_given_what_its_positions_read_and_its_weights_are_trained():
-    """Two iterations with batches of 150, 150 and 1 position."""
+def test_an_objective_gets_the_vectors_of_its_positions_and_its_weights_are_trained():
+    """Train for two iterations with batches of 150, 150 and 1 positions."""
     ids, model, objective = tiny_ids(302), tiny_method(), Recording()
     read, following = distinct_rows(model, ids[:-1]), distinct_rows(model, ids[1:])
     config = Phase1Config(max_iterations=3, batch_size=150, noise_std=0.0)

@@ -10,15 +10,15 @@ from ctxkv_lib.method.optimizer import EMA_DECAY, ScheduledAdamW
 from ctxkv_lib.method.tuned import SlotLayer
 
 
-def test_the_rate_rises_and_falls_as_a_cosine_over_the_steps_of_all_epochs(monkeypatch):
-    """2 epochs of 3 batches, the last one of which is short."""
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine_over_all_steps(monkeypatch):
+    """There are 2 epochs of 3 batches; the last batch is shorter."""
     monkeypatch.setattr(optimizer, "WARMUP", 0.5)
     weight = nn.Parameter(torch.zeros(()))
     config = Phase2Config(max_epochs=2, batch_size=40, learning_rate=0.1, weight_decay=0.0)
     stepper, moved = ScheduledAdamW({"w": weight}, config, 100), []
     for number in range(6):
         before = weight.item()
-        weight.grad = torch.ones(())  # Adam steps by the rate where gradients stay the same
+        weight.grad = torch.ones(())  # with constant gradients, Adam steps by the learning rate
         stepper.schedule(number)
         stepper.step()
         moved.append(before - weight.item())
@@ -29,7 +29,7 @@ def test_the_rate_rises_and_falls_as_a_cosine_over_the_steps_of_all_epochs(monke
 
 
 def test_only_matrices_decay():
-    """Without gradients all that a step does to weights is to let them decay."""
+    """With zero gradients, a step changes weights only by their decay."""
     config = ModelConfig(hidden_size=12, context_dim=8, num_heads=2, intermediate_size=20, max_contexts=3)
     layer = SlotLayer(config, SlotLayer.Settings())
     model = nn.ModuleDict({"layer": layer, "gru": nn.GRU(4, 4)})
@@ -44,7 +44,7 @@ def test_only_matrices_decay():
         torch.testing.assert_close(weight, torch.full_like(weight, expected), msg=name)
 
 
-def test_an_average_keeps_its_share_at_every_step():
+def test_averaged_weights_follow_the_formula_at_every_step():
     weight = nn.Parameter(torch.zeros(3))
     stepper, expected = ScheduledAdamW({"w": weight}, Phase2Config(), 100), torch.zeros(3)
     for step in range(1, 12):

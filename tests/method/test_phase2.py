@@ -1,4 +1,4 @@
-"""Phase 2 against the reference, and what must not change its numbers."""
+"""Phase 2 equals the reference, and raises an error when it diverges."""
 
 import gc
 from dataclasses import replace
@@ -20,7 +20,7 @@ CONFIG = Phase2Config(max_epochs=3, batch_size=100, patience=3)
 
 
 def train(config=CONFIG, model=None, loop=None, precision="fp32"):
-    """Model, epochs without times, and stop reason."""
+    """Return the model, the epochs without their times, and the stop reason."""
     model = model or tiny_method(attention_dropout=0.1)
     result = train_layer(model, TRAIN, VAL, config, SEED, precision, loop)
     epochs = [{k: v for k, v in e.items() if k not in ("seconds", "memory")} for e in result.epochs]
@@ -29,7 +29,7 @@ def train(config=CONFIG, model=None, loop=None, precision="fp32"):
 
 def train_reference(p, config, shape):
     def order(epoch):
-        torch.manual_seed(epoch_seed(SEED, epoch))  # the epoch's dropout
+        torch.manual_seed(epoch_seed(SEED, epoch))  # for the epoch's dropout
         return epoch_order(len(TRAIN), SEED, epoch)
 
     table, val_ids = p["wte.weight"], VAL.ids.long()
@@ -38,20 +38,20 @@ def train_reference(p, config, shape):
 
 
 def test_a_few_steps_equal_the_reference():
-    """Of 1,399 positions, the last of 3 batches has 199."""
+    """An epoch has 1,399 positions in 3 batches; the last batch has 199."""
     model = tiny_method(attention_dropout=0.1)
     config = Phase2Config(max_epochs=2, batch_size=600, learning_rate=0.01, weight_decay=0.5)
     p = cloned(model)
     expected = train_reference(p, config, model.config)["epochs"]
     _, epochs, _ = train(config, model)
     assert epochs[0]["train_ppl"] == pytest.approx(expected[0]["train_ppl"], rel=1e-5)
-    del p["attention.k.bias"]  # its gradient is 0, of which the reference has roundings, and Adam steps
+    del p["attention.k.bias"]  # its gradient is 0, but rounding errors let Adam step in the reference
     trained = cloned(model)
-    for name, value in p.items():  # the frozen ones are untouched
+    for name, value in p.items():  # frozen weights, too
         torch.testing.assert_close(trained[name], value, atol=1e-4, rtol=0, msg=name)
 
 
-def test_a_whole_training_equals_the_reference_and_keeps_the_best_epoch():
+def test_a_whole_training_run_equals_the_reference_and_keeps_the_best_epoch():
     model = tiny_method(attention_dropout=0.1)
     config = Phase2Config(max_epochs=30, batch_size=100, learning_rate=0.02, patience=2)
     expected = train_reference(cloned(model), config, model.config)
@@ -69,13 +69,13 @@ def test_a_whole_training_equals_the_reference_and_keeps_the_best_epoch():
     assert not model.training
 
 
-def test_same_seed_same_numbers_in_whatever_mode_the_model_comes():
+def test_the_same_seed_gives_the_same_numbers_in_training_and_evaluation_mode():
     expected = train()[1]
     assert train(model=tiny_method(attention_dropout=0.1).eval())[1] == expected
 
 
 @pytest.mark.parametrize("pool", [100, 333, 5000])
-def test_every_epoch_and_seed_visits_all_positions_in_an_order_of_its_own(pool, monkeypatch):
+def test_every_epoch_and_seed_visits_all_positions_in_its_own_order(pool, monkeypatch):
     monkeypatch.setattr(phase2, "POOL", pool)
     orders = [epoch_order(len(TRAIN), seed, epoch).tolist() for seed in (1, 2) for epoch in (1, 2)]
     assert all(sorted(order) == list(range(len(TRAIN))) for order in orders)
@@ -100,7 +100,7 @@ def test_bf16_products_train_as_well_and_leave_everything_else_fp32():
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
-def test_gradients_in_bf16_are_those_in_fp32_but_for_rounding():
+def test_gradients_in_bf16_equal_those_in_fp32_except_for_rounding():
     model = tiny_method().eval()
     batch = model.batch(TRAIN, torch.arange(64))
     gradients = {}
@@ -109,7 +109,7 @@ def test_gradients_in_bf16_are_those_in_fp32_but_for_rounding():
         loss = batch_gradients(model, model.wte.weight.detach().to(dtype), len(batch), batch, precision)
         weights = model.trained_weights()
         gradients[precision] = {"loss": loss} | {name: weight.grad for name, weight in weights.items()}
-    del gradients["fp32"]["layer.attention.k.bias"]  # which is 0
+    del gradients["fp32"]["layer.attention.k.bias"]  # its gradient is 0
     for name, exact in gradients["fp32"].items():
         rounded = gradients["bf16"][name]
         assert rounded.dtype == torch.float32
@@ -123,7 +123,7 @@ def test_memory_does_not_grow_over_steps_and_epochs():
     class Counting(Loop):
         def after_round(self, state, metric):
             gc.collect()
-            kinds = torch.Tensor, torch.nn.Parameter  # not what `torch.export` left behind in another test
+            kinds = torch.Tensor, torch.nn.Parameter  # skip what `torch.export` left behind in other tests
             tensors = [thing for thing in gc.get_objects() if type(thing) in kinds]
             held.append(sum(tensor.nbytes for tensor in tensors))
 
@@ -149,7 +149,7 @@ def test_the_loss_within_an_epoch_is_the_mean_of_fifty_steps(monkeypatch):
             heard.append(metric)
 
     monkeypatch.setattr(phase2, "train_step", lambda *_: torch.tensor(7.0 * next(losses)))
-    train(Phase2Config(max_epochs=2, batch_size=7), loop=Hearing())  # the last of 50 steps ends the epoch
+    train(Phase2Config(max_epochs=2, batch_size=7), loop=Hearing())  # step 200 ends an epoch
     places = [(epoch, step) for epoch in (1, 2) for step in (50, 100, 150)]
     expected = [(epoch, step, 200 * (epoch - 1) + step - 25.5) for epoch, step in places]
     assert [(line["epoch"], line["step"], line["loss"]) for line in heard] == expected
@@ -159,7 +159,7 @@ def test_the_loss_within_an_epoch_is_the_mean_of_fifty_steps(monkeypatch):
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_divergence_that_one_split_shows_is_an_error_too(split, monkeypatch):
+def test_divergence_on_either_split_is_an_error(split, monkeypatch):
     found = {"train": ("batch_gradients", torch.tensor(1e9)), "validation": ("mean_scores", (800.0, 0.0))}
     name, value = found[split]
     monkeypatch.setattr(phase2, name, lambda *_: value)

@@ -6,7 +6,7 @@ from ctxkv_lib.method import reference, scoring
 from ctxkv_lib.method.scoring import effective_rank, mean_scores
 
 
-def test_scores_equal_the_reference_and_leave_out_dropout(monkeypatch):
+def test_scores_equal_the_reference_and_use_no_dropout(monkeypatch):
     monkeypatch.setattr(scoring, "EVALUATION_ROWS", 32)
     stream, model = tiny_stream(120), tiny_method(attention_dropout=0.5).train()
     found, p = mean_scores(model, stream), cloned(model)
@@ -17,7 +17,7 @@ def test_scores_equal_the_reference_and_leave_out_dropout(monkeypatch):
 
 
 @pytest.mark.parametrize("max_rows", [50, 1000])
-def test_effective_rank(max_rows):
+def test_effective_rank_equals_the_reference(max_rows):
     contexts = torch.randn(200, 16)
     generators = [torch.Generator().manual_seed(1) for _ in range(2)]
     expected = reference.effective_rank(contexts, max_rows, generators[0])

@@ -20,7 +20,7 @@ def tiny_model(shapes=None, **layer):
 
 
 def test_a_block_encodes_the_token_and_running_means_of_tokens():
-    """Half of the units have the token whole, and a sixth each a mean of the 4, 9 and 20 tokens before."""
+    """Half of the units encode the token; a sixth each encode means of about 4, 9 and 20 tokens."""
     draw = torch.Generator().manual_seed(0)
     block = StructuredBlock(32, 48, StructuredBlock.Settings(longest_mean=20.0))
     embeddings = torch.randn(16, 48, generator=draw) + torch.randn(48, generator=draw)
@@ -47,7 +47,7 @@ def test_a_block_wider_than_an_embedding_is_refused():
 
 
 def plain_layer(layer, embeddings, window, mask):
-    """The layer as its definition reads: keys and values of every slot, softmax over slots."""
+    """Compute the layer by its definition: keys and values for every slot, and a softmax over slots."""
     attention, inner = layer.attention, layer.feed_forward
     heads = (attention.num_heads, attention.head_dim)
     x = layer.input_dropout(embeddings)
@@ -66,7 +66,7 @@ def plain_layer(layer, embeddings, window, mask):
 
 
 def positions_of(model, positions, dtype=torch.float32):
-    """Embeddings, window and presence of slots at positions of random contexts."""
+    """Return random embeddings, windows of random contexts, and which slots are present at `positions`."""
     rows = model.window.rows(torch.tensor(positions))
     contexts = torch.randn(42, TINY["context_dim"], dtype=dtype)
     contexts[0] = 0
@@ -76,7 +76,7 @@ def positions_of(model, positions, dtype=torch.float32):
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("kv_method", ["fixed", "variable"])
 def test_the_layer_equals_projected_keys_and_values(dropout, kv_method):
-    """Values and gradients, with every dropout drawn in the same order."""
+    """Values and gradients are equal, since both versions draw dropout in the same order."""
     shapes = {"kv_method": kv_method, "attention_dropout": dropout}
     model = tiny_model(shapes, input_dropout=dropout, layer_dropout=dropout).double().train()
     layer = model.layer
@@ -97,7 +97,7 @@ def test_the_layer_equals_projected_keys_and_values(dropout, kv_method):
 
 def test_heads_prefer_one_of_the_nearest_slots():
     layer = tiny_model({"num_heads": 8, "max_contexts": 32}).layer
-    layer.attention.k.weight.data.zero_()  # no slot is like the token
+    layer.attention.k.weight.data.zero_()  # only the bias of the slots counts
     embeddings, window = torch.randn(1, TINY["hidden_size"]), torch.randn(1, 32, TINY["context_dim"])
     _, weights = layer(embeddings, window, torch.ones(1, 32, dtype=torch.bool))
     for found, slot in zip(weights[0], [1, 1, 1, 2, 2, 3, 3, 4], strict=True):
@@ -107,7 +107,7 @@ def test_heads_prefer_one_of_the_nearest_slots():
 
 @pytest.mark.parametrize("interval", [1, 2, 20])
 @pytest.mark.parametrize("max_contexts", [1, 2, 3, 32])
-def test_geometric_slots_rise_without_a_gap_to_the_reach_of_uniform_ones(interval, max_contexts):
+def test_geometric_slots_reach_as_far_back_as_uniform_slots(interval, max_contexts):
     offsets = geometric_offsets(ModelConfig(interval=interval, max_contexts=max_contexts))
     steps = [further - nearer for nearer, further in pairwise(offsets)]
     assert len(offsets) == max_contexts

@@ -6,7 +6,7 @@ POSITIONS = (0, 1, 19, 20, 21, 50, 350, 619, 620, 621, 3500)
 
 
 @pytest.mark.parametrize(("interval", "max_contexts"), [(20, 32), (1, 1), (7, 5), (100, 64)])
-def test_slots_and_rows_are_those_of_the_definition(interval, max_contexts):
+def test_slots_and_rows_equal_their_definition(interval, max_contexts):
     seen = tiny_method(interval=interval, max_contexts=max_contexts).window
     positions = torch.tensor(POSITIONS)
     for i, position in enumerate(POSITIONS):
@@ -17,5 +17,5 @@ def test_slots_and_rows_are_those_of_the_definition(interval, max_contexts):
 
 
 def test_slots_are_computed_on_the_device_of_the_positions():
-    positions = torch.empty(9, dtype=torch.int64, device="meta")  # refuses tensors of other devices
+    positions = torch.empty(9, dtype=torch.int64, device="meta")  # cannot be mixed with other devices
     assert tiny_method().window.rows(positions).device.type == "meta"

@@ -1,4 +1,4 @@
-"""The notebooks as files: alike, and with outputs of the code that they show. nbmake executes them."""
+"""The files of the notebooks begin alike, and their outputs belong to their code. nbmake executes them."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def read(path):
 
 
 @each_notebook
-def test_it_begins_like_the_others(path):
+def test_a_notebook_begins_like_the_others(path):
     title, setup, _, parameters, *_ = read(path)["cells"]
     title = "".join(title["source"])
     assert setup["source"] == read(NOTEBOOKS[0])["cells"][1]["source"]
@@ -43,8 +43,8 @@ def test_outputs_are_not_older_than_the_code_and_need_no_kernel(path):
     assert path.stat().st_size < 600_000
 
 
-def test_the_explorer_of_the_site_has_what_a_run_attends_and_guesses(trained):
-    data = window_data(trained, 5, 5)  # where some slots lie before the stream
+def test_the_data_of_the_sites_explorer_hold_attention_and_guesses(trained):
+    data = window_data(trained, 5, 5)  # some slots lie before the stream
     ids = trained.caches["val"].ids[:11].tolist()
     assert (data["start"], data["first"], len(data["positions"])) == (0, 5, 5)
     assert data["tokens"] == [trained.tokenizer.decode([token]) for token in ids]
@@ -56,19 +56,19 @@ def test_the_explorer_of_the_site_has_what_a_run_attends_and_guesses(trained):
         assert position["next"][1] >= 1
 
 
-def test_the_data_of_the_site_are_small_and_whole():
+def test_the_data_of_the_site_are_small_and_complete():
     assert WINDOW.stat().st_size < 150_000
     data = json.loads(WINDOW.read_text(encoding="utf-8").removeprefix("window.attention=").rstrip(";\n"))
     assert len(data["positions"]) == CLICKED
     assert len(data["tokens"]) == data["first"] - data["start"] + CLICKED + 1
 
 
-def test_of_an_explorer_its_picture_is_kept_and_of_a_progress_bar_nothing():
+def test_outputs_keep_the_picture_of_an_explorer_and_drop_progress_bars():
     dot = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
     page = f'<img src="data:image/png;base64,{dot}">'
     data = {WIDGET: {}, "image/png": dot, "text/html": page, "text/plain": ""}
     shown = slimmed({"output_type": "display_data", "data": data})["data"]
     assert {*shown} == {"image/png", "text/html", "text/plain"}
-    assert shown["image/png"] in shown["text/html"]  # the smaller one
+    assert shown["image/png"] in shown["text/html"]  # the page embeds the same picture
     assert slimmed({"output_type": "display_data", "data": {WIDGET: {}, "text/plain": "0%"}}) is None
     assert slimmed({"output_type": "stream", "name": "stderr", "text": "a warning"}) is None

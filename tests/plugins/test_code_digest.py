@@ -37,7 +37,7 @@ class Base(nn.Module):
 
 
 def run_cell(source):
-    """Run code as a notebook cell in a new session; returns the session's names."""
+    """Run code as a notebook cell in a new session, and return the session's module."""
     module = types.ModuleType("__main__")
     exec(compile(source, "<cell>", "exec"), vars(module))
     return module
@@ -149,7 +149,7 @@ def idea(c):
         ("T = torch.eye(2).to_sparse()\ndef idea(c):\n    return T + c", "eye(2)", "ones(2, 2)"),
     ],
 )
-def test_what_computes_something_else_is_another_idea(source, old, new):
+def test_code_that_computes_something_else_is_a_different_idea(source, old, new):
     before, found, after = (COMMON + source).rpartition(old)
     assert found
     codes = (COMMON + source, COMMON + source, before + new + after)
@@ -157,12 +157,12 @@ def test_what_computes_something_else_is_another_idea(source, old, new):
     assert first == same != other
 
 
-def test_other_words_about_the_code_make_no_other_idea():
+def test_comments_docstrings_and_unused_names_do_not_change_an_idea():
     changed = CELL.replace("# bounded", "# in (-1, 1)").replace("'''A block.'''", "'''My block.'''")
     assert digest(run_cell(COMMON + CELL)) == digest(run_cell(COMMON + changed.replace("MORE = 1", "")))
 
 
-def test_the_order_of_a_set_makes_no_other_idea():
+def test_the_order_of_a_set_does_not_change_an_idea():
     codes = (f"{made}\ndef idea(c):\n    return len(ON)" for made in ("ON = {0, 8}", "ON = {8}; ON.add(0)"))
     assert len({digest(run_cell(COMMON + code)) for code in codes}) == 1
 
@@ -179,7 +179,7 @@ def test_the_order_of_a_set_makes_no_other_idea():
         ("LIST = []\nLIST.append(LIST)\ndef idea(c):\n    return LIST[0]", ""),
     ],
 )
-def test_what_an_idea_changes_itself_in_a_training_makes_no_other_one(source, use, monkeypatch):
+def test_state_that_an_idea_changes_in_training_does_not_change_the_idea(source, use, monkeypatch):
     session = run_cell(COMMON + source)
     monkeypatch.setitem(sys.modules, "__main__", session)
     before = PlugIn.of(session.idea)
@@ -188,7 +188,7 @@ def test_what_an_idea_changes_itself_in_a_training_makes_no_other_one(source, us
     assert PlugIn.of(session.idea).code == before.code
 
 
-def test_a_wrapper_of_the_packages_own_function_is_an_idea():
+def test_a_wrapper_of_a_function_of_the_package_is_the_users_idea():
     @functools.wraps(oacd_loss)
     def more(*arguments):
         return 2 * oacd_loss(*arguments)
@@ -197,7 +197,7 @@ def test_a_wrapper_of_the_packages_own_function_is_an_idea():
     assert not PlugIn.of(more).code.startswith("package-")
 
 
-def test_what_an_installed_module_holds_makes_no_other_idea(monkeypatch):
+def test_the_contents_of_an_installed_module_do_not_change_an_idea(monkeypatch):
     session = run_cell(
         COMMON + "def idea(c):\n    module = nn\n    import torch.nn as inner\n    return module, inner"
     )
@@ -239,7 +239,7 @@ def by_a_text(contexts):
 
 
 @pytest.mark.parametrize("name", ["direct", "by_module", "imported_within", "by_a_text"])
-@pytest.mark.parametrize("file", ["layers", "wave"])  # one of Python's own has that name, too
+@pytest.mark.parametrize("file", ["layers", "wave"])  # the standard library has a module wave
 def test_the_folder_of_a_run_depends_on_the_other_files_that_an_idea_uses(own_module, name, file):
     folders = []
     more = "def other():\n    pass\n"

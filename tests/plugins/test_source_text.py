@@ -1,4 +1,4 @@
-"""The text that is kept of an idea is the file or cell that defines it, or none."""
+"""A run keeps the file or the notebook cell that defines an idea, if it can be found."""
 
 import importlib
 import linecache

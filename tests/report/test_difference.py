@@ -1,4 +1,4 @@
-"""Differences of variants: known cases by hand, how often their intervals hold the truth, what is refused."""
+"""Differences between variants: cases computed by hand, coverage of intervals, and refused comparisons."""
 
 import re
 from dataclasses import replace
@@ -21,34 +21,34 @@ def arrays(*values):
     return [np.asarray(value, dtype=float) for value in values]
 
 
-def test_a_difference_is_of_the_ratio_of_perplexities_weighted_by_tokens():
+def test_a_difference_compares_perplexities_and_weights_conversations_by_tokens():
     generator = np.random.default_rng(1)
     base, tokens = generator.normal(5, 0.5, (1, 30)), generator.integers(10, 900, 30)
     assert interval(base, base, tokens) == (0, 0, 0)
     assert interval(base + np.log(1.1), base, tokens) == pytest.approx((10, 10, 10))
     percent, low, high = interval(*arrays([[0.1, 0.3]], [[0, 0]], [1, 3]))
     assert percent == pytest.approx(28.40254)  # exp((0.1 + 3 * 0.3) / 4)
-    assert (low, high) == pytest.approx((10.51709, 34.98588))  # one conversation drawn twice
+    assert (low, high) == pytest.approx((10.51709, 34.98588))  # if one conversation is drawn twice
 
 
 def test_the_same_seeds_are_compared_in_pairs():
-    """What seeds have in common is in neither the difference nor its interval."""
+    """An effect of the seed on both variants changes neither the difference nor its interval."""
     losses, base = arrays([[2.0, 2.0], [5.0, 5.0], [11.0, 11.0]], [[2.0, 2.0], [5.0, 5.0], [11.0, 11.0]])
     assert interval(losses + np.log(1.2), base, np.array([1, 3])) == pytest.approx((20, 20, 20))
-    _, low, high = interval(losses, base[:1], np.array([1, 3]))  # other numbers of seeds: not in pairs
+    _, low, high = interval(losses, base[:1], np.array([1, 3]))  # different numbers of seeds: no pairs
     assert low < -90
     assert high > 1e4
 
 
 def test_seeds_have_the_interval_of_students_t():
-    """Where conversations do not differ: mean 0.03, deviation 0.03, and t of 2 degrees of freedom 4.303."""
+    """Only seeds differ. Mean and deviation are 0.03, and t is 4.303 for 2 degrees of freedom."""
     losses, base, tokens = arrays([[0.0] * 6, [0.03] * 6, [0.06] * 6], np.zeros((3, 6)), [1] * 6)
     nats = np.log1p(np.array(interval(losses, base, tokens, draws=200_000)) / 100)
     assert nats == pytest.approx([0.03, 0.03 - 4.303 * 0.03 / 3**0.5, 0.03 + 4.303 * 0.03 / 3**0.5], rel=0.03)
 
 
 def test_conversations_have_the_interval_of_a_mean():
-    """Where a bootstrap of so many is normal: 1.96 standard errors to either side."""
+    """For 400 conversations the bootstrap is nearly normal: 1.96 standard errors to either side."""
     losses = np.random.default_rng(0).normal(0.1, 0.3, (1, 400))
     nats = np.log1p(np.array(interval(losses, np.zeros((1, 400)), np.ones(400))) / 100)
     error = 1.96 * losses.std() / 400**0.5
@@ -56,14 +56,14 @@ def test_conversations_have_the_interval_of_a_mean():
 
 
 LENGTHS = TEST["tokens"]["50"]
-# Standard deviations in nats of a difference, medians of the study's pairs of `fair` and `phase1`: between
-# seeds; between conversations, of a whole one and of one token; and the same by seed, of one token.
+# Standard deviations of a difference in nats, medians over the study's pairs in `fair` and `phase1`: between
+# seeds, between conversations, between tokens (alike for all seeds), and between tokens of each seed.
 SEED, CONVERSATION, TOKEN, TOKEN_BY_SEED = 0.0025, 0.056, 0.42, 0.48
 
 
 @pytest.mark.slow
 def test_intervals_hold_zero_as_often_as_the_docstring_says():
-    """Of simulated pairs of variants without a difference."""
+    """The pairs of variants are simulated, without a true difference."""
     conversations, seeds, pairs = 10, 3, 500
     generator, contained = np.random.default_rng(0), 0
     for _ in range(pairs):
@@ -84,7 +84,7 @@ TOKENS = [100, 300, 50, 200, 150, 200]
 
 
 def a_run(losses, seed=42, fingerprint="a text", tokens=TOKENS, **settings):
-    """A run with these mean losses of the test conversations."""
+    """Return a run with the given mean losses of its test conversations."""
     changed = {"runtime.seed": seed, **{key.replace("__", "."): value for key, value in settings.items()}}
     run = sample_run(10, "offline", settings=changed, path=Path(f"runs/{seed}"))
     test = {
@@ -107,19 +107,19 @@ def test_a_row_is_a_variant_and_its_seeds_are_paired_with_those_of_the_base(monk
     assert table["seeds"].tolist() == [1, 3]
     assert table["conversations"].tolist() == [6, 6]
     assert table["interval_over"].tolist() == ["conversations only", "conversations and seeds"]
-    gone = replace(own[0].config.plugins["block"], name="gone:Block")  # which this process cannot load
+    gone = replace(own[0].config.plugins["block"], name="gone:Block")  # this process cannot load it
     elsewhere = replace(own[0], config=replace(own[0].config, plugins={"block": gone}))
     assert [*difference(elsewhere, BASE).index] == ["Block"]
     monkeypatch.setattr("ctxkv_lib.report.difference.load_run", {run.path: run for run in BASE}.get)
     from_folders = difference(variant, [run.path for run in BASE])
     pd.testing.assert_frame_equal(from_folders, difference(variant, BASE))
-    same = difference(variant, BASE[0])  # whose other seeds have no pair
+    same = difference(variant, BASE[0])  # its other seeds have no pair
     assert same["percent"].item() == pytest.approx(10)
     assert [*same.iloc[0, 3:6]] == ["more seeds needed", 1, 6]
 
 
 def sized(samples, shift=0.0, seeds=(42, 43, 44), **settings):
-    """Runs with a number of samples, whose losses are those of the base and `shift`."""
+    """Return runs with `samples` conversations whose losses are those of the base plus `shift`."""
     made = [a_run(np.full(6, 5 + seed / 10 + shift), seed, **settings) for seed in seeds]
     return [replace(run, config=run.config.replace({"data.samples": samples})) for run in made]
 
@@ -141,11 +141,11 @@ def test_a_variant_or_size_without_common_seeds_is_left_out_and_a_line_says_so(c
         "Left out: GatedBlock, 20 samples has the seeds 42, and base none of this size; "
         "run both with the same runtime.seed.",
     ]
-    (row,) = difference(sized(50, np.log(0.9)), sized(10)).index  # a base of one size is that of all sizes
+    (row,) = difference(sized(50, np.log(0.9)), sized(10)).index  # a base of one size serves all sizes
     assert row == "50 samples"
 
 
-def test_two_ideas_of_one_name_have_their_folders_behind_it():
+def test_two_ideas_with_one_name_are_distinguished_by_their_folders():
     edited = type("GatedBlock", (GatedBlock,), {"__module__": GatedBlock.__module__})
     runs = [
         replace(a_run(np.full(6, 9.0), block=part), path=Path(f"runs/{name}"))
@@ -155,7 +155,7 @@ def test_two_ideas_of_one_name_have_their_folders_behind_it():
 
 
 def test_more_seeds_are_estimated_from_their_spread(printed_by, monkeypatch):
-    """Mean -0.02 and deviation 0.02: four seeds give ±0.032, six ±0.021, seven ±0.0185."""
+    """With mean -0.02 and deviation 0.02, four seeds give ±0.032, six ±0.021, and seven ±0.0185."""
     shifts = {
         "interval 10": (0.0, -0.02, -0.04),
         "interval 11": (-0.02, -0.02, -0.021),
@@ -223,7 +223,7 @@ def test_the_page_on_own_ideas_looks_inside_and_ends_with_a_difference(
 
 
 def test_the_standard_error_is_that_of_a_mean_weighted_by_tokens():
-    assert standard_error([(10, 5.0), (10, 5.2)]) == pytest.approx(0.1)  # as of two equal halves
+    assert standard_error([(10, 5.0), (10, 5.2)]) == pytest.approx(0.1)  # two equal halves
     assert standard_error([(5, 5.0), (50, 5.0)]) == 0
-    # Mean 2.5; tokens * (loss - mean) are -1.5 and 1.5, with a standard error of 1.5; of 2 tokens each.
+    # The mean is 2.5; tokens * (loss - mean) are -1.5 and 1.5: a standard error of 1.5 per 2 tokens.
     assert standard_error([(1, 1.0), (3, 3.0)]) == pytest.approx(0.75)

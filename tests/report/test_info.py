@@ -15,14 +15,14 @@ from ctxkv_lib.runs.presets import RECIPES, build_config, usual_epochs
 ABOUT = {"preset", "recipe", "plugin", "code"}  # what a configuration has besides settings
 
 
-def test_times_scale_with_the_text_and_a_layer_of_tokens_has_no_phase_1(monkeypatch):
+def test_times_scale_with_the_text_and_a_layer_that_reads_tokens_has_no_phase_1(monkeypatch):
     monkeypatch.setattr(times.time, "perf_counter", itertools.count().__next__)  # a batch takes half a second
     monkeypatch.setattr(times, "EVALUATION_ROWS", 100)
     config = build_config("ci", settings={"phase2.batch_size": 50, "phase1.batch_size": 100})
     time = describe(config, 10_000, 1_000, time=True)["time"]
     assert (time["tokens"], time["epochs"], time["iterations"]) == (10_000, [3, 3], 59)
     assert time["epoch_seconds"] == (200 + 10) / 2
-    assert time["iteration_seconds"] == 50  # of two batches of 100, a second
+    assert time["iteration_seconds"] == 50  # 100 batches at half a second each
     sampled = describe(config.replace({"phase1.max_tokens": 5_000}), 10_000, 1_000, time=True)["time"]
     assert (sampled["tokens"], sampled["iteration_seconds"]) == (10_000, 25)
     unknown = describe(config.replace({"layer": PreviousToken, "data.source": "ultrachat"}), time=True)

@@ -1,4 +1,4 @@
-"""The written report and the tables: numbers that follow the runs, in both languages."""
+"""The report and the tables show the numbers of the runs, in both languages."""
 
 import re
 from dataclasses import replace
@@ -29,24 +29,24 @@ EVERY_KIND = [
 
 
 def row(report, name):
-    """Cells of the first table row that starts with `name`."""
+    """Return the cells after `name` in the first table row that starts with it."""
     (line, *_) = [line for line in report.splitlines() if line.startswith(f"| {name} |")]
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
 
 def labels(report):
-    """Whole lines, and the first cells of tables."""
+    """Return the lines of text and the first cells of table rows."""
     cells = (line.strip("| ").partition(" |")[0] for line in report.splitlines())
     return {cell for cell in cells if re.search("[a-z]", cell)}
 
 
 @pytest.mark.parametrize("options", EVERY_KIND, ids=str)
-def test_both_languages_say_the_same_of_every_kind_of_run(options):
+def test_both_languages_say_the_same_about_every_kind_of_run(options):
     found = [sample_run(100, **options), sample_run(500, **options)]
     for runs in (found, found[1:]):
         english, japanese = write_report(runs), write_report(runs, "ja")
         for line, translated in zip(english.splitlines(), japanese.splitlines(), strict=True):
-            in_order = sorted if line == ORIGINAL else list  # which begins with another number in Japanese
+            in_order = sorted if line == ORIGINAL else list  # the order differs in Japanese
             assert in_order(NUMBER.findall(line)) == in_order(NUMBER.findall(translated))
             assert line.startswith("#") == translated.startswith("#")
         assert not re.search(r"[ぁ-ん一-龥]", english)
@@ -78,7 +78,7 @@ def test_numbers_follow_the_summary():
         "Val PPL of n-grams and cache": "290.1",
         "Test PPL of n-grams": "301.2",
         "Test PPL of n-grams and cache": "291.2",
-        "phase 2 prepared": "2.8 (3.1)",  # GiB at its end, and the most
+        "phase 2 prepared": "2.8 (3.1)",  # GiB at the stage's end, and its peak
         "last epoch": "3.4 (3.6)",
     }.items():
         assert row(report, name)[0] == shown
@@ -87,7 +87,7 @@ def test_numbers_follow_the_summary():
     assert "Test PPL" not in write_report([sample_run()])
 
 
-def test_the_original_stands_beside_runs_that_repeat_it_and_no_others():
+def test_the_original_is_shown_beside_runs_that_repeat_it_and_no_others():
     repeated, other = write_report([sample_run(500)]), write_report([sample_run(500, recipe="exact")])
     in_bf16 = write_report([sample_run(500, settings={"runtime.precision": "bf16"})])
     assert row(repeated, "Val PPL") == ["179.2", "175.7"]
@@ -114,7 +114,7 @@ def test_runs_are_compared_in_ascending_order_and_only_on_one_text():
 
 
 def many_runs():
-    """Runs that differ in four settings, the third the best; the first repeats the original's."""
+    """Return runs that differ in four settings; the first repeats the original, and the third is the best."""
     runs = [sample_run(500)]
     for number in (1, 2, 3):
         settings = {
@@ -128,7 +128,7 @@ def many_runs():
     return runs
 
 
-def test_a_report_of_many_runs_has_a_row_a_run_and_the_epochs_of_the_best():
+def test_a_report_of_many_runs_has_a_row_per_run_and_the_epochs_of_the_best():
     english, japanese = write_report(many_runs()), write_report(many_runs(), "ja")
     name = "attention_dropout 0.2, weight_decay 0.2, patience 5, seed 2"
     for report, original, heading in (
@@ -139,8 +139,8 @@ def test_a_report_of_many_runs_has_a_row_a_run_and_the_epochs_of_the_best():
         assert row(results, name)[0] == "150.0"
         assert row(results, original)[0] == "175.7"
         assert re.findall(rf"(?m)^## {heading}: (.*)$", report) == [name]
-        assert len(re.findall(r"(?m)^- ", report)) == 2  # how the best was trained
-    assert row(english, "Train tokens") == ["587,970"]  # of all
+        assert len(re.findall(r"(?m)^- ", report)) == 2  # how the best run was trained
+    assert row(english, "Train tokens") == ["587,970"]  # the same for all runs
     assert "| Run | Random seed |" in english
     assert "| change |" not in english
     assert "times the training tokens" not in english
@@ -150,7 +150,7 @@ def test_a_report_of_many_runs_has_a_row_a_run_and_the_epochs_of_the_best():
     assert "Settings that differ" not in write_report([sample_run(500)] * 4)
 
 
-def test_many_runs_that_differ_in_samples_alone_have_a_change():
+def test_many_runs_that_differ_only_in_samples_show_the_change():
     runs = [sample_run(count) for count in (100, 200, 300, 500)]
     assert row(write_report(runs).partition("| Val PPL |")[2], "change")[0] == "-51.1%"
 
@@ -161,20 +161,20 @@ def test_overfitting_and_the_end_of_training_are_derived_from_the_epochs():
     assert "200.0 → 201.0: no clear overfitting" in write_report([sample_run(epochs=flat)])
     report = write_report([sample_run(epochs=EPOCHS[500][:3], settings={"phase2.max_epochs": 3})])
     assert "training ended at epoch 3 (max_epochs)" in report
-    assert "overfitting" not in report  # of which nothing can be said yet
+    assert "overfitting" not in report  # it is too early to say
     epochs = epochs_table(sample_run().summary)
     assert [*epochs["Note"]] == ["improved", "improved", "best", "worse", "worse", "worse"]
     assert [*epochs["Val/Train Ratio"]] == ["0.52", "1.00", "1.67", "3.06", "4.02", "6.27"]
 
 
-def test_a_run_without_phase_1_shows_no_figure_of_it():
+def test_a_run_without_phase_1_shows_no_figure_of_phase_1():
     run = sample_run()
     assert "figures/phase1.png" in write_report([run])
-    report = write_report([replace(run, metrics=run.metrics[-6:])])  # the epochs
+    report = write_report([replace(run, metrics=run.metrics[-6:])])  # only the epochs
     assert re.findall(r"figures/\w+", report) == ["figures/ppl_curves", "figures/memory"]
 
 
-def test_a_bar_in_a_text_from_outside_keeps_its_cell():
+def test_a_vertical_bar_in_a_value_does_not_split_its_table_cell():
     run = sample_run()
     run.summary["provenance"]["device"] = "a | card {z}"
     assert "| Device | a \\| card {z} | – |" in write_report([run])

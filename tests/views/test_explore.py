@@ -1,4 +1,4 @@
-"""Curves that answer, and the explorer of a window: what is shown, and what a changed control draws."""
+"""The interactive curves and the explorer of a window: what they show, and what their controls change."""
 
 import json
 import sys
@@ -47,7 +47,7 @@ def test_a_run_has_validation_accuracy_training_and_n_grams_that_the_legend_swit
 def test_a_logarithmic_axis_ends_a_little_beyond_the_curves_and_a_linear_one_begins_at_zero():
     layout = plotly_curves({"a run": sample_run(100).summary}).layout
     shown = [10**end for end in layout.yaxis.range]
-    assert shown == pytest.approx([61.1 / 1.2, 580.3 * 1.2])  # training at the end, validation at the start
+    assert shown == pytest.approx([61.1 / 1.2, 580.3 * 1.2])  # last training PPL, first validation PPL
     log, linear = (button.args[0]["yaxis.range"] for button in layout.updatemenus[0].buttons)
     assert [*log] == [*layout.yaxis.range]
     assert [*linear] == pytest.approx([0, 580.3 * 1.2])
@@ -63,20 +63,20 @@ def test_hover_text_names_epoch_quantity_and_unit_and_a_swipe_scrolls_the_page()
     assert (figure.layout.xaxis.tickprefix, figure.layout.dragmode) == ("Epoch ", False)
 
 
-def test_eight_runs_have_eight_looks():
+def test_eight_runs_look_different():
     traces = plotly_curves({f"run {n}": sample_run(100).summary for n in range(8)}).data
     points = [trace for trace in traces if trace.showlegend]
     assert len({(trace.line.color, trace.marker.symbol[0]) for trace in points}) == 8
 
 
-def test_without_plotly_a_sentence_stands_beside_the_picture(monkeypatch, capsys):
+def test_without_plotly_a_picture_is_shown_and_a_message_says_how_to_install_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     shown = explore_runs(sample_run())._repr_mimebundle_()
     assert {*shown} == {"image/png", "text/plain"}
     assert "Install it with `pip install plotly`" in capsys.readouterr().err
 
 
-def test_no_run_is_refused():
+def test_an_empty_list_of_runs_is_refused():
     with pytest.raises(UserError, match="name at least one run folder"):
         explore_runs([])
 
@@ -101,7 +101,7 @@ def test_a_window_shows_its_tokens_with_the_attention_of_the_chosen_head(trained
         heights = [bar.get_height() for bar in explorer.figure.axes[0].patches]
         assert heights == pytest.approx([100 * share for share in head], abs=0.01)
     explorer.controls["head"].value = "head 2"
-    explorer.controls["position"].value = 3  # with slots before the stream
+    explorer.controls["position"].value = 3  # some slots lie before the stream
     assert "What position 3 attends to: head 2" in explorer.figure.axes[0].get_title(loc="left")
     assert page(explorer).count("of the attention") == 2
 
@@ -123,10 +123,10 @@ def test_a_switch_gives_the_model_contexts_of_another_conversation(trained):
     with torch.no_grad():
         expected = trained.model.apply_layer(trained.model.embed(token[None]), window, present)[1]
     torch.testing.assert_close(weights, expected[0], rtol=1e-3, atol=1e-5)
-    assert "of the attention" not in page(explorer)  # the blue tokens are not those that were read
+    assert "of the attention" not in page(explorer)  # the contexts come from other tokens
 
 
-def test_a_position_that_is_not_there_is_refused(trained):
+def test_a_position_outside_the_stream_is_refused(trained):
     last = len(trained.caches["val"]) - 1
     for position in (-1, last + 1, "first"):
         with pytest.raises(UserError, match=f"allowed in this stream: 0 to {last}"):

@@ -1,4 +1,4 @@
-"""Figures of runs: what is drawn, read back from their axes."""
+"""Figures of runs: the tests read curves and labels back from the axes."""
 
 from itertools import pairwise
 
@@ -22,12 +22,12 @@ HOSTILE = r"$x$ $\bad{ <b> & _y_ | a name"
 
 @pytest.fixture
 def summaries():
-    """By name, those of 100 and 500 samples."""
+    """Return the summaries of runs with 100 and 500 samples, by name."""
     return {f"{count} samples": sample_run(count).summary for count in (100, 500)}
 
 
 def curves(ax, linestyle):
-    """The points of the curves in this line style, by colour."""
+    """Return the points of all curves in one line style, by colour."""
     lines = [
         line for line in ax.get_lines() if line.get_linestyle() == linestyle and len(line.get_xdata()) > 2
     ]
@@ -35,7 +35,7 @@ def curves(ax, linestyle):
 
 
 def labels(figure):
-    """The texts of the legend, and those at the ends of lines."""
+    """Return the texts in the legend and at the ends of lines."""
     (ax,) = figure.axes
     return [text.get_text().replace("\n", ": ") for text in [*figure.legends[0].get_texts(), *ax.texts]]
 
@@ -57,7 +57,7 @@ def test_a_first_training_perplexity_does_not_flatten_the_other_curves(summaries
     assert "↑ above the axis: training in epoch 1: 2,905" in labels(figure)
 
 
-def test_eight_runs_have_eight_looks_and_a_legend(summaries):
+def test_eight_runs_look_different_and_have_a_legend(summaries):
     figure = ppl_curves({f"run {n}": summaries["500 samples"] for n in range(8)})
     lines = [line for line in figure.axes[0].get_lines() if line.get_label().startswith("run")]
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == 8
@@ -92,7 +92,7 @@ def test_phase_1_is_drawn_with_the_rate_at_which_it_stops():
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_memory_has_a_bar_to_what_is_held_and_a_line_to_the_peak(gpu):
+def test_memory_bars_show_what_is_held_and_lines_show_the_peak(gpu):
     figure = memory_by_stage({"here": sample_run(gpu=gpu).summary["memory"], "L4": PUBLISHED[500]["memory"]})
     here, original = figure.axes
     held = [bar.get_width() for bar in here.patches]
@@ -109,7 +109,7 @@ def test_slots_before_the_stream_are_grey():
     assert len({bar.get_facecolor() for bar in ax.patches[:3]}) == 1
     assert ax.patches[3].get_facecolor() != ax.patches[0].get_facecolor()
     assert [text.get_text() for text in ax.get_xticklabels()] == ["0", "20", "40", "60"]
-    assert ax.get_lines()[0].get_ydata() == [25, 25]  # what each slot has if attention is uniform
+    assert ax.get_lines()[0].get_ydata() == [25, 25]  # per cent, if attention is uniform
 
 
 def test_names_may_hold_anything_and_numbers_have_thousands_separators(summaries, tmp_path):
@@ -119,7 +119,7 @@ def test_names_may_hold_anything_and_numbers_have_thousands_separators(summaries
     assert figure.axes[0].yaxis.get_major_formatter()(1000) == "1,000"
 
 
-def test_a_dark_style_of_the_user_changes_no_pixel_and_stays(summaries):
+def test_a_users_dark_style_changes_no_figure_and_is_kept(summaries):
     white = ppl_curves(summaries).png()
     with style.context("dark_background"):
         assert ppl_curves(summaries).png() == white

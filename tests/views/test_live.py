@@ -1,4 +1,4 @@
-"""`LiveCurves`: lines of text, or a drawing that is replaced as often as time allows; a whole notebook."""
+"""`LiveCurves` prints lines outside notebooks; in a notebook, it redraws one figure every few seconds."""
 
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -30,7 +30,7 @@ ppl_curves({{"this run": sample_run().summary}})
 
 @pytest.fixture
 def live(monkeypatch):
-    """As in a notebook: what is shown is kept, and the clock stands unless it is moved."""
+    """Return curves as in a notebook. They keep their drawings, and only tests move their clock."""
     view = LiveCurves(stop_rate=0.8)
     view.shown, view.now = [], SimpleNamespace(seconds=100.0)
     monkeypatch.setattr(module, "in_notebook", lambda: True)
@@ -39,7 +39,7 @@ def live(monkeypatch):
     return view
 
 
-def test_it_prints_lines_outside_a_notebook(capsys):
+def test_live_curves_print_lines_outside_a_notebook(capsys):
     live = LiveCurves()
     for metric in (phase1_lines()[0], STEP, EPOCH_LINES[2], {**EPOCH_LINES[3], "samples": 500}):
         live(metric)
@@ -55,7 +55,7 @@ def test_a_stage_is_drawn_at_once_then_every_few_seconds_and_at_the_end(live, mo
     for line in phase1_lines():
         live(line)
     assert len(live.shown) == 1
-    assert live.shown[0].axes[0].get_lines()[-1].get_ydata()[0] == 80  # per cent, where Phase 1 stops
+    assert live.shown[0].axes[0].get_lines()[-1].get_ydata()[0] == 80  # per cent; Phase 1 stops there
     live.now.seconds += module.DRAW_SECONDS / 2
     live(EPOCH_LINES[0])
     assert len(live.shown) == 2
@@ -67,7 +67,7 @@ def test_a_stage_is_drawn_at_once_then_every_few_seconds_and_at_the_end(live, mo
     assert "epoch 1: train PPL 571.3" in live.shown[1]._suptitle.get_text()
     live(EPOCH_LINES[3])
     monkeypatch.setattr("IPython.get_ipython", Mock())
-    live.finish()  # as the cell ends
+    live.finish()  # at the end of the cell
     assert "epoch 4: train PPL 60.9" in live.shown[3]._suptitle.get_text()
 
 
@@ -82,25 +82,25 @@ def test_the_training_loss_is_drawn_until_the_first_epoch_has_ended(live):
     assert live.figure().axes[0].get_title(loc="left") == "Perplexity per token"
     live({**STEP, "samples": 500})  # another run begins
     assert len(live.figure().axes[0].get_lines()) == 2
-    live(STEP)  # and the first one anew
+    live(STEP)  # the first run begins again
     assert [len(line.get_xdata()) for line in live.figure().axes[0].get_lines()] == [1, 1]
 
 
-def test_runs_of_a_comparison_have_a_curve_each_and_a_run_that_begins_anew_replaces_its_own(live):
+def test_runs_of_a_comparison_have_a_curve_each_and_a_run_that_begins_again_replaces_its_own(live):
     for samples in (100, 500):
         for line in EPOCH_LINES[:3]:
             live({**line, "samples": samples})
     (ax,) = live.figure().axes
     assert [len(line.get_xdata()) for line in ax.get_lines()] == [3, 3, 1, 3, 3, 1]
     assert ax.get_lines()[2].get_xdata() == [3]  # the best so far
-    for _ in range(2):  # also if each ends after its first epoch
+    for _ in range(2):  # even if it stops after its first epoch
         live({**EPOCH_LINES[0], "samples": 500})
         assert len(live.figure().axes[0].get_lines()[-2].get_xdata()) == 1
 
 
 @pytest.mark.slow
 def test_a_notebook_shows_each_figure_once_and_keeps_pictures_where_there_are_no_widgets(pytestconfig):
-    """The last drawing stands under the training cell."""
+    """The last drawing is kept below the training cell."""
     source = NOTEBOOK.format(tests=str(pytestconfig.rootpath / "tests"))
     cells = [nbformat.v4.new_code_cell(cell.strip()) for cell in source.split("---")]
     notebook = NotebookClient(nbformat.v4.new_notebook(cells=cells), timeout=120).execute()

@@ -1,4 +1,4 @@
-"""The configuration that a notebook's form builds."""
+"""The form in a notebook builds the right configuration."""
 
 import sys
 from types import ModuleType
@@ -14,7 +14,7 @@ def no_environment(monkeypatch):
         monkeypatch.delenv(f"CTXKV_{name}", raising=False)
 
 
-def test_an_empty_form_takes_the_preset_s_own_values(monkeypatch):
+def test_an_empty_form_uses_the_values_of_the_preset(monkeypatch):
     config = notebook_config()
     assert (config.preset, config.recipe, config.data.samples) == ("offline", "exact", 50)
     monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
