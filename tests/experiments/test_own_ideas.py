@@ -148,13 +148,8 @@ def test_a_loss_may_be_any_callable_and_is_identified_by_the_values_it_holds(con
     assert run_folder_of(one) == run_folder_of(same) != run_folder_of(other)
     prepared = prepare(one, tmp_path / "run")
     assert prepared.run.summary["phase1"]["iterations"] > 1
-<<<<<<< HEAD
-    assert config.replace({"loss": losses[0]}).plugins["loss"] == plugin  # whatever a call has counted
-    with pytest.raises(UserError, match=r"is an object, which exists in one process only; give it again\."):
-=======
     assert config.replace({"loss": losses[0]}).plugins["loss"] == plugin  # calls do not change it
-    with pytest.raises(UserError, match=r"is an object, which lives in one process only; give it again\."):
->>>>>>> lang-tests
+    with pytest.raises(UserError, match=r"is an object, which exists in one process only; give it again\."):
         replace(plugin, code="3-0").load()
 
 
