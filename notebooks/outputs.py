@@ -94,10 +94,13 @@ def window_data(opened: Any, first: int, count: int = CLICKED) -> dict[str, Any]
     """
     import torch
 
+    from ctxkv_lib.views.explore import elsewhere
+
     model, cache, decode = opened.model, opened.caches["val"], opened.tokenizer.decode
     at = torch.arange(first, first + count)
     batch, slots = model.batch(cache, at), model.window.slots(at)
-    other = model.batch(cache, (at + len(cache) // 2) % len(cache))
+    away = elsewhere(at, len(cache), model.window.offsets[-1])
+    other = model.batch(cache, away)
     sources = {
         "own": batch,
         "other": replace(batch, inputs=other.inputs, copied=other.copied),

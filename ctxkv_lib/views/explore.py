@@ -101,11 +101,20 @@ def attended(stream: Stream, position: int, source: str = SOURCES[0]) -> tuple[T
         weights, logits = stream.attention(at)[0], stream.logits(at)[0]
         return model.window.slots(at)[0], weights, logits
     with torch.no_grad(), torch_state():
-        other = model.batch(cache, (at + len(cache) // 2) % len(cache))
+        other = model.batch(cache, elsewhere(at, len(cache), model.window.offsets[-1]))
         batch = replace(model.batch(cache, at), inputs=other.inputs, copied=other.copied)
         other_weights, logits = model.read(batch)[1], torch.cat([*model.predictions(batch)])
     assert other_weights is not None  # not None: the explorer has read the weights for the own contexts
     return model.window.slots(at)[0], other_weights[0].float().cpu(), logits[0].float().cpu()
+
+
+def elsewhere(positions: Tensor, count: int, last_offset: int) -> Tensor:
+    """Return, for each of `positions`, the position half a stream of `count` tokens away, int64 `[n]`.
+
+    The returned positions have full windows if the stream is long enough: at its start most slots are empty.
+    """
+    first = min(last_offset, count // 2)
+    return first + (positions - first + (count - first) // 2) % (count - first)
 
 
 def attended_text(stream: Stream, position: int, slots: Tensor, weights: Tensor | None) -> str:
