@@ -72,7 +72,8 @@ def tested(conversations: int) -> Cells:
     """
     if conversations == 50:
         return cells_of(
-            "fair/sweep", "fair/cache", "phase1/sweep", "proposals/sweep", "fair/ngrams", "alternatives/sweep"
+            *("fair/sweep", "fair/cache", "phase1/sweep", "objectives/sweep", "proposals/sweep"),
+            *("fair/ngrams", "alternatives/sweep"),
         )
     return cells_of("answer/sweep", "full/sweep", "cache/cache")
 
@@ -128,15 +129,20 @@ def change(conversations: int, pair: str, samples: int) -> list[Interval]:
     return intervals
 
 
+def format_change(intervals: Sequence[Interval]) -> str:
+    """Write a change in % and the ends of its intervals."""
+    if not intervals:
+        return "–"
+    ends = "; ".join(f"{percent(interval.low)} to {percent(interval.high)}" for interval in intervals)
+    return f"{percent(intervals[0].percent)} ({ends})"
+
+
 def compared(conversations: int, *pairs: str) -> str:
     """Write the changes of pairs with intervals and, for fifty conversations, intervals by speakers."""
     sizes, lines = SIZES[conversations], []
     for pair in pairs:
-        lines.append([" / ".join(map(label, pair.split(" / ")))])
-        for size in sizes:
-            intervals = change(conversations, pair, size)
-            ends = "; ".join(f"{percent(interval.low)} to {percent(interval.high)}" for interval in intervals)
-            lines[-1].append(f"{percent(intervals[0].percent)} ({ends})" if intervals else "–")
+        name = " / ".join(map(label, pair.split(" / ")))
+        lines.append([name, *(format_change(change(conversations, pair, size)) for size in sizes)])
     return table(f"change of the test perplexity in %, {conversations} test conversations", sizes, lines)
 
 
@@ -236,10 +242,19 @@ def format_bytes(count: int) -> str:
 
 
 def phase1() -> str:
-    cells = cells_of("phase1/sweep")
+    cells = cells_of("phase1/sweep", "objectives/sweep")
     names = dict.fromkeys(name for (name, _), (cell, *_) in cells.items() if "seed" in cell)
     title = "test perplexity (50 test conversations, batches of 2 × 64 positions; `exact`: 512 random ones)"
     return table(title, FIFTY, [levels(cells, name, FIFTY) for name in names])
+
+
+def proposals() -> str:
+    """Write the original's proposals, each changed alone in `exact` with 100 conversations, on the fifty."""
+    cells, lines = cells_of("proposals/sweep"), []
+    for name in dict.fromkeys(name for name, _ in cells):
+        changed = [] if name == "base" else change(50, f"{name} / base", 100)
+        lines.append([*levels(cells, name, (100,)), format_change(changed)])
+    return table("`exact` with 100 conversations", ("test perplexity (50)", "change in %"), lines)
 
 
 def changes() -> str:
@@ -266,7 +281,17 @@ def changes() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     **{
         f.__name__: f
-        for f in (validation, ngrams, models, first_study, alternatives, memory, phase1, changes)
+        for f in (
+            validation,
+            ngrams,
+            models,
+            first_study,
+            alternatives,
+            memory,
+            phase1,
+            proposals,
+            changes,
+        )
     },
     **{name: lambda asked=asked: compared(*asked) for name, asked in PAIRS.items()},
 }

@@ -111,14 +111,10 @@ PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
         "gated, untrained": {**CHUNKED, **UNTRAINED, "block": "plugins:GatedBlock"},
         "exact": {**EXACT, **FIFTY},
         "exact, untrained": {**EXACT, **FIFTY, **UNTRAINED},
-        "exact, one slot": {**EXACT, **FIFTY, "model.max_contexts": 1},
-    }),
-    "objectives": ((10, 50, 100), {  # different losses of Phase 1
-        "exact, OACD": {**EXACT, **FIFTY},
-        "exact, no objective": {**EXACT, **FIFTY, **UNTRAINED},
         "exact, decorrelation": {**EXACT, **FIFTY, "loss": "plugins:decorrelation"},
         "exact, last tokens": {**EXACT, **FIFTY, "loss": "plugins:Recall"},
         "exact, next embedding": {**EXACT, **FIFTY, "loss": "plugins:NextEmbedding"},
+        "exact, one slot": {**EXACT, **FIFTY, "model.max_contexts": 1},
     }),
     "proposals": ((100,), {  # changes that the original proposes, one at a time
         "base": PROPOSED,
