@@ -90,3 +90,25 @@ def test_a_block_with_an_objective_of_its_own_is_trained_to_the_same_weights_eac
     trained, again, before = (nn.utils.parameters_to_vector(each.parameters()) for each in (*made, block))
     assert torch.equal(trained, again)
     assert not torch.allclose(trained, before, atol=1e-3)
+
+
+def test_a_loss_of_phase_1_compares_contexts_with_the_tokens_that_its_name_says():
+    embeddings = torch.randn(20, 12)
+    recall, predict = plugins.Recall(8, 12), plugins.NextEmbedding(8, 12)
+    contexts = torch.randn(20, 8)
+    assert falls(recall, lambda: recall(contexts, embeddings))
+    assert falls(predict, lambda: predict(contexts, embeddings))
+    squares = [
+        (recall.read[back](contexts[at]) - embeddings[at - back]).square().sum()
+        for back in range(plugins.RECALLED)
+        for at in range(back, 20)
+    ]
+    torch.testing.assert_close(recall(contexts, embeddings), sum(squares) / embeddings.numel())
+
+
+def test_decorrelation_is_lowest_for_uncorrelated_units_that_vary_enough():
+    drawn = torch.randn(200, 8)
+    apart = 1.1 * 200**0.5 * torch.linalg.qr(drawn - drawn.mean(dim=0))[0]
+    mixed, small = apart @ torch.randn(8, 8), apart / 10
+    assert plugins.decorrelation(apart) < 0.01
+    assert min(plugins.decorrelation(mixed), plugins.decorrelation(small)) > 0.5
