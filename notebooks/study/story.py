@@ -241,6 +241,7 @@ def draw_instead() -> Picture:
         "contexts": ("contexts", ORANGE),
         "tokens at the same slots": ("tokens at the same 32 slots", BLUE),
         "last 32 tokens": ("the last 32 tokens", BLUE),
+        "LSTM": ("an LSTM of the same size", INK),
         "GRU": ("a GRU of the same size", INK),
     }
     rows = [

@@ -22,6 +22,10 @@ def read(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def window():
+    return json.loads(WINDOW.read_text(encoding="utf-8").removeprefix("window.attention=").rstrip(";\n"))
+
+
 @each_notebook
 def test_a_notebook_begins_like_the_others(path):
     title, setup, _, parameters, *_ = read(path)["cells"]
@@ -56,9 +60,16 @@ def test_the_data_of_the_sites_explorer_hold_attention_and_guesses(trained):
         assert position["next"][1] >= 1
 
 
+def test_the_first_page_counts_the_guesses_that_stay_in_its_explorer():
+    first = [{answer["guesses"][0][0] for answer in pair.values()} for pair in window()["positions"]]
+    kept = sum(len(tokens) == 1 for tokens in first)
+    page = (TOP / "docs" / "index.md").read_text(encoding="utf-8")
+    assert f"at {kept} of these {len(first)} positions" in page
+
+
 def test_the_data_of_the_site_are_small_and_complete():
     assert WINDOW.stat().st_size < 150_000
-    data = json.loads(WINDOW.read_text(encoding="utf-8").removeprefix("window.attention=").rstrip(";\n"))
+    data = window()
     assert len(data["positions"]) == CLICKED
     assert len(data["tokens"]) == data["first"] - data["start"] + CLICKED + 1
 
