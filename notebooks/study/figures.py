@@ -10,6 +10,7 @@ import numpy as np
 from costs import costs
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
+from matplotlib.transforms import blended_transform_factory
 from rows import PAIRS, label
 from tables import (
     DISTANCES,
@@ -295,31 +296,45 @@ def draw_card() -> Any:
 
 
 def for_phone(figure: Any) -> Any:
-    """Lay out a figure for a phone: narrow, with larger letters and a legend instead of end labels."""
-    handles = {}
+    """Lay out a figure for a phone: narrow, with larger letters and a legend instead of labels at points."""
+    handles, has_rows = [], False
     for ax in figure.axes:
         ax.set_title(fill(ax.get_title(loc="left"), 44), loc="left", fontsize=LETTERS)
-        for end in [text for text in ax.texts if isinstance(text, Annotation)]:
-            lines = [line for line in ax.lines if ends_at(line, end.xy)]
-            look = {"color": end.get_color()}
-            if lines:
-                shown = ("color", "linestyle", "marker", "markersize")
-                look = {name: getattr(lines[0], f"get_{name}")() for name in shown}
-            text = end.get_text().replace("\n", " ")
-            handles[text] = Line2D([], [], label=text, **look)
-            end.remove()
-        for name in ax.texts:  # names of rows span the width and replace the axis labels
-            ax.set_ylabel("")
-            name.set(text=fill(name.get_text(), 46), x=-0.14, in_layout=False, linespacing=1)
         ax.tick_params(labelsize=LETTERS)
+        handles += handles_of_labels(ax)
+        for tick in ax.get_xticklabels():  # there is no room for it beside its neighbours
+            tick.set_visible(not tick.get_text().endswith("\n1,000"))
+        for name in [text for text in ax.texts if not isinstance(text, Annotation)]:  # names of rows
+            ax.set_ylabel("")
+            at = blended_transform_factory(figure.transFigure, ax.transData)
+            name.set(text=fill(name.get_text(), 46), x=0.01, transform=at, in_layout=False, linespacing=1)
+            has_rows = True
     if handles:
-        figure.legend(handles=[*handles.values()], loc="outside lower left")
+        unique = {handle.get_label(): handle for handle in handles}
+        figure.legend(handles=[*unique.values()], loc="outside lower left")
     for text in figure.findobj(Text):
         text.set_fontsize(max(text.get_fontsize(), LETTERS))
-    has_rows = any(ax.texts for ax in figure.axes)
     height = (1.75 if has_rows else 1) * figure.get_figheight() + 0.25 * len(handles)
     figure.set_size_inches(PHONE, height)
     return figure
+
+
+def handles_of_labels(ax: Any) -> list[Line2D]:
+    """Return legend handles for the labels of points and lines; remove these labels, or number them if many."""
+    handles, labels = [], [text for text in ax.texts if isinstance(text, Annotation)]
+    for number, end in enumerate(labels, start=1):
+        text, look = end.get_text().replace("\n", " "), {"color": end.get_color()}
+        if len(labels) > len(OKABE_ITO):  # too many for different colours
+            handles.append(Line2D([], [], ls="", label=f"{number}  {text}"))
+            end.set_text(number)
+            continue
+        lines = [line for line in ax.lines if ends_at(line, end.xy)]
+        if lines:
+            shown = ("color", "linestyle", "marker", "markersize")
+            look = {name: getattr(lines[0], f"get_{name}")() for name in shown}
+        handles.append(Line2D([], [], label=text, **look))
+        end.remove()
+    return handles
 
 
 def ends_at(line: Any, point: tuple[float, float]) -> bool:
