@@ -320,7 +320,7 @@ def for_phone(figure: Any) -> Any:
 
 
 def handles_of_labels(ax: Any) -> list[Line2D]:
-    """Return legend handles for the labels of points and lines; remove these labels, or number them if many."""
+    """Return legend handles for labels of points and lines; remove the labels, or number them if many."""
     handles, labels = [], [text for text in ax.texts if isinstance(text, Annotation)]
     for number, end in enumerate(labels, start=1):
         text, look = end.get_text().replace("\n", " "), {"color": end.get_color()}
