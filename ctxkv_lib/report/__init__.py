@@ -1,1 +1,1 @@
-"""Tables and written reports of runs, and the output of `info` and `settings`, which need no run."""
+"""Tables and reports of runs, and the output of `ctxkv info` and `ctxkv settings`, which need no run."""

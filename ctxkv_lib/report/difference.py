@@ -16,21 +16,21 @@ from ..runs.names import variant_names
 from ..runs.summary import Run, load_run
 
 DRAWS = 10_000  # bootstrap draws
-LEAST_CONVERSATIONS = 5  # test conversations; with fewer, the spread cannot be estimated
-LEAST_SEEDS = 3  # seeds for a verdict; with fewer, the spread over seeds is hardly known
-MOST_SEEDS = 100  # largest number of seeds that an estimate may give; nobody trains more
+LEAST_CONVERSATIONS = 5  # minimum number of test conversations; with fewer, the spread cannot be estimated
+LEAST_SEEDS = 3  # minimum number of seeds for a verdict; fewer say too little about the spread over seeds
+MOST_SEEDS = 100  # an estimate never asks for more seeds, because nobody would train more
 ESTIMATE = (
     "The number of seeds is a simple estimate: it assumes that the difference and its spread over seeds and "
     "test conversations stay as they are now."
 )
 Floats = NDArray[np.float64]
-Z = 1.96  # half-width of a 95% interval in standard errors of a normal distribution
+Z = 1.96  # half-width of the 95% interval of a normal distribution, in standard deviations
 AnyRun = Run | Path | str  # a run or its folder
 Seeds = dict[int, Run]  # the runs of one variant, by seed
 
 
 class Interval(NamedTuple):
-    """A difference in per cent, with the interval that holds 95% of the bootstrap draws."""
+    """A difference in per cent, and the interval that contains 95% of the bootstrap draws."""
 
     percent: float
     low: float
@@ -38,7 +38,7 @@ class Interval(NamedTuple):
 
 
 def interval(losses: Floats, base: Floats, tokens: Floats, draws: int = DRAWS) -> Interval:
-    """Compute by how many per cent a perplexity lies above the base's perplexity, with a 95% interval.
+    """Compute how many per cent higher a perplexity is than the base's perplexity, with a 95% interval.
 
     The interval is the percentile interval of a paired bootstrap. Each draw resamples the test conversations
     with replacement, in the same way for both sides, and draws a mean over seeds from Student's t
@@ -46,14 +46,14 @@ def interval(losses: Floats, base: Floats, tokens: Floats, draws: int = DRAWS) -
     conversations only.
 
     Args:
-        losses: mean losses in nats, `[seeds, conversations]`.
-        base: mean losses of the base. If both sides have equally many seeds, they are compared in pairs, row
-            by row; otherwise, each side has its own spread.
-        tokens: number of predicted tokens in each conversation, `[conversations]`, which weights its loss.
+        losses: mean loss of each conversation in nats, `[seeds, conversations]`.
+        base: the same for the base. If both sides have the same number of seeds, they are compared in pairs,
+            row by row; otherwise, each side has its own spread.
+        tokens: number of predicted tokens in each conversation, `[conversations]`. They weight the losses.
 
-    In simulations without a true difference, with the spreads seen in the study and three seeds, the interval
-    contained zero in 94% of cases with 50 conversations, 92% with 10, and 89% with 5. With one seed whose
-    true difference is zero, it did so in 93%, 89% and 82%.
+    We simulated variants without a true difference, with the spreads that the study observed. With three
+    seeds, the interval contained zero in 94% of cases with 50 conversations, in 92% with 10, and in 89% with
+    5. With a single seed whose true difference is zero, it contained zero in 93%, 89% and 82% of cases.
 
     Reference:
         P. Koehn (2004), Statistical significance tests for machine translation evaluation (the bootstrap).
@@ -73,8 +73,8 @@ def _seed_shares(generator: np.random.Generator, count: int, draws: int) -> Floa
     """Draw the weight of each seed in the mean, `[draws, count]`; the weights of each draw sum to 1.
 
     The weighted means follow Student's t distribution around the mean of the seeds, with count - 1 degrees of
-    freedom. (Seeds drawn with replacement vary too little: with three seeds, the 95% interval would cover
-    only 75%.)
+    freedom. Drawing seeds with replacement would give too little spread: with three seeds, the 95% interval
+    would cover only 75%.
     """
     normal = generator.standard_normal((draws, count))
     scale = np.sqrt(count * generator.chisquare(max(1, count - 1), (draws, 1)))
@@ -82,7 +82,7 @@ def _seed_shares(generator: np.random.Generator, count: int, draws: int) -> Floa
 
 
 def standard_error(conversations: Sequence[tuple[int, float]]) -> float:
-    """Compute the relative standard error of a perplexity over conversations `(tokens, mean loss)`."""
+    """Compute the relative standard error of a perplexity from its conversations, `(tokens, mean loss)`."""
     tested = pd.DataFrame(conversations, columns=["tokens", "loss"])
     mean = (tested.tokens * tested.loss).sum() / tested.tokens.sum()
     return (tested.tokens * (tested.loss - mean)).sem() / tested.tokens.mean()
@@ -91,10 +91,10 @@ def standard_error(conversations: Sequence[tuple[int, float]]) -> float:
 def seeds_needed(losses: Floats, base: Floats, tokens: Floats) -> int | None:
     """Estimate how many seeds would make a difference clear, if it and its spread stay as they are.
 
-    The arguments are the same as for `interval`, with at least two seeds, paired. The half-width of the
-    interval is approximated by `sqrt(t² s² / n + z² c²)`, where s is the standard deviation over seeds, n the
-    number of seeds, t a quantile of Student's distribution, z a quantile of the normal distribution, and c
-    the standard error over conversations.
+    The arguments are the same as for `interval`, but both sides must have the same seeds, at least two. The
+    half-width of the interval is approximated by `sqrt(t² s² / n + z² c²)`, where s is the standard deviation
+    over seeds, n the number of seeds, t a quantile of Student's distribution, z a quantile of the normal
+    distribution, and c the standard error over conversations.
 
     Returns:
         the smallest sufficient number from `LEAST_SEEDS` to `MOST_SEEDS`; None if even `MOST_SEEDS` would
@@ -103,14 +103,14 @@ def seeds_needed(losses: Floats, base: Floats, tokens: Floats) -> int | None:
     nats = np.average(losses - base, axis=1, weights=tokens)  # one mean per seed
     over_conversations = standard_error([*zip(tokens, (losses - base).mean(axis=0), strict=True)])
     for count in range(LEAST_SEEDS, MOST_SEEDS + 1):
-        t = Z * (1 + 1.2 / (count - 2))  # Student's quantile for count - 1 degrees of freedom, within 2%
+        t = Z * (1 + 1.2 / (count - 2))  # within 2% of Student's quantile for count - 1 degrees of freedom
         if abs(nats.mean()) > np.hypot(t * nats.std(ddof=1) / count**0.5, Z * over_conversations):
             return count
     return None
 
 
 def difference(runs: AnyRun | Sequence[AnyRun], base: AnyRun | Sequence[AnyRun]) -> pd.DataFrame:
-    """Compute by how many per cent the test perplexity of each variant lies above the base's.
+    """Compute how many per cent higher the test perplexity of each variant is than the base's.
 
     Runs that differ only in `runtime.seed` are one variant. The seeds that a variant shares with the base are
     compared in pairs, by the method of `report.difference.interval`. A variant that shares no seed with the
@@ -130,19 +130,21 @@ def difference(runs: AnyRun | Sequence[AnyRun], base: AnyRun | Sequence[AnyRun])
         shared seeds, and `conversations` the number of test conversations. `interval_over` says what the
         interval covers: "conversations and seeds", or with one seed "conversations only", which says nothing
         about other seeds. `more_seeds` estimates how many more seeds would make an unclear difference clear
-        (see `report.difference.seeds_needed`); it is missing if this is unknown (one seed) or too many.
+        (see `report.difference.seeds_needed`); it is missing with one seed or if 100 seeds are too few.
 
     Raises:
-        UserError: a folder holds no finished run, the test conversations differ or are fewer than five, or no
-            variant shares a seed with the base.
+        UserError: a folder holds no finished run, `base` has several variants, the test conversations differ
+            or are fewer than five, or no variant shares a seed with the base.
     """
     variants, bases = _by_variant(runs), _by_variant(base)
     if len({settings for _, settings in bases}) != 1:
-        raise UserError(f"base has runs of {len(bases)} variants; give the runs of one, with any seeds.")
+        raise UserError(
+            f"base has runs of {len(bases)} variants; give the runs of a single variant, with any seeds."
+        )
     for key in bases:
         variants.pop(key, None)
     if not variants:
-        raise UserError("runs has no other variant than base; give runs that differ in more than their seed.")
+        raise UserError("runs has no variant besides base; give runs that differ in more than their seed.")
     rows, left_out = dict[str, dict[str, Any]](), list[str]()
     for name, seeds, base_seeds in _compared(variants, {size: seeds for (size, _), seeds in bases.items()}):
         if seeds.keys() & base_seeds.keys():
@@ -150,7 +152,7 @@ def difference(runs: AnyRun | Sequence[AnyRun], base: AnyRun | Sequence[AnyRun])
         else:
             here, there = _listed(seeds), _listed(base_seeds) or "none of this size"
             left_out.append(
-                f"{name} has the seeds {here}, and base {there}; run both with the same runtime.seed."
+                f"{name} has seeds {here}, but base has {there}; run both with the same runtime.seed."
             )
     if not rows:
         raise UserError(left_out[0])
@@ -160,7 +162,7 @@ def difference(runs: AnyRun | Sequence[AnyRun], base: AnyRun | Sequence[AnyRun])
 
 
 def _by_variant(given: AnyRun | Iterable[AnyRun]) -> dict[tuple[int, str], Seeds]:
-    """Group runs by their size and a digest of all other settings except the seed, and each group by seed."""
+    """Group runs by size and a digest of all other settings except the seed. A group maps seeds to runs."""
     variants = dict[tuple[int, str], Seeds]()
     runs = [given] if isinstance(given, AnyRun) else given
     for run in (run if isinstance(run, Run) else load_run(run) for run in runs):
@@ -220,13 +222,15 @@ def format_difference(table: pd.DataFrame) -> str:
     lines = [table.drop(columns="more_seeds").round(1).to_string(), ""]
     for name, row in table.iterrows():
         if row.seeds == 1:
-            lines.append(f"{name}: one seed says nothing about others; train {LEAST_SEEDS - 1} more or more.")
+            lines.append(f"{name}: one seed says nothing about others; add {LEAST_SEEDS - 1} or more.")
         elif pd.notna(row.more_seeds):
-            lines.append(f"{name}: about {format_count(row.more_seeds, ' more seeds')} would make it clear.")
+            lines.append(
+                f"{name}: about {format_count(row.more_seeds, ' more seeds')} would give a clear difference."
+            )
         elif "clearly" not in row.verdict:
             lines.append(
-                f"{name}: even {MOST_SEEDS} seeds would leave it unclear; take more test conversations "
-                "(data.test_samples), or call it a tie."
+                f"{name}: even {MOST_SEEDS} seeds would leave the difference unclear; use more test "
+                "conversations (data.test_samples), or call it a tie."
             )
     if (~table.verdict.str.startswith("clearly") & (table.seeds > 1)).any():
         lines.append(ESTIMATE)
@@ -238,7 +242,7 @@ def _listed(seeds: Iterable[int]) -> str:
 
 
 def _test(run: Run, other: Run) -> list[tuple[int, float]]:
-    """Return tokens and mean loss of each test conversation; raise if the two runs had different texts."""
+    """Return `(tokens, mean loss)` per test conversation. Raises if `other` was tested on different texts."""
     test, expected = (each.summary.get("test") or {} for each in (run, other))
     conversations: list[tuple[int, float]] = test.get("conversations", [])
     if len(conversations) < LEAST_CONVERSATIONS:
@@ -249,7 +253,7 @@ def _test(run: Run, other: Run) -> list[tuple[int, float]]:
     tokens = [[count for count, _ in split.get("conversations", [])] for split in (test, expected)]
     if test["fingerprint"] != expected.get("fingerprint") or tokens[0] != tokens[1]:
         raise UserError(
-            f"{run.path} and {other.path} were tested on different texts; allowed: the same. Run both with "
-            "the same data and data.test_samples."
+            f"{run.path} and {other.path} were tested on different texts, so they cannot be compared; run "
+            "both with the same data and data.test_samples."
         )
     return conversations

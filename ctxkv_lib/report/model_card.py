@@ -15,7 +15,7 @@ tags: [context-kv-attention]
 # Context-KV attention, {samples:,} conversations
 
 A language model whose attention reads a few compressed context vectors instead of every past token's keys and
-values. It has seen very little text: it is for studying the architecture, not for use.
+values. It was trained on very little text: it is meant for studying the architecture, not for use.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

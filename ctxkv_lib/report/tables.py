@@ -1,6 +1,6 @@
-"""Tables of runs as DataFrames of text, which notebooks show and reports and the terminal print.
+"""Tables of runs as DataFrames of text, for notebooks, reports and the terminal.
 
-A row has a name and the path of its value in `summary.json`. A missing value is shown as a dash.
+Each row has a name and the path of its value in `summary.json`. A missing value is shown as a dash.
 """
 
 import textwrap
@@ -16,7 +16,7 @@ from ..runs.published import PUBLISHED, published_samples
 from ..runs.summary import Run
 
 Summary = Mapping[str, Any]
-Rows = Mapping[str, tuple[str, str]]  # name: path in a summary, format
+Rows = Mapping[str, tuple[str, str]]  # by name: path in a summary, and format
 
 DASH = "–"
 PPL, SHARE, RATIO, COUNT = ",.1f", ".1%", ",.2f", ","
@@ -86,14 +86,14 @@ CACHES: Rows = {
 SCORES: Rows = {
     "Conversations": ("conversations", COUNT),
     "Tokens": ("tokens", COUNT),
-    "PPL a token": ("ppl", PPL),
-    "PPL a word": ("word_ppl", PPL),
-    "Bits a byte": ("bits_per_byte", ",.3f"),
+    "PPL per token": ("ppl", PPL),
+    "PPL per word": ("word_ppl", PPL),
+    "Bits per byte": ("bits_per_byte", ",.3f"),
     "Accuracy": ("accuracy", SHARE),
 }
 
 
-# Columns of `results` shown in a terminal; `ctxkv list --json` and `--csv` have all columns.
+# Columns of `results` that a terminal shows. `ctxkv list --json` and `--csv` print all columns.
 LISTED = {"state": "", "val_ppl": PPL, "test_ppl": PPL, "best_epoch": ""}
 LISTED |= dict.fromkeys(("phase1_parameters", "parameters", "mib"), ",.0f")
 TERMINAL_WIDTH, SHORTEST_COLUMN = 120, 20  # characters
@@ -120,13 +120,13 @@ def side_by_side(summaries: Mapping[Any, Summary], rows: Rows) -> pd.DataFrame:
 
 
 def runs_by_name(runs: Sequence[Run]) -> dict[str, Run]:
-    """Name runs by the settings that differ, in ascending order of samples."""
+    """Return runs by name, in ascending order of samples. The names say which settings differ."""
     ascending = sorted(runs, key=lambda run: run.summary["samples"])
     return dict(zip(run_names(ascending), ascending, strict=True))
 
 
 def with_original(runs: Mapping[str, Run]) -> dict[str, Summary]:
-    """Return summaries with their `config`, followed by the runs of the original that they repeat."""
+    """Return summaries with their `config`, each followed by the original's run that it repeats, if any."""
     summaries: dict[str, Summary] = {}
     for name, run in runs.items():
         summaries[name] = ours = {**run.summary, "config": run.config.to_dict()}
@@ -142,12 +142,13 @@ def comparison_table(runs: Sequence[Run] | Mapping[str, Summary]) -> pd.DataFram
     """Compare results as text, as the original's report does; `results` returns the numbers.
 
     Args:
-        runs: runs, or summaries by name. The numbers of the original follow each run that repeats it.
+        runs: runs, or summaries by name. Each run that repeats the original is followed by the original's
+            numbers.
 
     Returns:
-        one column of text per run. If several runs were validated on the same text, the column `change`
-        compares the last run with the first, unless there are more than three runs that differ in more than
-        their number of samples.
+        one column of text per run. The column `change` compares the last run with the first. It exists if
+        the runs were validated on the same text, unless more than three runs differ in more than their
+        number of samples.
     """
     ends_are_related = len(runs) <= FEW_RUNS
     if isinstance(runs, Mapping):
@@ -160,7 +161,7 @@ def comparison_table(runs: Sequence[Run] | Mapping[str, Summary]) -> pd.DataFram
         ends_are_related |= differing[0].keys() == {"data.samples"}
     if len(ours) > 1 and ends_are_related and have_one_text(ours):
         gain, ratios = gains(ours[0], ours[-1]), [summary["phase2"]["train_val_ratio"] for summary in ours]
-        change = {  # z: no minus sign before a rounded zero
+        change = {  # `z` avoids a minus sign before a rounded zero
             "Val PPL": f"{-gain['val_ppl_percent']:+z,.1f}%",
             "Val Acc": f"{gain['val_acc_points']:+z.1f} points",
             "Val/Train Ratio": f"{ratios[-1] / ratios[0] - 1:+z,.1%}",
@@ -177,7 +178,7 @@ def have_one_text(summaries: Iterable[Summary]) -> bool:
 
 
 def gains(first: Summary, last: Summary) -> dict[str, float]:
-    """Compute the last run's gains: validation PPL in per cent lower, accuracy in points higher."""
+    """Compute how much better the last run is: the fall in PPL (%) and the rise in accuracy (points)."""
     before, after = first["phase2"], last["phase2"]
     return {
         "val_ppl_percent": 100 * (1 - after["val_ppl"] / before["val_ppl"]),
@@ -196,7 +197,7 @@ def epochs_table(summary: Summary) -> pd.DataFrame:
 
 
 def memory_table(summaries: Mapping[str, Summary]) -> pd.DataFrame:
-    """List memory by stage in GiB: the value at the end of the stage and, in brackets, its peak."""
+    """List memory by stage in GiB: the value at the end of the stage, and the stage's peak in brackets."""
     columns: dict[str, dict[str, str]] = {}
     for name, summary in summaries.items():
         for line in memory_stages(summary["memory"]):
@@ -219,8 +220,8 @@ def memory_stages(memory: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
 def format_results(table: pd.DataFrame) -> str:
     """Format `results` for a terminal of 120 columns, with notes below the table.
 
-    The table has those columns of `LISTED` that have any value. Its last column names the settings that
-    differ.
+    The table has the columns of `LISTED` in which any run has a value. Its last column names the settings
+    that differ.
     """
     if not len(table):
         return "There are no runs here."
@@ -258,7 +259,7 @@ def _cell(value: Any, spec: str) -> str:
 def format_scores(scores: Mapping[str, Any]) -> str:
     """Format the result of `evaluate_texts` for a terminal."""
     parts = [side_by_side({"": scores}, SCORES).to_string(header=False)]
-    titles = {"by_position": "Tokens read before", "by_history": "Contexts in the window"}
+    titles = {"by_position": "Preceding tokens", "by_history": "Contexts in the window"}
     for key in [key for key in titles if key in scores]:
         bins = {f"{line['from']:,} to {format_value(line, 'to', COUNT)}": line for line in scores[key]}
         table = side_by_side(bins, SCORES).T.rename_axis(columns=titles[key])

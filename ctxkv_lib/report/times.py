@@ -21,9 +21,9 @@ from ..runs.config import ExperimentConfig
 from ..runs.device import choose_device, choose_precision, torch_state
 from ..runs.presets import usual_epochs
 
-TIMED_BATCHES = 2  # timed after one warm-up batch
-DISTINCT_TOKENS = 22  # distinct tokens per square root of the length: 1,581 in 6,324, 21,370 in 852,428
-TABLE_STD = 0.02  # with 1, the logits would overflow `exp`, and the head would be slower than in a run
+TIMED_BATCHES = 2  # number of batches to time, after one warm-up batch
+DISTINCT_TOKENS = 22  # about 22 * sqrt(tokens) are distinct: 1,581 of 6,324, and 21,370 of 852,428
+TABLE_STD = 0.02  # with 1, `exp` of the logits would overflow, so the head would be slower than in a run
 
 
 @friendly_errors()
@@ -32,9 +32,9 @@ def measure_times(config: ExperimentConfig, train_tokens: int, val_tokens: int) 
 
     Returns:
         `tokens`, the length of the training stream; `iteration_seconds`, the time of a Phase 1 iteration, or
-        None if Phase 1 trains nothing; `iterations`, their maximum number; `epoch_seconds`, the time of an
-        epoch with validation; `epochs`, the minimum and maximum number of epochs; and `usual_epochs`, the
-        range that is usual in practice, if it is known.
+        None if Phase 1 trains nothing; `iterations`, the maximum number of iterations; `epoch_seconds`, the
+        time of an epoch with validation; `epochs`, the minimum and maximum number of epochs; and
+        `usual_epochs`, the range that is usual in practice, if it is known.
     """
     device = choose_device(config.runtime.device)
     precision = choose_precision(config.runtime.precision, device)
@@ -62,7 +62,7 @@ class _Stopwatch(Loop):
 
 
 def _iteration_seconds(model: ContextKV, config: ExperimentConfig, positions: int) -> float | None:
-    """Time an iteration on a few batches and scale it up; their distinct tokens are scaled down equally."""
+    """Estimate the time of an iteration from a few batches with proportionally fewer distinct tokens."""
     phase1, loss, stopwatch = config.phase1, config.plugins.get("loss"), _Stopwatch()
     if phase1.context_method == "exact":
         positions = min(positions, phase1.max_tokens)
@@ -89,7 +89,7 @@ def _iteration_seconds(model: ContextKV, config: ExperimentConfig, positions: in
 def _epoch_seconds(
     model: ContextKV, config: ExperimentConfig, precision: str, positions: int, val_positions: int
 ) -> float:
-    """Estimate an epoch by timing a few training steps and the scoring of some rows of a random stream."""
+    """Estimate the time of an epoch from a few training steps and from scoring a few rows of random data."""
     size = min(positions, config.phase2.batch_size)
     count = 2 * (1 + TIMED_BATCHES) * max(size, EVALUATION_ROWS)
     ids = torch.randint(GPT2_VOCAB_SIZE, (count + 1,), device=model.device).int()
@@ -110,7 +110,7 @@ def _epoch_seconds(
 
 
 def _mean_seconds(act: Callable[[], Tensor]) -> float:
-    """Return the mean time of calls of `act`, waiting for the scalar that it returns."""
+    """Return the mean time of a call of `act`, including the wait for the scalar that it returns."""
     act().item()
     began = time.perf_counter()
     for _ in range(TIMED_BATCHES):

@@ -136,9 +136,9 @@ def test_a_variant_or_size_without_common_seeds_is_left_out_and_a_line_says_so(c
     assert table["percent"].tolist() == pytest.approx([-10, 10])
     assert table["verdict"].tolist() == ["clearly better", "more seeds needed"]
     assert capsys.readouterr().err.splitlines() == [
-        "Left out: GatedBlock, 50 samples has the seeds 43, and base 42; "
+        "Left out: GatedBlock, 50 samples has seeds 43, but base has 42; "
         "run both with the same runtime.seed.",
-        "Left out: GatedBlock, 20 samples has the seeds 42, and base none of this size; "
+        "Left out: GatedBlock, 20 samples has seeds 42, but base has none of this size; "
         "run both with the same runtime.seed.",
     ]
     (row,) = difference(sized(50, np.log(0.9)), sized(10)).index  # a base of one size serves all sizes
@@ -175,9 +175,9 @@ def test_more_seeds_are_estimated_from_their_spread(printed_by, monkeypatch):
     monkeypatch.setattr("ctxkv_lib.report.difference.load_run", folders.get)
     printed = printed_by("difference", *(run.path for run in runs), "--base", *(run.path for run in BASE))
     assert re.search(r"interval 11 +-2\.0 .*clearly better +3 +6 +conversations and seeds", printed)
-    assert "interval 10: about 4 more seeds would make it clear.\n" in printed
-    assert "interval 12: even 100 seeds would leave it unclear; take more test conv" in printed
-    assert "interval 13: one seed says nothing about others; train 2 more or more.\n" in printed
+    assert "interval 10: about 4 more seeds would give a clear difference.\n" in printed
+    assert "interval 12: even 100 seeds would leave the difference unclear; use more test conv" in printed
+    assert "interval 13: one seed says nothing about others; add 2 or more.\n" in printed
     assert "interval 11:" not in printed
     assert "simple estimate: it assumes that the difference and its spread over seeds" in printed
 
@@ -191,11 +191,11 @@ untested = sample_run(10, "offline", settings={"model.interval": 10})
     [
         (wide([5.0] * 4, tokens=TOKENS[:4]), BASE, "runs/42 has 4 test conversations; all"),
         (untested, BASE, r"0 test .* larger data\.test_samp"),
-        (wide([5.0] * 6, fingerprint="b"), BASE, "tested on different texts; allowed"),
+        (wide([5.0] * 6, fingerprint="b"), BASE, "tested on different texts, so"),
         (wide([5.0] * 6, tokens=[7] * 6), BASE, "tested on different texts"),
-        (wide([5.0] * 6, 45), BASE, "interval 10 has the seeds 45, and base 42, 43, 44;"),
-        (BASE, BASE[:1], "runs has no other variant than base"),
-        (BASE, [*BASE, wide([5.0] * 6)], "base has runs of 2 variants; give the runs of one"),
+        (wide([5.0] * 6, 45), BASE, "interval 10 has seeds 45, but base has 42, 43, 44;"),
+        (BASE, BASE[:1], "runs has no variant besides base"),
+        (BASE, [*BASE, wide([5.0] * 6)], "base has runs of 2 variants; give the runs of a single"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(runs, base, said):

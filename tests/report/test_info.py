@@ -27,7 +27,7 @@ def test_times_scale_with_the_text_and_a_layer_that_reads_tokens_has_no_phase_1(
     assert (sampled["tokens"], sampled["iteration_seconds"]) == (10_000, 25)
     unknown = describe(config.replace({"layer": PreviousToken, "data.source": "ultrachat"}), time=True)
     line = format_info(unknown).splitlines()[-1]
-    assert line == "Each 100,000 tokens: about 17 min per epoch, 3 epochs"
+    assert line == "Per 100,000 tokens: about 17 min per epoch, 3 epochs"
     assert "time" not in describe(config)
     untrained = config.replace({"phase1.max_iterations": 0})
     time = describe(untrained, 10_000, 1_000, time=True)["time"]

@@ -181,9 +181,9 @@ def test_a_vertical_bar_in_a_value_does_not_split_its_table_cell():
 
 
 def test_no_runs_or_an_unknown_language_are_refused():
-    with pytest.raises(UserError, match="needs a run"):
+    with pytest.raises(UserError, match="needs at least one run"):
         write_report([])
-    with pytest.raises(UserError, match="a language of en, ja; not 'de'"):
+    with pytest.raises(UserError, match="that is en or ja; language is 'de'"):
         write_report([sample_run()], "de")
 
 
