@@ -1,8 +1,8 @@
-"""n-gram baselines on the same token ids: interpolated modified Kneser-Ney, alone and with a unigram cache.
+"""n-gram baselines on the same token ids: interpolated modified Kneser-Ney, with and without a unigram cache.
 
-Chen and Goodman, "An empirical study of smoothing techniques for language modeling" (TR-10-98, 1998): three
-discounts per order, and continuation counts below the highest order. A stream is one sequence without
-boundaries, as the model reads it.
+Each order has three discounts, and orders below the highest use continuation counts, as in Chen and Goodman,
+"An empirical study of smoothing techniques for language modeling" (TR-10-98, 1998). A stream is one sequence
+without boundaries, as the model reads it.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from ..runs.opened import OpenRun
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-MOST_COUNTED = 5_000_000  # training tokens at most; n-grams take about 250 bytes per token
+MOST_COUNTED = 5_000_000  # maximum number of training tokens; n-grams take about 250 bytes per token
 ORDERS = (2, 3, 4, 5)
 CACHE_STEPS = 50  # steps of expectation maximisation, which fits the weight of the cache
 
@@ -48,7 +48,7 @@ def of_run(opened: OpenRun) -> dict[str, Any]:
         corpus = load_conversations(data, "corpus")
         priors["table text"] = smoothed_unigram(corpus_counts(data, corpus).numpy())
         if data.table == "cooccurrence":
-            apart = train if data.corpus == "own" else train[:0]  # other corpora contain it
+            apart = train if data.corpus == "own" else train[:0]  # other corpora contain the training text
             texts["_table"] = np.concatenate([corpus_ids(data, corpus).numpy(), apart])
     results: dict[str, Any] = {}
     for name, counted in texts.items():
@@ -57,7 +57,7 @@ def of_run(opened: OpenRun) -> dict[str, Any]:
             continue
         rows = ngram_baselines(counted, ids, priors, opened.run.config.model.context_window, starts)
         results |= {kind.replace("_ney", f"_ney{name}"): row for kind, row in rows.items()}
-    results.pop("kneser_ney_table", None)  # keep only the stronger one, with a cache
+    results.pop("kneser_ney_table", None)  # keep only the stronger baseline, with a cache
     return results
 
 
@@ -104,7 +104,7 @@ def recent_shares(ids: Ids, window: int) -> Floats:
     """Compute the frequency of each token (except the first) in the `window` tokens before it: `[n - 1]`."""
     place = np.arange(len(ids))
     since, codes = np.maximum(place - window, 0), ids * len(ids)
-    ranks = np.sort(codes + place)  # by token, then by place
+    ranks = np.sort(codes + place)  # sorted by token, then by place
     seen = np.searchsorted(ranks, codes + place) - np.searchsorted(ranks, codes + since)
     return seen[1:] / (place - since)[1:]
 
@@ -141,7 +141,7 @@ def kneser_ney(train: Ids, ids: Ids, priors: Mapping[str, Floats]) -> dict[tuple
         size = len(history_of)
         counts = np.bincount(numbers[order - 1 : count], minlength=size)
         # Below the highest order, an n-gram counts once for each different token before it, so pairs of
-        # that token and the n-gram are made unique. (`return_counts` makes numpy sort: its hashes collide.)
+        # that token and the n-gram are made unique. (`return_counts` makes numpy sort, since hashes collide.)
         before = tokens[: max(0, count - order)]
         pairs, _ = np.unique(before * size + numbers[order:count], return_counts=True)
         continuations = np.bincount(pairs % size, minlength=size)

@@ -20,18 +20,18 @@ from ..runs.opened import EXACT, open_run
 from ..runs.stages import read_stream
 from ..runs.summary import Run
 
-POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # tokens read before in the conversation
-LONGEST_WORD = 20  # mean characters per space; if spaces are rarer, they do not separate words
+POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # bin edges: preceding tokens in the conversation
+LONGEST_WORD = 20  # maximum mean length of a word in characters; above it, spaces do not separate words
 
 
 def score_texts(model: ContextKV, tokenizer: Any, texts: Sequence[str]) -> dict[str, Any]:
-    """Measure how well the model predicts each text; each is read separately after one end-of-text token.
+    """Measure how well the model predicts texts. Each is read separately, after one end-of-text token.
 
     Returns:
-        `conversations` and `tokens`, their numbers; `ppl`, the perplexity per token; `word_ppl`, the
+        `conversations` and `tokens`, the number of each; `ppl`, the perplexity per token; `word_ppl`, the
         perplexity per word, with words counted as by lm-evaluation-harness (None if it is infinite or the
-        text has no spaces); `bits_per_byte`; `accuracy`; and, as returned by `binned`, `by_position` (tokens
-        read before) and, if the model has contexts, `by_history` (contexts in the window).
+        text has no spaces); `bits_per_byte`; and `accuracy`. `by_position` has the results of `binned` by the
+        number of preceding tokens, and `by_history`, if the model has contexts, by contexts in the window.
     """
     encoded = [ids for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"] if ids]
     scored = [_scores(model, torch.tensor([tokenizer.eos_token_id, *ids])) for ids in encoded]
@@ -57,7 +57,7 @@ def score_texts(model: ContextKV, tokenizer: Any, texts: Sequence[str]) -> dict[
 
 
 def _scores(model: ContextKV, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute loss in nats and correctness of each token after the first: float32 and bool, on the CPU."""
+    """Return loss in nats (float32) and correctness (bool) of each token after the first, on the CPU."""
     cache = read_stream(model, EXACT, ids)
     losses, correct = token_scores(model, cache, torch.arange(len(cache)))
     return losses.cpu(), correct.cpu()
@@ -65,7 +65,7 @@ def _scores(model: ContextKV, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 def word_count(texts: Sequence[str]) -> int:
     """Count words as lm-evaluation-harness does; return 0 if spaces do not separate words, as in Japanese."""
-    spaces = sum(len(re.findall(r"[^\S\n]+", text)) for text in texts)  # line breaks also separate messages
+    spaces = sum(len(re.findall(r"[^\S\n]+", text)) for text in texts)  # line breaks separate messages
     if LONGEST_WORD * spaces < sum(map(len, texts)):
         return 0
     return sum(len(re.split(r"\s+", text)) for text in texts)
@@ -103,7 +103,7 @@ def evaluate_texts(
         split: the split to read, if `data` is a data set on the Hub.
 
     Returns:
-        the result of `score_texts`, with the `fingerprint` of the texts and the name of their `file` or None.
+        the result of `score_texts`, the `fingerprint` of the texts, and the name of their `file`, if any.
 
     Raises:
         UserError: the conversations cannot be read, a text is empty, or the run is not finished.

@@ -1,1 +1,1 @@
-"""Figures of runs, live curves, explorers, and the configuration form of notebooks."""
+"""Figures of runs, live curves, explorers, and the configuration from a notebook's form."""

@@ -17,8 +17,9 @@ from .figures import LOOKS, known_epochs, ppl_curves, ppl_limits
 SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "v": "triangle-down", "^": "triangle-up"}
 SYMBOLS |= {"X": "x", "*": "star"}
 PLOTLY = "application/vnd.plotly.v1+json"
-HEIGHT = 560  # pixels of figure and picture; they are equal, so the page does not jump when plotly starts
-# The picture is shown until plotly has loaded. "basic" is a small bundle, which the project's site serves.
+HEIGHT = 560  # pixels; figure and picture have the same height, so the page does not jump
+# The page shows the picture until plotly's small bundle "basic" has loaded. The project's site serves its own
+# copy of the bundle.
 PAGE = """<div id="{id}"><img alt="{alt}" src="data:image/png;base64,{png}" style="max-width:100%"></div>
 <script>
 (() => {{
@@ -43,7 +44,7 @@ class Curves:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """Return the figure for JupyterLab, HTML for pages that run scripts (Colab, the site), and a picture.
 
-        JupyterLab shows the picture, one pixel per pixel, until the pointer moves over it.
+        JupyterLab shows the picture at its size in pixels until the pointer moves over it.
         """
         picture = ppl_curves(self.summaries)
         picture.set_figheight(HEIGHT / picture.dpi)
@@ -58,9 +59,9 @@ class Curves:
 
 
 def explore_runs(runs: Run | Path | str | Sequence[Run | Path | str]) -> Curves:
-    """Draw curves that show their values under the pointer; a click in the legend hides or shows a run.
+    """Draw curves that show their values under the pointer. A click in the legend hides or shows a run.
 
-    The buttons above the figure zoom. Dragging or swiping scrolls the page instead.
+    To zoom, use the buttons above the figure. Dragging and swiping scroll the page.
 
     Args:
         runs: finished runs, or their folders.
@@ -123,7 +124,7 @@ def _page(figure: Any, png: bytes) -> str:
     """Write HTML that shows the picture and replaces it with the figure as soon as plotly has loaded."""
     from plotly.offline import get_plotlyjs_version
 
-    content = figure.to_json().replace("</", "<\\/")  # so that the name of a run cannot end the script
+    content = figure.to_json().replace("</", "<\\/")  # otherwise a run's name could end the script
     return PAGE.format(
         id=f"curves-{hashlib.sha256(content.encode()).hexdigest()[:12]}",
         alt="Training and validation perplexity by epoch",
@@ -134,7 +135,7 @@ def _page(figure: Any, png: bytes) -> str:
 
 
 def _traces(name: str, summary: Summary, look: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Describe the lines of a run; one click in the legend hides them all."""
+    """Return the lines of a run, as plotly describes them. One click in the legend hides them all."""
     epochs, best = known_epochs(summary), summary["phase2"]["best_epoch"]
     at = [line["epoch"] for line in epochs]
     symbols = [SYMBOLS[look["marker"]] + "-open" * (epoch == best) for epoch in at]

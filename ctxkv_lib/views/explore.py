@@ -1,7 +1,7 @@
 """An explorer for notebooks: the attention of one position, redrawn when a control changes.
 
 It works with ipywidgets 7.7 (Colab) and 8. The picture is the value of a `widgets.HTML` because nbclient
-sometimes misses the end of the content of an `Output` widget.
+sometimes loses the last part of an `Output` widget's content.
 """
 
 from base64 import b64encode
@@ -26,7 +26,7 @@ SOURCES = ("of this conversation", "of another one")  # which contexts the model
 
 
 class WindowExplorer(widgets.VBox):
-    """A widget with controls, a picture of the attention below them, and the text of the window at the end.
+    """A widget with controls at the top, then a picture of the attention, then the text of the window.
 
     Attributes:
         controls: `position`, `head` and `contexts` (one of `SOURCES`). Tests and notebooks can set their
@@ -79,15 +79,15 @@ class WindowExplorer(widgets.VBox):
 def explore_window(run: Stream | OpenRun | Run | Path | str, position: int) -> WindowExplorer:
     """Show which contexts a position attends to and how strongly, with the tokens as text.
 
-    A switch replaces the contexts by those of a different conversation, half the stream away.
+    A switch replaces the contexts with those of a different conversation, half the stream away.
 
     Args:
-        run: a finished run, its folder, or the result of `open_run`, all of which show the validation stream;
-            or any other stream, such as `open_run(...).read(text)`.
+        run: a finished run, its folder, or the result of `open_run`, to show the validation stream; or any
+            other stream, such as `open_run(...).read(text)`.
         position: a position in the stream, counted from 0.
 
     Raises:
-        UserError: the position does not exist, or the model of the run returns no attention weights.
+        UserError: the position does not exist, or the run's model returns no attention weights.
     """
     if isinstance(run, Stream):
         return WindowExplorer(run, position)
@@ -104,24 +104,24 @@ def attended(stream: Stream, position: int, source: str = SOURCES[0]) -> tuple[T
         other = model.batch(cache, elsewhere(at, len(cache), model.window.offsets[-1]))
         batch = replace(model.batch(cache, at), inputs=other.inputs, copied=other.copied)
         other_weights, logits = model.read(batch)[1], torch.cat([*model.predictions(batch)])
-    assert other_weights is not None  # not None: the explorer has read the weights for the own contexts
+    assert other_weights is not None  # the explorer has already read weights for the true contexts
     return model.window.slots(at)[0], other_weights[0].float().cpu(), logits[0].float().cpu()
 
 
 def elsewhere(positions: Tensor, count: int, last_offset: int) -> Tensor:
-    """Return, for each of `positions`, the position half a stream of `count` tokens away, int64 `[n]`.
+    """Return the positions half a stream away from `positions`, in a stream of `count` tokens, int64 `[n]`.
 
-    The returned positions have full windows if the stream is long enough: at its start most slots are empty.
+    If the stream is long enough, these positions have full windows. At its start, most slots are empty.
     """
     first = min(last_offset, count // 2)
     return first + (positions - first + (count - first) // 2) % (count - first)
 
 
 def attended_text(stream: Stream, position: int, slots: Tensor, weights: Tensor | None) -> str:
-    """Show the tokens of the window on a blue that is stronger with more attention; underline the next token.
+    """Show the tokens of the window as HTML. More attention gives a token a stronger blue background.
 
-    Without `weights` no token is blue. The box lays out its content from the bottom, so it opens at its end,
-    at the token to predict.
+    Without `weights`, no token is blue. The next token is underlined. The box lays out its content from the
+    bottom, so it opens at its end, where the next token is.
     """
     given = torch.zeros(len(slots)) if weights is None else weights
     shares = {slot: share for slot, share in zip(slots.tolist(), given.tolist(), strict=True) if slot >= 0}

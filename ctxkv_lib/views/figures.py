@@ -23,7 +23,7 @@ from ..files import replacing
 from ..report.tables import Summary, memory_stages
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# Looks of runs, in their order: when colours repeat, the marker changes.
+# Colour and marker of each run, in order. When the colours repeat, the marker changes.
 LOOKS: list[dict[str, Any]] = [
     {"color": colour, "marker": marker} for marker in "osDv^X*" for colour in OKABE_ITO
 ]
@@ -39,7 +39,7 @@ STYLE: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.titlelocation": "left",
     "figure.constrained_layout.use": True,
-    "figure.dpi": 76,  # pixels of the page per inch; a notebook draws two pixels for each
+    "figure.dpi": 76,  # page pixels per inch; a notebook's picture has twice as many pixels
     "font.size": 11,
     "grid.color": "#e3e6eb",
     "legend.frameon": False,
@@ -59,7 +59,7 @@ class Picture(Figure):
     """A figure that a notebook shows even if pyplot has not been imported."""
 
     def png(self, pixels: int = 2) -> bytes:
-        """Return the figure as a PNG with `pixels` pixels per pixel of the page, in width and in height."""
+        """Return the figure as a PNG, `pixels` times as wide and as high as on the page."""
         content = io.BytesIO()
         self.savefig(content, facecolor="white", dpi=pixels * self.dpi, metadata={"Software": None})
         return content.getvalue()
@@ -73,9 +73,9 @@ def panels(count: int, height: float, counted: str = "", **share: Any) -> tuple[
     """Make a figure with `count` axes in a row.
 
     Args:
-        height: in inches.
+        height: height of the figure in inches.
         counted: label of an x axis that counts in whole numbers, such as "Epoch"; "" for other x axes.
-        share: arguments for `Figure.subplots`.
+        share: keyword arguments for `Figure.subplots`.
     """
     figure = Picture(figsize=(WIDTH, height), facecolor="white")
     axes = list(figure.subplots(1, count, squeeze=False, **share).flat)
@@ -165,12 +165,15 @@ def _draw_run(ax: Axes, name: str, summary: Summary, look: Mapping[str, Any]) ->
 
 
 def ink(colour: Any) -> tuple[float, ...]:
-    """Darken a colour for text: on white, some colours of the palette are too faint for letters."""
+    """Darken a colour for text, since some colours of the palette are too faint for letters on white."""
     return tuple(0.65 * channel for channel in to_rgb(colour))
 
 
 def label_ends(ax: Axes, lines: Sequence[Line2D], gap: float = 29) -> None:
-    """Label lines at their last values, right of the axes, at least `gap` points apart; set limits first."""
+    """Label lines at their last values, right of the axes. Set the limits of the axes first.
+
+    The labels are at least `gap` points apart.
+    """
     lowest = -float("inf")
     ends: list[tuple[Any, Line2D]] = [([*line.get_ydata()][-1], line) for line in lines]  # type: ignore
     for y, line in sorted(ends, key=itemgetter(0)):
@@ -217,10 +220,10 @@ def loss_curves(runs: Mapping[str, Lines]) -> Picture:
 
 @styled
 def memory_by_stage(runs: Mapping[str, Lines]) -> Picture:
-    """Draw memory by stage in GiB: a bar up to the value at its end, and a line up to its peak.
+    """Draw memory by stage in GiB: a bar shows the value at the end of a stage, and a line its peak.
 
     Args:
-        runs: `{name: memory}`, as in `run.summary["memory"]`; each gets a panel.
+        runs: `{name: memory}`, as in `run.summary["memory"]`; each run gets a panel.
     """
     stages = {name: memory_stages(lines) for name, lines in runs.items()}
     names = list(dict.fromkeys(line["stage"] for lines in stages.values() for line in lines))
@@ -244,7 +247,7 @@ def memory_by_stage(runs: Mapping[str, Lines]) -> Picture:
 
 @styled
 def window_attention(slots: Sequence[int], weights: Sequence[float], position: int, title: str) -> Picture:
-    """Draw the attention weights of one position by slot, the oldest at the left.
+    """Draw the attention weights of one position by slot, with the oldest slot at the left.
 
     Slots before the start of the stream are grey.
     """
@@ -259,5 +262,5 @@ def window_attention(slots: Sequence[int], weights: Sequence[float], position: i
     ticks = range(0, len(slots), -(-len(slots) // 16))
     ax.set_xticks(ticks, [f"{position - slots[place]:,}" for place in ticks])
     ax.set(title=title, xlabel="Tokens back (grey: before the stream)", ylabel="Attention (%)")
-    ax.invert_xaxis()  # so that it runs in the direction of the text
+    ax.invert_xaxis()  # the oldest slot is at the left
     return figure

@@ -9,25 +9,26 @@ from ..method.loop import Metric, epochs_of
 from ..progress import in_notebook, in_words, run_name
 from .figures import Picture, loss_curves, phase1_curves, ppl_curves
 
-DRAW_SECONDS = 10.0  # between two drawings of a stage; a drawing takes about 0.2 s, 2% of the time
+DRAW_SECONDS = 10.0  # minimum time between two drawings; a drawing takes about 0.2 s, 2% of the time
 
 
 class LiveCurves:
-    """A listener for `run`, `prepare` and `compare`: convergence and loss in Phase 1, perplexity in Phase 2.
+    """A listener for `run`, `prepare` and `compare`, which draws the curves of both phases.
 
-    Until the first epoch of each run has ended, Phase 2 shows the training loss by step.
+    Phase 1 shows convergence and loss, and Phase 2 perplexity. Until the first epoch of each run has ended,
+    Phase 2 shows the training loss by step.
 
     run(config, listener=LiveCurves())
     """
 
     def __init__(self, stop_rate: float | None = Phase1Config.stop_rate) -> None:
-        """Start without curves; `stop_rate`, at which Phase 1 stops, is drawn as a line."""
+        """Start without curves. A line in Phase 1 shows `stop_rate`, the convergence at which it stops."""
         self._stop_rate, self._stage, self._due = stop_rate, "phase1", 0.0
         self._lines: dict[str, dict[str, list[Metric]]] = {"phase1": {}, "phase2": {}}
         self._place: Any = None
 
     def __call__(self, metric: Metric, **names: Any) -> None:
-        """Receive one metric; its run is named by `run` or `samples`, in the metric or in `names`."""
+        """Receive one metric. The value of `run` or `samples`, in the metric or in `names`, names its run."""
         metric = metric | names
         if not in_notebook():
             if "step" not in metric:
@@ -52,7 +53,7 @@ class LiveCurves:
         get_ipython().events.register("post_run_cell", self.finish)
 
     def draw(self) -> None:
-        """Replace the last drawing by one of all metrics so far."""
+        """Replace the last drawing with a drawing of all metrics so far."""
         figure = self.figure()
         last = next(reversed(self._lines[self._stage].values()))[-1]
         figure.suptitle(in_words(last), x=0.01, ha="left", fontsize=11)
@@ -60,7 +61,7 @@ class LiveCurves:
         self._due = time.monotonic() + DRAW_SECONDS
 
     def figure(self) -> Picture:
-        """Make the curves of the current stage."""
+        """Draw the curves of the current stage."""
         runs = self._lines[self._stage]
         if self._stage == "phase1":
             return phase1_curves(runs, self._stop_rate)

@@ -19,7 +19,7 @@ def notebook_config(
 
     `$CTXKV_PRESET`, `$CTXKV_SAMPLES`, `$CTXKV_RECIPE` and `$CTXKV_SEED` override the form, and each
     change is printed. The default preset is `colab` on Colab and `offline`, which needs no network,
-    elsewhere. If the data is your own, it is read, and a message says how it is split.
+    elsewhere. If you use your own data, it is read, and a message says how it is split.
 
     Args:
         settings: values of any other settings, such as `{"phase2.learning_rate": 5e-4}`.
@@ -33,7 +33,7 @@ def notebook_config(
         text, variable = str("" if given is None else given).strip(), f"CTXKV_{name.upper()}"
         values[name] = os.environ.get(variable, "").strip() or text
         if text not in ("", values[name]):
-            print(f"{name} is {values[name]}, as {variable} says, and not {text}.")
+            print(f"{name} is {values[name]} instead of {text}, because {variable} is set.")
     preset = values["preset"] or ("colab" if "google.colab" in sys.modules else "offline")
     numbers = {"data.samples": values["samples"], "runtime.seed": values["seed"]}
     chosen = {name: text for name, text in numbers.items() if text} | (settings or {})

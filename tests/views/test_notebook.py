@@ -29,4 +29,4 @@ def test_the_environment_overrides_the_form_and_says_so(monkeypatch, capsys):
     monkeypatch.setenv("CTXKV_SEED", "5")
     config = notebook_config("offline", seed="")
     assert (config.preset, config.runtime.seed) == ("ci", 5)
-    assert capsys.readouterr().out == "preset is ci, as CTXKV_PRESET says, and not offline.\n"
+    assert capsys.readouterr().out == "preset is ci instead of offline, because CTXKV_PRESET is set.\n"
