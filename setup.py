@@ -1,4 +1,4 @@
-"""For tools that look for it; the metadata stands in pyproject.toml."""
+"""This file exists only for tools that look for it. The metadata is in pyproject.toml."""
 
 from setuptools import setup
 

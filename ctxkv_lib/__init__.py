@@ -8,14 +8,14 @@
     run = ctxkv.run(config, listener=ctxkv.LiveCurves())
     ctxkv.explore_runs([run.path])
 
-The names in `__init__.pyi` are the public API; notebooks and scripts need no others. Where to look:
+The names in `__init__.pyi` are the public API; notebooks and scripts need no other names. Where to look:
 
 - `ctxkv_lib.method`: the model, Origin-Anchored Centroid Dispersion (OACD) and both phases; its module
   `modeling` has the model for transformers.
 - `ctxkv_lib.data`: where conversations, tokens and token tables come from.
 - `ctxkv_lib.plugins`: parts of the model that users replace with their own.
 - `ctxkv_lib.runs` and `ctxkv_lib.experiments`: the settings, stages and run folder of an experiment.
-- `ctxkv_lib.report`: the written report.
+- `ctxkv_lib.report`: tables and written reports.
 - `ctxkv_lib.views`: figures, explorers and live curves, made from run folders.
 - `ctxkv_lib.measure`: measurements of a finished run, such as n-gram baselines or scores on other text.
 """

@@ -1,4 +1,4 @@
-"""The public API, by the module that has each name; `__init__.py` imports them from here on first use."""
+"""The public API: each name and its module. `__init__.py` reads this file and imports a name on first use."""
 
 from .data.conversations import load_conversations as load_conversations
 from .data.tokens import load_tokenizer as load_tokenizer

@@ -44,12 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         if ranks.world_size() > 1 and options.command not in (run, compare):
-            raise UserError("Only run and compare work in several processes; start this command by itself.")
+            raise UserError(
+                "Only run and compare work in several processes; start this command in a single process."
+            )
         options.command(options)
-        sys.stdout.flush()  # here, since an error at the interpreter's exit could not be handled
+        sys.stdout.flush()  # an error at the interpreter's exit could not be handled
         return 0
     except KeyboardInterrupt:
-        return _fail("Stopped. Finished stages and saved epochs are kept; the same command continues.", 130)
+        return _fail("Stopped. Finished stages and saved epochs are kept; run it again to continue.", 130)
     except ranks.PeerFailed as error:
         return 2 if ranks.rank() else _fail(str(error))
     except UserError as error:
@@ -62,14 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int = 2) -> int:
-    with suppress(OSError):  # stderr may be closed, or its disk full
+    with suppress(OSError):  # stderr may be closed, or its disk may be full
         print(f"ctxkv: {one_line(message)}", file=sys.stderr)
     _drop_unwritten(sys.stderr)
     return code
 
 
 def _drop_unwritten(output: Any) -> None:
-    """Discard text that cannot be written; otherwise the interpreter would try again at its exit."""
+    """Discard text that cannot be written; otherwise the interpreter would try again when it exits."""
     try:
         output.flush()
     except OSError:
@@ -124,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
         add("--recipe", metavar="R", help=recipes)
         add("--data", metavar="X", help=f"{DATA}; sizes that you do not give are chosen to fit it")
         add("--split", metavar="NAME", help="split of a data set on the Hub (default: train)")
-        add("--set", action="append", metavar="K=V", help="a setting, as phase2.batch_size=256; repeatable")
+        add("--set", action="append", metavar="K=V", help="a setting, e.g. phase2.batch_size=256; repeatable")
         for name, hook in HOOKS.items():
             add(f"--{name}", metavar="MODULE:NAME", help=hook.help)
         several = {"nargs": "+"} if many else {}
@@ -133,16 +135,16 @@ def parser() -> argparse.ArgumentParser:
     def results(add: Callable[..., Any]) -> None:
         add("--out", type=_path, metavar="DIR", help="results folder (default: named after the experiment)")
         add("--measure", action="store_true", help="also compute n-gram baselines for finished runs")
-        add("--again", action="store_true", help="replace a finished result with different code or data")
+        add("--again", action="store_true", help="replace a finished result even if the code or data differs")
         add("--no-model", action="store_true", help="leave out model/, the folder for transformers")
 
     def as_json(add: Callable[..., Any]) -> None:
         add("--json", action="store_true", help="print JSON")
 
     experiment(add := command(info))
-    add("--train-tokens", type=int, metavar="N", help="training tokens (with --data, they are counted)")
+    add("--train-tokens", type=int, metavar="N", help="training tokens (counted if you give --data)")
     add("--val-tokens", type=int, metavar="N", help="validation tokens")
-    add("--time", action="store_true", help="estimate how long training takes here (needs a few seconds)")
+    add("--time", action="store_true", help="estimate the training time here (takes a few seconds)")
     as_json(add)
     for function in (run, compare):
         experiment(add := command(function), many=function is compare)
@@ -179,7 +181,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _config(options: argparse.Namespace, samples: int | None) -> ExperimentConfig:
-    """Build the configuration. If no option sets it and --out holds a run, use that run's."""
+    """Build the configuration. If no option sets it and --out holds a run, use that run's configuration."""
     out = getattr(options, "out", None)
     if out and (out / "config.json").is_file() and not any(vars(options)[key] for key in EXPERIMENT):
         try:
@@ -191,7 +193,7 @@ def _config(options: argparse.Namespace, samples: int | None) -> ExperimentConfi
     given = {key: value for key, value in given.items() if value is not None}
     asked = parse_settings(options.set or [])
     if twice := given.keys() & asked.keys():
-        raise UserError(f"{min(twice)} is given by --set and by its own option; give only one of them.")
+        raise UserError(f"{min(twice)} is given by --set and by its own option; use only one of the two.")
     return build_config(options.preset or "colab", options.recipe, samples, {**asked, **given})
 
 
@@ -239,7 +241,7 @@ def list_folders(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run one experiment; the same command again continues or reuses it."""
+    """Run one experiment; run the same command again to continue or reuse it."""
     config = with_fitting_sizes(_config(options, options.samples))
     with _loading():
         from .experiments import run
@@ -293,7 +295,7 @@ def report(options: argparse.Namespace) -> None:
 
 
 def difference(options: argparse.Namespace) -> None:
-    """Compare the test perplexity of runs with base runs, with intervals and a verdict."""
+    """Compare the test perplexity of runs with that of base runs, with intervals and verdicts."""
     from .report.difference import difference, format_difference
 
     print(format_difference(difference(options.run, options.base)))

@@ -32,12 +32,12 @@ class DamagedFile(UserError):
     """A file does not have the content that was written."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} cannot be used: {reason}; run the command that made it once more.")
+        super().__init__(f"{path} cannot be used: {reason}; to restore it, rerun the command that made it.")
         self.path, self.reason = path, reason
 
 
 class Interrupted(OneLine, KeyboardInterrupt):
-    """The user pressed Ctrl-C or a notebook's stop button. For a script it is a KeyboardInterrupt."""
+    """The user pressed Ctrl-C or a notebook's stop button. Scripts can catch it as a KeyboardInterrupt."""
 
     def __init__(self) -> None:
         super().__init__("Stopped. Finished stages and saved epochs are kept; run it again to continue.")
@@ -45,7 +45,7 @@ class Interrupted(OneLine, KeyboardInterrupt):
 
 @contextmanager
 def friendly_errors() -> Iterator[None]:
-    """Turn an interrupt, full memory or a diverged training run into an error of one sentence.
+    """Turn an interrupt, full memory or a diverged training run into an error with a one-sentence message.
 
     The frames of these errors are cleared, because a notebook keeps its last error and all tensors in the
     error's frames. All other errors keep their frames, so that `%debug` shows what happened in the user's own
@@ -86,7 +86,7 @@ def is_of_user(file: Path) -> bool:
     """Return whether a file is the user's code, and not part of this package, Python or another package."""
     is_installed = not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
     is_library = is_installed or any(file.is_relative_to(folder) for folder in LIBRARIES)
-    return not is_library and not file.name.startswith("<")  # such as <frozen importlib._bootstrap>
+    return not is_library and not file.name.startswith("<")  # e.g. <frozen importlib._bootstrap>
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def as_user_errors() -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that the memory of the host or a GPU is full. Does not import torch."""
+    """Return whether an error says that the memory of the host or a GPU is full, without importing torch."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     is_of_torch = isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)

@@ -60,7 +60,7 @@ def run(
         out: run folder. The default is `run_folder_of(config)`.
         listener: called with every metric in order. The metrics of reused stages have `"replayed": True`.
             With None, a line per epoch is printed, except in a notebook.
-        again: replace a finished result with different code or data, and check all files of a finished run.
+        again: replace a finished result even if the code or data differs, and check all files of the run.
         save_model: write `model/`, the folder for transformers. A later call can add it.
         plugins: `block`, `loss` or `layer`, each a class or function that replaces the method's part, or its
             name `module:Name`. docs/own-idea.md says what each part receives and returns.
@@ -71,7 +71,7 @@ def run(
     with claimed_experiment(config, out, again, plugins, save_model) as (folder, inputs, stages):
         listener = listener or epoch_printer(config.phase2)
         if not again and ranks.on_rank_0(lambda: is_finished(folder, stages)):
-            log(f"{folder.path} is finished: reused.")
+            log(f"{folder.path} is finished; its results are reused.")
             for stage_record in folder.records.values():
                 replay(stage_record, listener)
         else:
@@ -87,7 +87,7 @@ def prepare(
     again: bool = False,
     **plugins: Any,
 ) -> OpenRun:
-    """Run Phase 1 and compute the caches. `run` has the same arguments, and continues from there."""
+    """Run Phase 1 and compute the caches. A call of `run` with the same arguments continues from there."""
     with claimed_experiment(config, out, again, plugins) as (folder, inputs, stages):
         contexts = [stage.name for stage in stages].index("contexts")
         run_stages(folder, stages[: contexts + 1], inputs.device, listener, again)
@@ -108,7 +108,7 @@ def claimed_experiment(
     for plugin in config.plugins.values():
         plugin.require_same_code()
     if ranks.world_size() > 1 and config.reads == "tokens":
-        raise UserError("A layer that reads tokens is trained in one process; start one.")
+        raise UserError("A layer that reads tokens cannot be trained in several processes; start just one.")
     config = with_fitting_sizes(config)
     device = choose_device(config.runtime.device)
     ranks.join(device)

@@ -1,4 +1,4 @@
-"""Write files atomically: each is written under a temporary name, synced to disk and renamed.
+"""Write files atomically: each file is written under a temporary name, synced to disk and renamed.
 
 Tensors are stored in safetensors files, everything else as JSON or text. This module also computes digests of
 values, files and code.
@@ -56,8 +56,8 @@ def cache_dir() -> Path:
 def runs_root() -> Path:
     """Return the folder of all runs.
 
-    The folder is `$CTXKV_RUNS` or, without that variable, `runs` in the current folder. For a subfolder of a
-    clone, such as its `notebooks`, it is `runs` in the clone's top folder.
+    The folder is `$CTXKV_RUNS` or, without that variable, `runs` in the current folder. If the current folder
+    is a subfolder of a clone, such as `notebooks`, it is `runs` in the clone's top folder.
     """
     top = Path.cwd().parent
     is_in_clone = (top / "ctxkv_lib" / "__init__.py").is_file()
@@ -121,14 +121,14 @@ def read_json(path: Path) -> Any:
 
 
 def digest(value: Any) -> str:
-    """Return a digest of the JSON form of `value`, 16 hexadecimal digits."""
+    """Return a digest of the JSON form of `value`, as 16 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 @cache
 def source_digest(*modules: str) -> str:
-    """Return a digest of the code in modules such as `method.model`, without docstrings and layout."""
+    """Return a digest of modules such as `method.model`, without their docstrings, comments and layout."""
     sources = []
     for module in modules:
         tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_bytes())
@@ -140,7 +140,7 @@ def source_digest(*modules: str) -> str:
 
 
 def checksum(path: Path) -> str:
-    """Return the XXH3 checksum of a file, 32 hexadecimal digits. It detects damage but not forgery."""
+    """Return the XXH3 checksum of a file, as 32 hexadecimal digits. It detects damage but not forgery."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, xxh3_128).hexdigest()
 
@@ -207,12 +207,12 @@ def write_parts(path: Path, tensors: Mapping[str, TensorParts]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, "Tensor"]:
-    """Map the tensors of a safetensors file on the CPU. Raises DamagedFile if the file has changed."""
+    """Memory-map the tensors of a safetensors file on the CPU. Raises DamagedFile if the file has changed."""
     return read_with_metadata(path)[0]
 
 
 def read_with_metadata(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
-    """Map the tensors like `read_tensors`, and also return the strings that are stored with them."""
+    """Memory-map the tensors like `read_tensors`, and also return the strings that are stored with them."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -247,6 +247,6 @@ def rust_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # tokenizers raises plain exceptions
-        if "(os error " not in str(error):  # Rust ends each message of the operating system with this
+        if "(os error " not in str(error):  # Rust ends the messages of system errors with this
             raise
         raise OSError(f"{path} could not be written: {error}") from error

@@ -58,7 +58,7 @@ def print_on_terminal(line: str) -> None:
 
 
 def log(line: str) -> None:
-    """Print an important line above the bars. Notebooks show stderr in red, so there it goes to stdout."""
+    """Print an important line above the bars. In notebooks, which show stderr in red, it goes to stdout."""
     from tqdm import tqdm
 
     if not ranks.rank():
@@ -118,7 +118,7 @@ def in_words(metric: "Metric", most: int | None = None) -> str:
 
 
 def epochs_ahead(seconds: float, least: int, most: int, usual: Sequence[int] | None = None) -> str:
-    """Describe how many seconds an epoch takes, how many epochs there can be, and how many are usual."""
+    """Say how many seconds an epoch takes, how many epochs there can be, and how many are usual."""
     epochs = (f"{least} to " if least < most else "") + format_count(most, " epochs")
     words = f"about {duration(seconds)} per epoch, {epochs}"
     return f"{words}; this recipe usually stops after {usual[0]} to {usual[1]}" if usual else words

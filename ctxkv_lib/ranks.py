@@ -11,7 +11,7 @@ process draws the dropout of the whole batch (`phase2.ShardedDropout`). The resu
 single process up to rounding. The training loops call `shard` and `all_reduce` as hooks, which
 `runs.training.RunHooks` sets.
 
-Only rank 0 prints (`progress`, `cli`). Layers that read tokens can only be trained in one process.
+In `progress` and `cli`, only rank 0 prints. Layers that read tokens can only be trained in one process.
 """
 
 import os
@@ -76,7 +76,7 @@ def shard(rows: int) -> slice:
 
 
 def all_reduce(tensors: Sequence["Tensor"]) -> None:
-    """Overwrite contiguous tensors with their sums over all processes. Raises PeerFailed if one failed."""
+    """Overwrite contiguous tensors with their sums over all processes. Raises PeerFailed if one fails."""
     if world_size() > 1:
         from torch import distributed
 
@@ -90,7 +90,7 @@ def all_reduce(tensors: Sequence["Tensor"]) -> None:
 def on_rank_0(make: Callable[[], T]) -> T:
     """Call `make` on rank 0 while the other ranks wait, and return its result on every rank.
 
-    If it raises, all ranks stop: rank 0 raises that error, and the others raise PeerFailed with its text.
+    If `make` raises, all ranks stop: rank 0 raises that error, and the others raise PeerFailed with its text.
     """
     if world_size() == 1:
         return make()

@@ -123,7 +123,7 @@ def test_output_to_a_full_disk_fails_with_one_sentence(finished_run):
 def test_info_measures_how_long_training_takes(printed_by):
     line = printed_by("info", "--preset", "ci", "--time").splitlines()[-1]
     duration = r"[\d.]+ (s|min|h)"
-    phase1 = rf"Phase 1 at most {duration} \(59 iterations of {duration}\)"
+    phase1 = rf"Phase 1 takes at most {duration} \(59 iterations of {duration}\)"
     assert re.fullmatch(rf"6,324 tokens: {phase1}; about {duration} per epoch, 3 epochs", line)
 
 
@@ -189,7 +189,7 @@ def test_a_finished_run_says_so_and_prints_no_epoch_again(finished_run, capsys):
     assert main(["run", "--out", str(finished_run.path)]) == 0
     out, err = capsys.readouterr()
     assert [line.partition(":")[0] for line in out.splitlines()] == [out[:12], "Report"]
-    assert err.splitlines() == [f"{finished_run.path} is finished: reused."]
+    assert err.splitlines() == [f"{finished_run.path} is finished; its results are reused."]
 
 
 def test_options_are_checked_against_the_folders_run(printed_by, finished_run, tiny_settings, monkeypatch):
