@@ -4,47 +4,47 @@ format:  ## rewrite the code in the project's style
 	ruff check --fix .
 	ruff format .
 
-check:  ## style and types, as CI runs them
+check:  ## check style and types, as CI does
 	ruff check .
 	ruff format --check .
 	mypy
 
-test:  ## the README's test command
+test:  ## run the tests, as README says
 	pytest
 
-torture:  ## hundreds of runs that are killed, starved of disk, or find their files damaged: half an hour
+torture:  ## test hundreds of runs that are killed, have no disk space, or find damaged files (half an hour)
 	pytest -n 0 -m torture -s tests/experiments/test_trust.py tests/test_fuzz.py
 
-notebooks:  ## every notebook, small and without a network
+notebooks:  ## run every notebook on little data and without a network
 	CTXKV_PRESET=ci OMP_NUM_THREADS=1 pytest --nbmake --nbmake-timeout=600 $(NBMAKE) notebooks/
 
-outputs:  ## execute the notebooks with preset offline and keep their outputs: an hour on 2 cores
+outputs:  ## execute the notebooks with preset offline and keep their outputs (an hour on 2 cores)
 	CTXKV_PRESET=offline python notebooks/outputs.py
 
-tables:  ## the study's tables and figures and the story's pictures, from the study's results
+tables:  ## write the study's tables and figures and the story's pictures from the study's results
 	python notebooks/study/tables.py
 	python notebooks/study/figures.py
 	python notebooks/study/story.py
 
 REPO ?= $(shell git config --get remote.origin.url | sed -nE 's|^.*github\.com[:/]([^/]+/[^/]+)$$|\1|p' | sed 's|\.git$$||')
 
-badges:  ## repository and version, in notebooks, README and CITATION.cff: git's origin, or REPO=owner/name
+badges:  ## write the version and the repository (git's origin, or REPO=owner/name) into every file that names them
 	python .ci/badges.py $(REPO)
 
-package:  ## wheel and sdist, checked, installed, and used from an empty folder
+package:  ## build and check wheel and sdist, install the wheel, and use it from an empty folder
 	.ci/package
 
-colab:  ## every notebook with the versions on Colab; needs Python 3.13, or PYTHON=python3.12
+colab:  ## run every notebook with the versions on Colab; needs Python 3.13, or PYTHON=python3.12
 	.ci/colab
 
-# plotly in its small bundle, which the site serves itself
+# The site itself serves plotly's small bundle.
 build/package/plotly-basic.min.js:
 	mkdir -p build
 	npm pack --silent --pack-destination build plotly.js-basic-dist-min@4.1.1
 	tar -xzmf build/plotly.js-basic-dist-min-4.1.1.tgz -C build $(@:build/%=%)
 
-docs: build/package/plotly-basic.min.js  ## the site, with the outputs that the notebooks hold, into build/docs; a warning is an error
+docs: build/package/plotly-basic.min.js  ## build the site into build/docs, with the notebooks' stored outputs; a warning is an error
 	python -m sphinx -E -W --keep-going -b html docs build/docs
 
-links:  ## the addresses on the site that lead elsewhere; needs a network
+links:  ## check the site's links to other sites; needs a network
 	python -m sphinx -E -b linkcheck docs build/links

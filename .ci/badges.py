@@ -1,4 +1,4 @@
-"""Write repository and version into every file that names them: `make badges [REPO=owner/name]`."""
+"""Write the repository and the version into every file that names them: `make badges [REPO=owner/name]`."""
 
 import json
 import re
@@ -27,7 +27,7 @@ for path in [project, *(path for pattern in FOLLOWING for path in sorted(Path().
     text = new = path.read_text(encoding="utf-8")
     for pattern, replacement in changes:
         new = re.sub(pattern, replacement, new, flags=re.MULTILINE)
-    if path.suffix == ".ipynb":  # whose outputs are no older for that
+    if path.suffix == ".ipynb":  # these changes do not make its outputs out of date
         before, after = (code_digest(json.loads(notebook)) for notebook in (text, new))
         new = new.replace(f'"outputs_of": "{before}"', f'"outputs_of": "{after}"')
     if new != text:
