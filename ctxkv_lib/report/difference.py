@@ -16,8 +16,8 @@ from ..runs.names import variant_names
 from ..runs.summary import Run, load_run
 
 DRAWS = 10_000  # bootstrap draws
-LEAST_CONVERSATIONS = 5  # minimum number of test conversations; with fewer, the spread cannot be estimated
-LEAST_SEEDS = 3  # minimum number of seeds for a verdict; fewer say too little about the spread over seeds
+LEAST_CONVERSATIONS = 5  # fewest test conversations whose spread is worth estimating
+LEAST_SEEDS = 3  # fewest seeds for a verdict; fewer say too little about their spread
 MOST_SEEDS = 100  # an estimate never asks for more seeds, because nobody would train more
 ESTIMATE = (
     "The number of seeds is a simple estimate: it assumes that the difference and its spread over seeds and "
@@ -89,7 +89,7 @@ def standard_error(conversations: Sequence[tuple[int, float]]) -> float:
 
 
 def seeds_needed(losses: Floats, base: Floats, tokens: Floats) -> int | None:
-    """Estimate how many seeds would make a difference clear, if it and its spread stay as they are.
+    """Estimate how many seeds would make a difference clear, if the difference and its spread stay as they are.
 
     The arguments are the same as for `interval`, but both sides must have the same seeds, at least two. The
     half-width of the interval is approximated by `sqrt(t² s² / n + z² c²)`, where s is the standard deviation

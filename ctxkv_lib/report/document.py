@@ -69,7 +69,7 @@ def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool = 
         )
     texts = JAPANESE if language == "ja" else {}
 
-    def t(text: str) -> str:  # translates word by word if the whole is unknown, as in "+4.5 points"
+    def t(text: str) -> str:  # word by word if the whole text has no translation: "+4.5 points"
         return texts.get(text) or " ".join(texts.get(word, word) for word in text.split(" "))
 
     plugins = [plugin for run in runs for plugin in run.config.plugins.values()]
@@ -157,7 +157,7 @@ def _trainings(runs: Mapping[str, Run], t: Translate) -> Iterator[str]:
 
 
 def markdown(table: pd.DataFrame, t: Translate = str) -> str:
-    """Format a table of text as Markdown, translated by `t`; all columns but the first are right-aligned."""
+    """Format a table of text as Markdown, translated by `t`. All columns except the first are right-aligned."""
     rows = [[table.columns.name or "Metric", *table.columns], *table.itertuples(name=None)]
     lines = [" | ".join(t(str(cell)).replace("|", r"\|") for cell in row) for row in rows]
     lines.insert(1, " | ".join(["---", *["---:"] * len(table.columns)]))

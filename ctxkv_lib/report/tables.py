@@ -146,8 +146,8 @@ def comparison_table(runs: Sequence[Run] | Mapping[str, Summary]) -> pd.DataFram
             numbers.
 
     Returns:
-        one column of text per run. The column `change` compares the last run with the first. It exists if
-        the runs were validated on the same text, unless more than three runs differ in more than their
+        one column of text per run. The column `change` compares the last run with the first. It is left out
+        if the runs were validated on different texts, or if more than three runs differ in more than their
         number of samples.
     """
     ends_are_related = len(runs) <= FEW_RUNS

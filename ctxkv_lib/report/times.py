@@ -22,8 +22,8 @@ from ..runs.device import choose_device, choose_precision, torch_state
 from ..runs.presets import usual_epochs
 
 TIMED_BATCHES = 2  # number of batches to time, after one warm-up batch
-DISTINCT_TOKENS = 22  # about 22 * sqrt(tokens) are distinct: 1,581 of 6,324, and 21,370 of 852,428
-TABLE_STD = 0.02  # with 1, `exp` of the logits would overflow, so the head would be slower than in a run
+DISTINCT_TOKENS = 22  # a text has about 22 * sqrt(tokens) distinct tokens: 1,581 of 6,324
+TABLE_STD = 0.02  # with a std of 1, `exp` of the logits would overflow, and the head would be slower
 
 
 @friendly_errors()

@@ -135,7 +135,7 @@ def _page(figure: Any, png: bytes) -> str:
 
 
 def _traces(name: str, summary: Summary, look: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the lines of a run, as plotly describes them. One click in the legend hides them all."""
+    """Return the lines of a run, as plotly describes them. One click in the legend hides all of them."""
     epochs, best = known_epochs(summary), summary["phase2"]["best_epoch"]
     at = [line["epoch"] for line in epochs]
     symbols = [SYMBOLS[look["marker"]] + "-open" * (epoch == best) for epoch in at]

@@ -22,7 +22,7 @@ from .figures import window_attention
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 GUESSES = 5  # number of guesses shown for the next token
-SOURCES = ("of this conversation", "of another one")  # which contexts the model reads
+SOURCES = ("of this conversation", "of another conversation")  # which contexts the model reads
 
 
 class WindowExplorer(widgets.VBox):
@@ -79,7 +79,7 @@ class WindowExplorer(widgets.VBox):
 def explore_window(run: Stream | OpenRun | Run | Path | str, position: int) -> WindowExplorer:
     """Show which contexts a position attends to and how strongly, with the tokens as text.
 
-    A switch replaces the contexts with those of a different conversation, half the stream away.
+    A switch replaces the contexts with those of a different conversation, taken half a stream away.
 
     Args:
         run: a finished run, its folder, or the result of `open_run`, to show the validation stream; or any

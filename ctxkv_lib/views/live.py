@@ -22,7 +22,7 @@ class LiveCurves:
     """
 
     def __init__(self, stop_rate: float | None = Phase1Config.stop_rate) -> None:
-        """Start without curves. A line in Phase 1 shows `stop_rate`, the convergence at which it stops."""
+        """Create the listener, without curves yet. A line in Phase 1 shows `stop_rate`, the convergence at which it stops."""
         self._stop_rate, self._stage, self._due = stop_rate, "phase1", 0.0
         self._lines: dict[str, dict[str, list[Metric]]] = {"phase1": {}, "phase2": {}}
         self._place: Any = None
@@ -39,7 +39,7 @@ class LiveCurves:
         self._stage = metric["stage"]
         lines = self._lines[self._stage].setdefault(run_name(metric) or "this run", [])
         if lines and _position(metric) <= _position(lines[-1]):
-            lines.clear()  # another call has started from the beginning
+            lines.clear()  # `run` was called again, so its metrics start again
         lines.append(metric)
         if len(lines) == 1 or time.monotonic() >= self._due:
             self.draw()
