@@ -89,7 +89,7 @@ def standard_error(conversations: Sequence[tuple[int, float]]) -> float:
 
 
 def seeds_needed(losses: Floats, base: Floats, tokens: Floats) -> int | None:
-    """Estimate how many seeds would make a difference clear, if the difference and its spread stay as they are.
+    """Estimate how many seeds would make a difference clear if nothing but their number changes.
 
     The arguments are the same as for `interval`, but both sides must have the same seeds, at least two. The
     half-width of the interval is approximated by `sqrt(t² s² / n + z² c²)`, where s is the standard deviation

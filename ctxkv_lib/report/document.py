@@ -157,7 +157,7 @@ def _trainings(runs: Mapping[str, Run], t: Translate) -> Iterator[str]:
 
 
 def markdown(table: pd.DataFrame, t: Translate = str) -> str:
-    """Format a table of text as Markdown, translated by `t`. All columns except the first are right-aligned."""
+    """Format a table of text as Markdown, translated by `t`. Only its first column is left-aligned."""
     rows = [[table.columns.name or "Metric", *table.columns], *table.itertuples(name=None)]
     lines = [" | ".join(t(str(cell)).replace("|", r"\|") for cell in row) for row in rows]
     lines.insert(1, " | ".join(["---", *["---:"] * len(table.columns)]))

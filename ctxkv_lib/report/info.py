@@ -85,7 +85,7 @@ def describe(
     offsets = model.window.offsets
     kept = offsets[-1] + 1
     sizes["context_window"] = {**context_window(config.model, train_tokens), "offsets": offsets}
-    bytes_a_context = config.model.context_dim * FP32_BYTES + TOKEN_BYTES  # bytes for a context and its token id
+    bytes_a_context = config.model.context_dim * FP32_BYTES + TOKEN_BYTES  # with its token's id
     sizes["kv_cache"] = {"contexts": kept, "bytes": kept * bytes_a_context}
     if train_tokens and val_tokens:
         sizes["caches_dense_fp32_mib"] = dense_fp32_mib(train_tokens, val_tokens, config.model)
