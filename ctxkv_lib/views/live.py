@@ -22,7 +22,7 @@ class LiveCurves:
     """
 
     def __init__(self, stop_rate: float | None = Phase1Config.stop_rate) -> None:
-        """Create the listener. A line in Phase 1 shows `stop_rate`, the convergence at which Phase 1 stops."""
+        """Create the listener. A line in Phase 1 shows `stop_rate`, the convergence at which it ends."""
         self._stop_rate, self._stage, self._due = stop_rate, "phase1", 0.0
         self._lines: dict[str, dict[str, list[Metric]]] = {"phase1": {}, "phase2": {}}
         self._place: Any = None
