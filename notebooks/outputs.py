@@ -12,14 +12,13 @@ import hashlib
 import io
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 FOLDER = Path(__file__).parent
 COLOURS = 128  # largest number of colours in a picture
-EXPLORED = "03_phase2_context_kv.ipynb"  # the site's explorer shows its run
+EXPLORED = "03_phase2_context_kv.ipynb"  # its run is in the site's explorer
 WINDOW = FOLDER.parent / "docs" / "_static" / "window-data.js"
 CLICKED = 50  # number of positions in the site's explorer
 
@@ -46,7 +45,7 @@ def execute(path: Path) -> None:
     notebook.metadata.pop("widgets", None)
     notebook.metadata["outputs_of"] = code_digest(notebook)
     for cell in notebook.cells:
-        cell.metadata.pop("execution", None)  # times
+        cell.metadata.pop("execution", None)  # times of execution
         if cell.cell_type == "code":
             cell.outputs = [
                 kept for output in cell.outputs if (kept := slimmed(output))
@@ -55,7 +54,7 @@ def execute(path: Path) -> None:
 
 
 def slimmed(output: Any) -> Any:
-    """Return an output without widgets and with smaller pictures; None drops it."""
+    """Return an output without widgets, with smaller pictures, or None to drop it."""
     data = output.get("data", {})
     is_widget = data.pop(WIDGET, None) is not None
     if output.get("name") == "stderr" or (is_widget and "image/png" not in data):
@@ -63,17 +62,17 @@ def slimmed(output: Any) -> Any:
     if "image/png" in data:
         large, small = data["image/png"].strip(), fewer_colours(data["image/png"])
         data["image/png"] = small
-        if "text/html" in data:  # may hold the same picture
+        if "text/html" in data:  # the HTML may hold the same picture
             data["text/html"] = data["text/html"].replace(large, small)
     return output
 
 
 def fewer_colours(png: str) -> str:
-    """Convert a PNG, in base64, to one with a palette of `COLOURS` colours."""
+    """Reduce a PNG, in base64, to a palette of `COLOURS` colours."""
     from PIL import Image
 
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    rare_ones_too = Image.Quantize.MAXCOVERAGE  # median cut turns a scale's end grey
+    rare_ones_too = Image.Quantize.MAXCOVERAGE  # median cut would grey a scale's ends
     image = image.quantize(COLOURS, rare_ones_too, dither=Image.Dither.NONE)
     content = io.BytesIO()
     image.save(content, "PNG", optimize=True)
@@ -94,17 +93,12 @@ def window_data(opened: Any, first: int, count: int = CLICKED) -> dict[str, Any]
     """
     import torch
 
-    from ctxkv_lib.views.explore import elsewhere
+    from ctxkv_lib.views.explore import with_other_contexts
 
     model, cache, decode = opened.model, opened.caches["val"], opened.tokenizer.decode
     at = torch.arange(first, first + count)
     batch, slots = model.batch(cache, at), model.window.slots(at)
-    away = elsewhere(at, len(cache), model.window.offsets[-1])
-    other = model.batch(cache, away)
-    sources = {
-        "own": batch,
-        "other": replace(batch, inputs=other.inputs, copied=other.copied),
-    }
+    sources = {"own": batch, "other": with_other_contexts(model, cache, at)}
     columns = {name: answers(opened, batch) for name, batch in sources.items()}
     start = max(0, int(slots.min()))  # a slot before the stream has no token
     tokens = [

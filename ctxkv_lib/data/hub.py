@@ -1,4 +1,4 @@
-"""Find files on the Hugging Face Hub, through its own cache, and in installed packages."""
+"""Find files on the Hugging Face Hub (in the Hub's own cache) and in installed packages."""
 
 import errno
 import importlib.util

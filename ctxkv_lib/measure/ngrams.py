@@ -28,7 +28,7 @@ CACHE_STEPS = 50  # steps of expectation maximisation, which fits the weight of 
 
 
 def of_run(opened: OpenRun) -> dict[str, Any]:
-    """Compute the entry `ngrams` of the summary.
+    """Compute the summary's entry `ngrams`.
 
     Returns:
         `kneser_ney` and `kneser_ney_cache`, as returned by `ngram_baselines` for the training tokens, and

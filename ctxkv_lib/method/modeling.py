@@ -69,7 +69,7 @@ class ContextKVConfig(PretrainedConfig):
 class Past(NamedTuple):
     """The last m contexts of each text, without gaps, and which of their rows belong to new columns."""
 
-    contexts: Tensor  # `[batch, m, context_dim]`, zero before the text
+    contexts: Tensor  # `[batch, m, context_dim]`; zeros where a slot lies before the text
     tokens: Tensor  # int64 `[batch, m]`
     rows: Tensor  # the row of each new column, int64 `[batch, length]`; arbitrary for padding
     first: Tensor  # the first row of each text, int64 `[batch]`

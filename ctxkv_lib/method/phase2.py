@@ -138,7 +138,7 @@ def train_epoch(
     torch.manual_seed(epoch_seed(seed, epoch))  # dropout
     size, steps = config.batch_size, -(-len(train) // config.batch_size)
     table = model.wte.weight.detach().to(DTYPES[precision])
-    sum_dtype = torch.float32 if model.device.type == "mps" else torch.float64  # millions of steps may add up
+    sum_dtype = torch.float32 if model.device.type == "mps" else torch.float64  # it sums millions of steps
     total, last_sum = torch.zeros((), dtype=sum_dtype, device=model.device), 0.0
     batches = model.batches(train, epoch_order(len(train), seed, epoch, model.window.chunk), size, loop.shard)
     for step, batch in enumerate(loop.track(batches, f"Epoch {epoch} of {config.max_epochs}", steps)):

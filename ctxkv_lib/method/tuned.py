@@ -121,8 +121,8 @@ def geometric_offsets(config: ModelConfig) -> list[int]:
 class BiasedAttention(ContextKVAttention):
     """Attention to contexts with a learned bias for each slot's score; keys have no bias.
 
-    Each head is initialised to prefer one of slots 1 to 4; more heads prefer the nearer slots. The preferred
-    slot starts with the same share of attention for any number of slots.
+    Each head is initialised to prefer one of slots 1 to 4, and more heads prefer near slots than far slots.
+    The preferred slot starts with the same share of attention for any number of slots.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -209,7 +209,7 @@ def _name_of(part: Any) -> str:
 def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a plug-in with the given values, in JSON's types; {} if it has no `Settings`.
 
-    Raises a UserError if the settings cannot be made, or if JSON cannot hold them.
+    Raises a UserError if the settings are invalid or cannot be written as JSON.
     """
     kind = getattr(part, "Settings", None)
     if kind is None:

@@ -57,7 +57,7 @@ def precision_of_run(folder: RunFolder, name: str, device: torch.device) -> str:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Return `fp32` or `bf16`. `auto` takes bf16 if the processor or GPU reports units for it.
+    """Return `fp32` or `bf16`. `auto` selects bf16 if the processor or GPU supports it in hardware.
 
     `precision_of_run` calls this for a run, and `report.times` for its time estimates.
     """

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..method.caches import Batch, Cache
+from ..method.model import ContextKV
 from ..runs.device import torch_state
 from ..runs.opened import OpenRun, Stream, open_run
 from ..runs.summary import Run
@@ -101,19 +103,24 @@ def attended(stream: Stream, position: int, source: str = SOURCES[0]) -> tuple[T
         weights, logits = stream.attention(at)[0], stream.logits(at)[0]
         return model.window.slots(at)[0], weights, logits
     with torch.no_grad(), torch_state():
-        other = model.batch(cache, elsewhere(at, len(cache), model.window.offsets[-1]))
-        batch = replace(model.batch(cache, at), inputs=other.inputs, copied=other.copied)
+        batch = with_other_contexts(model, cache, at)
         other_weights, logits = model.read(batch)[1], torch.cat([*model.predictions(batch)])
     assert other_weights is not None  # the explorer has already read weights for the true contexts
     return model.window.slots(at)[0], other_weights[0].float().cpu(), logits[0].float().cpu()
 
 
-def elsewhere(positions: Tensor, count: int, last_offset: int) -> Tensor:
-    """Return the positions half a stream away from `positions`, in a stream of `count` tokens, int64 `[n]`.
+def with_other_contexts(model: ContextKV, cache: Cache, positions: Tensor) -> Batch:
+    """Gather the inputs of `positions`, but with contexts of a different conversation, half a stream away.
 
-    If the stream is long enough, these positions have full windows. At its start, most slots are empty.
+    If the stream is long enough, these contexts fill the window. At its start, most slots are empty.
     """
-    first = min(last_offset, count // 2)
+    first = min(model.window.offsets[-1], len(cache) // 2)
+    other = model.batch(cache, elsewhere(positions, first, len(cache)))
+    return replace(model.batch(cache, positions), inputs=other.inputs, copied=other.copied)
+
+
+def elsewhere(positions: Tensor, first: int, count: int) -> Tensor:
+    """Move positions, int64 `[n]`, by half the way from `first` to `count`, and wrap at the end."""
     return first + (positions - first + (count - first) // 2) % (count - first)
 
 

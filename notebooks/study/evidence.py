@@ -16,6 +16,7 @@ from tables import DISTANCES
 from torch import Tensor
 
 import ctxkv_lib as ctxkv
+from ctxkv_lib.views.explore import elsewhere
 
 EVERY = 4  # every fourth position with a full window is measured
 BATCH = 512
@@ -38,9 +39,9 @@ def loss_saved(model: Any, cache: Any, starts: Tensor) -> dict[str, Any]:
     """
     first, found = model.window.offsets[-1], []
     positions = torch.arange(first, len(cache), EVERY)
-    elsewhere = first + (positions - first + (len(cache) - first) // 2) % (len(cache) - first)
+    others = elsewhere(positions, first, len(cache))
     offsets = torch.tensor(model.window.offsets, device=model.device)[:, None]
-    for here, away in zip(positions.split(BATCH), elsewhere.split(BATCH), strict=True):
+    for here, away in zip(positions.split(BATCH), others.split(BATCH), strict=True):
         own, other = (model.batch(cache, positions) for positions in (here, away))
         (near, present), (far, _) = own.inputs, other.inputs
         windows = (torch.where(offsets >= distance, far, near) for distance in DISTANCES)

@@ -297,7 +297,7 @@ def draw_card() -> Any:
 
 def for_phone(figure: Any) -> Any:
     """Lay out a figure for a phone: narrow, with larger letters and a legend instead of labels at points."""
-    handles, has_rows = [], False
+    handles = []
     for ax in figure.axes:
         ax.set_title(fill(ax.get_title(loc="left"), 44), loc="left", fontsize=LETTERS)
         ax.tick_params(labelsize=LETTERS)
@@ -308,12 +308,12 @@ def for_phone(figure: Any) -> Any:
             ax.set_ylabel("")
             at = blended_transform_factory(figure.transFigure, ax.transData)
             name.set(text=fill(name.get_text(), 46), x=0.01, transform=at, in_layout=False, linespacing=1)
-            has_rows = True
     if handles:
         unique = {handle.get_label(): handle for handle in handles}
         figure.legend(handles=[*unique.values()], loc="outside lower left")
     for text in figure.findobj(Text):
         text.set_fontsize(max(text.get_fontsize(), LETTERS))
+    has_rows = any(not isinstance(text, Annotation) for ax in figure.axes for text in ax.texts)
     height = (1.75 if has_rows else 1) * figure.get_figheight() + 0.25 * len(handles)
     figure.set_size_inches(PHONE, height)
     return figure

@@ -26,6 +26,7 @@ from ctxkv_lib.method.caches import Cache
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.method.model import ContextKV
 from ctxkv_lib.method.scoring import perplexity
+from ctxkv_lib.views.explore import elsewhere
 
 ROWS = {"train": 10_000, "val": 5_000}  # number of tokens that are decoded, from the start of each stream
 UNTRAINED_STDS = (CONTEXT_WEIGHT_STD, 0.01)  # standard deviations of the untrained blocks' weights
@@ -161,12 +162,12 @@ def other_contexts(model: ContextKV, cache: Cache) -> dict[str, Any]:
         `percent` (its increase over the run's own contexts) and `error` (the standard error of `percent`).
     """
     first = min(model.config.context_window, len(cache) - 1)
-    count = len(cache) - first
-    drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))  # the same in all runs
+    seeded = torch.Generator().manual_seed(0)  # the same positions in all runs
+    drawn = torch.randperm(len(cache) - first, generator=seeded)
     chosen = first + drawn[:POSITIONS].sort().values
     batch = model.batch(cache, chosen)
     own, present = batch.inputs
-    away, _ = model.batch(cache, first + (chosen - first + count // 2) % count).inputs
+    away, _ = model.batch(cache, elsewhere(chosen, first, len(cache))).inputs
 
     def losses(contexts: Tensor) -> Tensor:
         hidden, _ = model.read(replace(batch, inputs=(contexts, present)))

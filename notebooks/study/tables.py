@@ -71,10 +71,8 @@ def tested(conversations: int) -> Cells:
     conversation. So tables and intervals use the same runs.
     """
     if conversations == 50:
-        return cells_of(
-            *("fair/sweep", "fair/cache", "phase1/sweep", "objectives/sweep", "proposals/sweep"),
-            *("fair/ngrams", "alternatives/sweep"),
-        )
+        parts = ("fair/sweep", "fair/cache", "phase1/sweep", "objectives/sweep", "proposals/sweep")
+        return cells_of(*parts, "fair/ngrams", "alternatives/sweep")
     return cells_of("answer/sweep", "full/sweep", "cache/cache")
 
 

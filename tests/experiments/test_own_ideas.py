@@ -313,11 +313,6 @@ def test_a_part_with_state_that_is_not_saved_is_refused(config, tmp_path, hook, 
         run(config, tmp_path / "run", **{hook: part})
 
 
-class Drawing(NearestTwo):
-    def forward(self, embeddings, window, present):
-        return super().forward(embeddings, window + torch.randn_like(window), present)
-
-
 class Tied(GatedBlock):
     def __init__(self, context_dim, hidden_size):
         super().__init__(context_dim, hidden_size)
