@@ -103,7 +103,7 @@ class Phase1Config:
         "passes",
         "how contexts are computed after training",
         {
-            "passes": "1 parallel pass over the training text, and validation_passes over the validation text",
+            "passes": "1 parallel pass over the training text and validation_passes over the validation text",
             "exact": "exact recurrence",
         },
     )
