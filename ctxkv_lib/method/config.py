@@ -1,4 +1,4 @@
-"""The settings of the model's shapes, Phase 1 and Phase 2, each with its unit and purpose."""
+"""Settings for the model, Phase 1 and Phase 2. Each setting has a unit and a purpose."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ GPT2_VOCAB_SIZE = 50_257
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shapes of the model."""
+    """The sizes of the model and the settings of its attention."""
 
     hidden_size: int = setting(
         768, "size of a token embedding; the default is GPT-2's", at_least(1), "numbers"
@@ -39,18 +39,18 @@ class ModelConfig:
 
     @property
     def context_window(self) -> int:
-        """Return how many tokens of history attention can reach from one position."""
+        """Return the length of the window that attention reads, in tokens."""
         return self.interval * self.max_contexts
 
 
 @dataclass(frozen=True)
 class Phase1Config:
-    """The settings of Phase 1 (see `oacd`), and of computing contexts with the trained block."""
+    """Settings for Phase 1 (see `oacd`) and for computing contexts with the trained block."""
 
     max_iterations: int = setting(
         60,
-        "maximum number of iterations; training stops earlier if the contexts converge, and 0 leaves the "
-        "ContextBlock untrained",
+        "maximum number of iterations (0 leaves the ContextBlock untrained); training stops earlier if the "
+        "contexts converge",
         Allowed("0, or 2 or more", lambda value: value == 0 or value >= 2),
         "iterations",
     )
@@ -122,7 +122,7 @@ class Phase1Config:
 
 @dataclass(frozen=True)
 class Phase2Config:
-    """The settings of Phase 2, which trains the layer to predict the next token."""
+    """Settings for Phase 2, which trains the layer to predict the next token."""
 
     max_epochs: int = setting(
         40,
@@ -131,10 +131,7 @@ class Phase2Config:
         "epochs",
     )
     batch_size: int = setting(
-        512,
-        "positions per batch; each epoch visits positions in a new random order",
-        at_least(1),
-        "positions",
+        512, "positions per batch; their order is random and new in each epoch", at_least(1), "positions"
     )
     optimizer: str = setting(
         "adamw",

@@ -1,4 +1,4 @@
-"""Compute the contexts of a stream by the original's parallel passes or by the exact recurrence.
+"""Compute a stream's contexts by parallel passes, as published, or by the exact recurrence.
 
 `tokens`, int64 `[n]`, are row numbers in the list of distinct tokens (see `distinct_rows`).
 `projected_inputs`, `[num_distinct, context_dim]`, has one row per distinct token. Contexts are padded:
@@ -24,7 +24,7 @@ from .config import Phase1Config
 PASS_ROWS = 2**14  # contexts per chunk in a parallel pass
 SEGMENTS = 256  # maximum number of segments per stream
 # Minimum segment length in tokens. Most trained blocks forget the context that they started from within one
-# segment, so one round is usually enough to get the end of a segment right.
+# segment, so one round is usually enough to compute the end of a segment correctly.
 SEGMENT = 128
 ROUNDS = 8  # maximum number of lock-step rounds; after that, finishing token by token is cheaper
 # Two contexts at a segment boundary agree if they differ by at most this share of the tolerance. The share is
@@ -51,7 +51,7 @@ def contexts_by_passes(
     generator: torch.Generator,
     trained_on: Tensor | None = None,
 ) -> Tensor:
-    """Compute the padded contexts of a stream by the original's parallel passes.
+    """Compute the padded contexts of a stream by parallel passes, as published.
 
     If Phase 1 was trained on this stream, pass the contexts of the last iteration as `trained_on`; one pass
     overwrites them. Otherwise `generator` draws initial contexts for `config.validation_passes` passes.
@@ -92,12 +92,12 @@ def exact_contexts(
     """Compute the padded contexts that reading the stream token by token would give.
 
     The stream is cut into segments, which are computed in lock-step. In the first round every segment starts
-    from zeros. In later rounds, a segment is recomputed if the segment before it ended with a different
-    context than the segment started from; it then starts from that context. After round k, the first k
-    segments are final: the first segment starts correctly, and each later segment is final at most one round
-    after the segment before it. So the loop always ends. If the block forgets its start within a segment, two
-    rounds are enough. After `ROUNDS` rounds, each round computes only the first unfinished segment, so the
-    remaining tokens are read one by one. The result has the dtype and device of `projected_inputs`.
+    from zeros. In later rounds, each segment whose start differs from the end of the previous segment is
+    recomputed from that end. After round k, the first k segments are final: the first segment starts
+    correctly, and each later segment is final at most one round after the segment before it. So the loop
+    always ends. If the block forgets its start within a segment, two rounds are enough. After `ROUNDS`
+    rounds, each round computes only the first unfinished segment, so the remaining tokens are read one by
+    one. The result has the dtype and device of `projected_inputs`.
 
     Args:
         tolerance: target error per component. The actual error may be larger: a segment may start with an

@@ -1,4 +1,4 @@
-"""Copying makes a token more likely if it followed a similar context earlier (Grave et al., 2017).
+"""Copying favours tokens that followed similar contexts earlier in the text (Grave et al., 2017).
 
 A layer turns copying on with its attribute `copying`. Copying has no trained weights and is off during
 training; it is used in validation, tests, generation and evaluation.
@@ -15,7 +15,7 @@ NOTHING = 1e-38
 
 
 class Copying(NamedTuple):
-    """How much probability copied tokens get, and how strongly copying prefers similar contexts."""
+    """The settings of copying: the probability of copied tokens, and the preference for similar contexts."""
 
     weight: float  # total probability of copied tokens, less than 1
     sharpness: float  # factor for the cosine similarity of contexts; 0 gives all contexts equal shares

@@ -14,8 +14,7 @@ class Layer(nn.Module):
     """The base class of layers. It defines a default for every optional attribute and method.
 
     The layer is everything that Phase 2 trains. Its constructor takes a `ModelConfig`. The layer computes the
-    hidden state from which the output head predicts the next token. The arguments of `forward` depend on
-    the attribute `reads`:
+    hidden state from which the output head predicts the next token. Its arguments depend on `reads`:
 
     - "contexts": `forward(embeddings [n, hidden_size], window [n, slots, context_dim], present bool [n,
       slots])` returns hidden states `[n, hidden_size]`, or a pair of hidden states and attention weights
@@ -27,7 +26,7 @@ class Layer(nn.Module):
     A model whose layer reads tokens has no block, no Phase 1 and no contexts. The following code depends on
     `reads`, as an attribute of the layer or of the configuration (`ExperimentConfig.reads`):
 
-    - `model` gathers batches by `windows.TokenWindow`, and `runs.build` makes and loads no block;
+    - `model` gathers batches with `windows.TokenWindow`, and `runs.build` makes and loads no block;
     - `runs.stages` trains no block, caches only token ids, and includes `reads` in the cache key of the
       contexts; `runs.inputs` accepts streams that are shorter than a window; and `plugins.checks` tries
       such a layer on rows of tokens;
@@ -79,11 +78,12 @@ def weight_of(layer: nn.Module, dtype: torch.dtype) -> Tensor:
 class ContextKVAttention(nn.Module):
     """Attention from one token to its window of contexts: `LayerNorm(x + attention(x, window))`.
 
-    Keys and values are never formed. With `k_s = W_k c_s + b_k` and a head's query q, the score is
-    `q . k_s = (W_k^T q) . c_s + q . b_k`. Softmax drops the last term, which is the same for all slots.
-    The output is `sum_s w_s (W_v c_s + b_v) = W_v (sum_s w_s c_s) + b_v sum_s w_s`. With dropout, the weights
-    `w_s` do not add up to 1. So scores and weighted sums are computed directly from the contexts. `k.bias` is
-    multiplied by 0 so that its gradient is zero instead of None; DDP waits for missing gradients.
+    Scores and weighted sums are computed from the contexts, without forming keys and values. With
+    `k_s = W_k c_s + b_k` and a head's query q, the score is `q . k_s = (W_k^T q) . c_s + q . b_k`. Softmax
+    drops the last term, which is the same for all slots. The output is `sum_s w_s (W_v c_s + b_v) =
+    W_v (sum_s w_s c_s) + b_v sum_s w_s`. The last sum is kept because the weights `w_s` do not add up to 1
+    with dropout. `k.bias` is multiplied by 0 so that its gradient is zero instead of None; DDP waits for
+    missing gradients.
     """
 
     def __init__(self, config: ModelConfig, key_bias: bool = True) -> None:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def epochs_of(metrics: Iterable[Metric]) -> list[Metric]:
-    """Return those metrics that describe whole epochs of Phase 2."""
+    """Return the metrics that describe whole epochs of Phase 2."""
     return [metric for metric in metrics if "val_ppl" in metric]
 
 
@@ -30,7 +30,7 @@ class Loop:
         """Overwrite the contents of `state`, a `phase2.Phase2State`, if a saved state exists."""
 
     def track(self, items: Iterable[T], description: str, total: int, done: int = 0) -> Iterable[T]:
-        """Return `items` to iterate over, and show the progress from `done` to `total` meanwhile."""
+        """Return `items`, and show the progress from `done` to `total` while a loop iterates over them."""
         return items
 
     def after_round(self, state: Any, metric: Metric) -> None:
@@ -43,7 +43,7 @@ class Loop:
         """Handle the metrics of the latest steps within an epoch of Phase 2."""
 
     def shard(self, rows: int) -> slice:
-        """Return, as a slice, which of a batch's rows this process computes; `rows` is their number."""
+        """Return the slice of a batch that this process computes; the batch has `rows` rows."""
         return slice(0, rows)
 
     def all_reduce(self, tensors: Sequence["Tensor"]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 VOCABULARY_CHUNK = 2048  # table rows per chunk on a CPU, so that a batch's logits fit in the CPU's cache
 LEAST_LOG_SHARE = -80.0  # lower limit of log-probabilities before exp; float32 is denormal below exp(-87)
 LARGEST_EXPONENT = 60  # limit for |log| of a sum of exponentials; exp overflows float32 and bfloat16 at 88
-# Positions per chunk when the logits of the whole vocabulary are computed. The logits take 100 MiB on a CPU,
+# Positions per chunk when the logits of the whole vocabulary are computed. A chunk takes 100 MiB on a CPU,
 # and 1 GiB on other devices, where larger chunks need fewer kernel launches.
 CPU_ROWS, GPU_ROWS = 512, 2048
 
@@ -124,7 +124,7 @@ def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Out
 
 
 def add_to_logit(logits: Tensor, columns: Tensor, number: float) -> None:
-    """Add `number` in place to one logit per row; `columns`, integers `[...]`, says to which logit."""
+    """Add `number` in place to one logit per row, whose column is in `columns`, integers `[...]`."""
     column = columns.long()[..., None]
     logits.scatter_add_(-1, column, logits.new_full((1,), number).expand_as(column))
 

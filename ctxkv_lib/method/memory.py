@@ -1,4 +1,4 @@
-"""Measure the current and the peak memory of CPU and GPU in each stage."""
+"""Measure the current and peak memory use of CPU and GPU in each stage."""
 
 import re
 from contextlib import suppress
@@ -13,10 +13,10 @@ PROCESS = Path("/proc/self")  # Linux
 
 
 def snapshot(stage: str, device: torch.device) -> dict[str, Any]:
-    """Measure memory at the end of a stage, in GiB, and reset the peaks for the next stage.
+    """Measure memory use in GiB at the end of a stage, and reset the peaks for the next stage.
 
     Returns:
-        A dict of `stage`; `cpu_gib`, the resident set of the process; `cpu_peak_gib`, the largest resident
+        A dict with `stage`; `cpu_gib`, the resident set of the process; `cpu_peak_gib`, the largest resident
         set during the stage (only Linux can reset the peak, so other systems report the current size); and
         `gpu_gib` and `gpu_peak_gib`, the current and largest size of all tensors that torch has allocated.
         Both GPU values are None without a GPU. On mps, only `gpu_peak_gib` is None.

@@ -43,7 +43,7 @@ def _blank(kind: Any, base: Any) -> Any:
 
 
 def with_defaults(part: nn.Module, base: Any) -> Any:
-    """Add the defaults of `base` to a block or layer whose class does not inherit from `base`; return it."""
+    """Add the defaults of `base` to `part` if its class does not inherit from `base`, and return `part`."""
     if not isinstance(part, base):
         kind: Any = type(part)
         part.__class__ = _derived(kind, base)  # like `torch.nn.utils.parametrize`
@@ -199,7 +199,7 @@ class ContextKV(nn.Module):
         return frozen_head_cross_entropy(hidden, table, targets, bias, tokens, token_bias)
 
     def predictions(self, batch: Batch) -> Iterator[Tensor]:
-        """Yield a batch's logits with copying, `[m, vocab_size]`, in chunks of `MIXED_ROWS` positions."""
+        """Yield logits that include copying, `[m, vocab_size]`, in chunks of `MIXED_ROWS` positions."""
         hidden, _ = self.read(batch)
         for rows in torch.arange(len(batch), device=hidden.device).split(MIXED_ROWS):
             logits = self.logits(hidden[rows], batch.tokens[rows])

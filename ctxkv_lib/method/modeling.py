@@ -26,7 +26,7 @@ from .tuned import SlotLayer, StructuredBlock
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 ATTENDED_AT_ONCE = 2048  # positions per chunk when windows are gathered, to limit memory
 SHAPES = [field.name for field in dataclasses.fields(ModelConfig)]
-# Classes that may replace the published block or layer. A model saved with a user's class adds it here.
+# Classes that may replace the published block or layer. A saved model adds a user's own class here.
 PARTS: dict[str, Any] = {"StructuredBlock": StructuredBlock, "SlotLayer": SlotLayer}
 
 
@@ -62,7 +62,7 @@ class ContextKVConfig(PretrainedConfig):
         """Build the model with random weights."""
         parts = {hook: PARTS[part["name"]] for hook, part in self.parts.items()}
         for hook, kind in parts.items():
-            if settings := getattr(kind, "Settings", None):  # a user's class may lack it
+            if settings := getattr(kind, "Settings", None):  # missing in some users' classes
                 parts[hook] = partial(kind, settings=settings(**self.parts[hook]["settings"]))
         return ContextKV(self.shapes(), self.vocab_size, self.has_unigram, **parts)
 
@@ -173,7 +173,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def of(cls, model: ContextKV, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Self:
-        """Wrap a trained model; `settings` maps "block" and "layer", if replaced, to their settings."""
+        """Wrap a trained model; `settings` maps "block" and "layer" to the settings of replaced parts."""
         parts = {
             hook: {"name": class_as_written(model.part(hook)).__name__, "settings": dict(part_settings)}
             for hook, part_settings in (settings or {}).items()
@@ -185,10 +185,10 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         """Keep the weights from the constructors; transformers would initialise every Linear again."""
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode, but keep a frozen block in evaluation mode, in which it computed the caches."""
+        """Set training or evaluation mode, but keep a frozen block in evaluation mode."""
         super().train(mode)
         block = self.model.context_block
-        # A block trains only if an adapter has added weights to it.
+        # A block is trained only if an adapter has added trainable weights to it.
         block.train(mode and any(weight.requires_grad for weight in block.parameters()))
         return self
 
@@ -228,7 +228,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         return self.model.wte
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token table; new tokens get the mean log-frequency, as transformers does for biases."""
+        """Replace the token table; each new token gets the mean of `log_unigram` as its log-frequency."""
         table: Any = value
         self.model.wte, unigram = table, self.model.log_unigram
         if unigram is not None:
@@ -249,13 +249,13 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Read new tokens, after those in `cache` if it is given, and predict the tokens that follow.
+        """Read new tokens, continuing from `cache` if given, and predict the tokens that follow.
 
         Args:
             input_ids: int64 `[batch, length]`, the new tokens only.
             attention_mask: `[batch, >= length]`; zeros in the last `length` columns mark padding. Padding
                 is not read: it shifts no positions and changes no context.
-            labels: int64 `[batch, length]`, usually `input_ids`; shifted here. Labels of -100 are ignored.
+            labels: int64 `[batch, length]`, usually `input_ids`. They are shifted here; -100 is ignored.
             cache: updated in place; `past_key_values` is its name before transformers 5.24.
             use_cache: whether to return the cache. With labels, the default is False, otherwise the
                 configuration's value.
@@ -335,7 +335,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     def _read(self, embeddings: Tensor, input_ids: Tensor, is_read: Tensor, cache: ContextCache) -> Past:
         """Compute each column's context from the context before it, and append the contexts to the cache."""
         contexts, context, block = [], cache.contexts[:, -1], self.model.context_block
-        with torch.autocast(embeddings.device.type, enabled=False):  # its rounding errors would accumulate
+        with torch.autocast(embeddings.device.type, enabled=False):  # bf16 errors would accumulate
             inputs = block.project_inputs(embeddings.to(context.dtype))
             for column, is_token in zip(inputs.unbind(1), is_read.unbind(1), strict=True):
                 context = torch.where(is_token[:, None], block(context, column), context)
@@ -352,7 +352,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         for embeddings, rows in zip(x.split(size, dim=1), past.rows.split(size, dim=1), strict=True):
             slots = self.model.window.slots(rows)
             present = slots >= past.first[:, None, None]
-            present[..., 0] = True  # without any slot, padding's attention would be NaN
+            present[..., 0] = True  # padding, too, needs one slot; otherwise attention is NaN
             window = past.contexts[text, slots.clamp(min=0)]
             hidden, weights = self.model.apply_layer(
                 *(part.flatten(0, 1) for part in (embeddings, window, present))

@@ -21,8 +21,8 @@ from .contexts import draw_contexts
 from .loop import Diverged, Loop
 from .objective import asked_tensors
 
-# Embeddings of the distinct tokens, float32 `[num_distinct, hidden_size]`, and a stream as their row
-# numbers, int64 `[n]`.
+# Embeddings of the distinct tokens, float32 `[num_distinct, hidden_size]`, and a stream as row numbers in
+# these embeddings, int64 `[n]`.
 TokenRows = tuple[Tensor, Tensor]
 
 
@@ -64,7 +64,7 @@ class Objective:
         return [*self.compute.parameters()] if isinstance(self.compute, nn.Module) else []
 
     def loss(self, contexts: Tensor, previous: Tensor, positions: slice) -> Tensor:
-        """Compute a batch's loss; `contexts` and `previous` at `positions` are `[n, context_dim]`."""
+        """Compute the loss of a batch; its `contexts` and `previous` contexts are `[n, context_dim]`."""
         if not (asked := asked_tensors(self.compute)):
             return self.compute(contexts)
         given = {"contexts": contexts, "previous": previous}
@@ -75,13 +75,13 @@ class Objective:
 
 
 class StoppingRule:
-    """Ends Phase 1 when enough positions have converged, or when the share of these stops growing."""
+    """Stops Phase 1 once enough positions have converged, or once their share stops growing."""
 
     def __init__(self, config: Phase1Config) -> None:
         self.config, self.last_rate, self.stalled = config, -math.inf, 0
 
     def reason(self, rate: float) -> str | None:
-        """Return why to stop after an iteration with this convergence rate, or None to continue."""
+        """Return the reason to stop after an iteration with convergence rate `rate`, or None to continue."""
         stalled = rate > self.config.plateau_rate and rate - self.last_rate < self.config.plateau_gain
         self.stalled, self.last_rate = self.stalled + 1 if stalled else 0, rate
         if rate >= self.config.stop_rate:

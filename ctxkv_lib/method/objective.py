@@ -1,4 +1,4 @@
-"""The arguments of a Phase 1 objective. Its parameters' names say which tensors it gets.
+"""The arguments of a Phase 1 objective. The names of its parameters say which tensors it gets.
 
 An objective is a function, or an `nn.Module` class with a `forward` and a constructor that takes
 `(context_dim, hidden_size)`. A module's weights are trained with the block and dropped after Phase 1. The
@@ -26,7 +26,7 @@ def asked_tensors(objective: Callable[..., Any]) -> tuple[str, ...]:
     """Return which of `TENSORS` a function or module asks for, or () if it takes only contexts."""
     try:
         parameters = inspect.signature(getattr(objective, "forward", objective)).parameters.values()
-    except ValueError:  # functions written in C may lack one
+    except ValueError:  # raised for some C functions
         return ()
     asked = tuple(each.name for each in parameters if each.name in TENSORS and each.kind in BY_NAME)
     return () if asked == ("contexts",) else asked

@@ -20,7 +20,7 @@ Weights = Mapping[str, nn.Parameter]  # trained parameters by name
 
 
 class Stepper:
-    """AdamW at a constant learning rate, as published.
+    """AdamW with a constant learning rate, as published.
 
     Attributes:
         optimizer: the torch optimiser.
@@ -47,7 +47,7 @@ class Stepper:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Replace the model's weights by `averages` inside this context manager, unless it is empty."""
+        """Replace the model's weights by `averages`, if not empty, inside this context manager."""
         trained = {name: self.weights[name].data for name in self.averages}
         for name, average in self.averages.items():
             self.weights[name].data = average

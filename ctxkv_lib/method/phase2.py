@@ -132,13 +132,15 @@ def train_epoch(
 ) -> float:
     """Train on every position once, and return the mean loss in nats; see `train_layer` for the arguments.
 
-    After every `CHECKED_STEPS` steps within the epoch, `loop.after_steps` gets their mean loss.
+    After every `CHECKED_STEPS` steps within the epoch, `loop.after_steps` gets the mean loss of these steps.
     """
     model.train()
     torch.manual_seed(epoch_seed(seed, epoch))  # for dropout
     size, steps = config.batch_size, -(-len(train) // config.batch_size)
     table = model.wte.weight.detach().to(DTYPES[precision])
-    sum_dtype = torch.float32 if model.device.type == "mps" else torch.float64  # for millions of steps
+    sum_dtype = (
+        torch.float32 if model.device.type == "mps" else torch.float64
+    )  # precise for millions of steps
     total, last_sum = torch.zeros((), dtype=sum_dtype, device=model.device), 0.0
     batches = model.batches(train, epoch_order(len(train), seed, epoch, model.window.chunk), size, loop.shard)
     for step, batch in enumerate(loop.track(batches, f"Epoch {epoch} of {config.max_epochs}", steps)):

@@ -1,4 +1,4 @@
-"""Perplexity, accuracy and effective rank."""
+"""Compute perplexity, accuracy and effective rank."""
 
 import math
 
@@ -44,10 +44,11 @@ def mean_scores(model: ContextKV, cache: Cache, loop: Loop | None = None) -> tup
 
 
 def effective_rank(contexts: Tensor, generator: torch.Generator, max_rows: int = 10_000) -> float:
-    """Compute exp(entropy of the normalised singular values) / context_dim (Roy & Vetterli, 2007).
+    """Compute the effective rank (Roy & Vetterli, 2007), divided by context_dim.
 
-    `contexts`, `[n, context_dim]`, are not centred. All-zero contexts have rank 0. If there are more
-    than `max_rows` rows, `generator`, which is on the CPU, draws a random sample of `max_rows` rows.
+    The effective rank is exp(entropy of the normalised singular values). `contexts`, `[n, context_dim]`, are
+    not centred. All-zero contexts have rank 0. If there are more than `max_rows` rows, `generator`, which is
+    on the CPU, draws a random sample of `max_rows` rows.
     """
     if len(contexts) > max_rows:
         rows = torch.randperm(len(contexts), generator=generator)[:max_rows]

@@ -28,12 +28,12 @@ class ContextWindow:
         self._on_device: dict[torch.device, Tensor] = {}
 
     def slots(self, positions: Tensor) -> Tensor:
-        """Return the positions that each of `positions`, int64 `[...]`, sees through its slots.
+        """Return the position of every slot for each of `positions`, int64 `[...]`.
 
         The result is int64 `[..., slots]`, nearest slot first, and negative for slots before the stream.
         """
         device = positions.device
-        offsets = self._on_device.get(device)  # cached, since copying waits
+        offsets = self._on_device.get(device)  # cached to avoid GPU waits
         # If the model was built on the meta device, the tensor cached for a device may be on another device.
         if offsets is None or offsets.device != device:
             offsets = torch.tensor(self.offsets, device=device)
@@ -71,7 +71,7 @@ class TokenWindow:
         self.chunk = chunk
 
     def gather(self, cache: Cache, positions: Tensor, training: bool) -> Batch:
-        """Gather one row of tokens and its history per run of consecutive `positions`; split long runs."""
+        """Gather one row of tokens, with history, per run of consecutive `positions`; split long runs."""
         breaks = (positions.diff() != 1).nonzero().flatten() + 1
         runs = positions.cpu().tensor_split(breaks.cpu())
         spans, rows = [], []  # span: the first requested column, and the column after the last
