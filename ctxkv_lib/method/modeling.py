@@ -335,7 +335,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     def _read(self, embeddings: Tensor, input_ids: Tensor, is_read: Tensor, cache: ContextCache) -> Past:
         """Compute each column's context from the context before it, and append the contexts to the cache."""
         contexts, context, block = [], cache.contexts[:, -1], self.model.context_block
-        with torch.autocast(embeddings.device.type, enabled=False):  # bf16 errors would accumulate
+        with torch.autocast(embeddings.device.type, enabled=False):  # rounding errors would accumulate
             inputs = block.project_inputs(embeddings.to(context.dtype))
             for column, is_token in zip(inputs.unbind(1), is_read.unbind(1), strict=True):
                 context = torch.where(is_token[:, None], block(context, column), context)

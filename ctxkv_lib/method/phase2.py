@@ -138,16 +138,15 @@ def train_epoch(
     torch.manual_seed(epoch_seed(seed, epoch))  # for dropout
     size, steps = config.batch_size, -(-len(train) // config.batch_size)
     table = model.wte.weight.detach().to(DTYPES[precision])
-    sum_dtype = (
-        torch.float32 if model.device.type == "mps" else torch.float64
-    )  # precise for millions of steps
+    # An epoch may have millions of steps, so the loss is summed in float64, which only mps lacks.
+    sum_dtype = torch.float32 if model.device.type == "mps" else torch.float64
     total, last_sum = torch.zeros((), dtype=sum_dtype, device=model.device), 0.0
     batches = model.batches(train, epoch_order(len(train), seed, epoch, model.window.chunk), size, loop.shard)
     for step, batch in enumerate(loop.track(batches, f"Epoch {epoch} of {config.max_epochs}", steps)):
         stepper.schedule((epoch - 1) * steps + step)
         count = min(size, len(train) - step * size)
         total += train_step(model, table, stepper, loop, batch, count, precision)
-        if (step + 1) % CHECKED_STEPS == 0 and step + 1 < steps:  # the epoch's metric covers the rest
+        if (step + 1) % CHECKED_STEPS == 0 and step + 1 < steps:  # not at the end
             loss_sum = total.item()
             if not math.isfinite(loss_sum):
                 raise _diverged(epoch, f"by step {step + 1} of {steps} the loss is {loss_sum}", config)
