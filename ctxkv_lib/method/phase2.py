@@ -138,7 +138,7 @@ def train_epoch(
     torch.manual_seed(epoch_seed(seed, epoch))  # for dropout
     size, steps = config.batch_size, -(-len(train) // config.batch_size)
     table = model.wte.weight.detach().to(DTYPES[precision])
-    # An epoch may have millions of steps, so the loss is summed in float64, which only mps lacks.
+    # An epoch may have millions of steps, so the loss is summed in float64, which mps does not support.
     sum_dtype = torch.float32 if model.device.type == "mps" else torch.float64
     total, last_sum = torch.zeros((), dtype=sum_dtype, device=model.device), 0.0
     batches = model.batches(train, epoch_order(len(train), seed, epoch, model.window.chunk), size, loop.shard)
