@@ -19,25 +19,27 @@ def columns_read(
     position_ids: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """Return which columns are not padding, bool `[batch, length]`.
+    """Return a mask, bool `[batch, length]`, which is False at padding.
 
     Raises ValueError for arguments that `forward` does not accept.
     """
     given = {name for name, value in options.items() if value is not None and value is not False}
     unknown = sorted(given - OPTIONS)
-    require(not unknown, "an argument of forward", unknown, "those that help(model.forward) lists")
-    shape, allowed = () if input_ids is None else tuple(input_ids.shape), "[batch, length], neither of them 0"
+    require(not unknown, "an argument of forward", unknown, "the arguments that help(model.forward) lists")
+    shape, allowed = () if input_ids is None else tuple(input_ids.shape), "[batch, length], both at least 1"
     require(len(shape) == 2 and 0 not in shape, "input_ids.shape", shape, allowed)
     assert input_ids is not None
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     fits = mask.ndim == 2 and len(mask) == shape[0] and mask.shape[1] >= shape[1]
-    if not fits or mask.is_floating_point():  # format only on failure: `torch.compile` cannot format dtypes
+    # The dtype is formatted only on failure, because `torch.compile` cannot format dtypes.
+    if not fits or mask.is_floating_point():
         told = f"{mask.dtype} {tuple(mask.shape)}".removeprefix("torch.")
         allowed = "[batch, length or more], 1 where a column is read, 0 where it is padding"
         require(False, "attention_mask", told, allowed)
     is_read = mask[:, -shape[1] :].bool()
     is_first = cache is None or not cache.get_seq_length()
-    if position_ids is not None and is_first:  # a check at every token would make a GPU wait
+    # Only the first call is checked, because the check makes the CPU wait for the GPU.
+    if position_ids is not None and is_first:
         moved = bool(((position_ids != is_read.cumsum(dim=1) - 1) & is_read).any())
         allowed = "positions that grow by 1 per token; packed texts must be separate rows"
         require(not moved, "position_ids", "restarted", allowed)
@@ -47,7 +49,7 @@ def columns_read(
 def next_tokens(
     input_ids: Tensor, labels: Tensor | None, shift_labels: Tensor | None, ignored: int
 ) -> Tensor | None:
-    """Return the token to predict at each column, int64 `[batch, length]`, or None without labels."""
+    """Return the token to predict at each column, int64 `[batch, length]`, or None if there are no labels."""
     targets = shift_labels
     if targets is None and labels is not None:
         targets = F.pad(labels, (0, 1), value=ignored)[:, 1:]

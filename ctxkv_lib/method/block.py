@@ -1,4 +1,4 @@
-"""The recurrence that Phase 1 trains: the interface of a block, and the published ContextBlock."""
+"""The recurrent block that Phase 1 trains: its interface, and the published ContextBlock."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ CONTEXT_BIAS_STD = 0.01
 
 
 class Block(nn.Module):
-    """The base class of recurrences, which defines a default for every optional attribute and method.
+    """The base class of recurrent blocks. It defines a default for every optional attribute and method.
 
-    A block is constructed from `(context_dim, hidden_size)`. `forward(contexts, inputs)` computes the next
-    contexts `[n, context_dim]` from the previous contexts and from the output of `project_inputs`. Each row
-    of the result depends only on the same row of both arguments.
+    A block's constructor takes `(context_dim, hidden_size)`. `forward(contexts, inputs)` computes the next
+    contexts `[n, context_dim]` from the previous contexts and from the output of `project_inputs`. Row i of
+    the result depends only on row i of `contexts` and row i of `inputs`.
 
     Attributes:
-        Settings: a dataclass of settings, which is passed to the constructor as `settings`, or None.
-        context_dim: the size of a context; the model sets it.
+        Settings: the dataclass of the constructor's argument `settings`; None if a block has no settings.
+        context_dim: the size of a context vector; set by the model.
     """
 
     Settings: Any = None
@@ -35,9 +35,10 @@ class Block(nn.Module):
         """
 
     def project_inputs(self, embeddings: Tensor) -> Tensor:
-        """Compute the `inputs` of `forward`, once per distinct token. The default returns `embeddings`.
+        """Compute the argument `inputs` of `forward`. The default returns `embeddings`.
 
-        `embeddings` are normed token embeddings, `[..., hidden_size]`.
+        `embeddings`, `[..., hidden_size]`, are normed token embeddings. Each distinct token of a stream is
+        projected only once.
         """
         return embeddings
 
@@ -55,11 +56,11 @@ class ContextBlock(Block):
 
     @torch.no_grad()
     def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
-        """Scale the random weights of the constructor to the standard deviation `weight_std`."""
+        """Scale the random weights from the constructor to the standard deviation `config.weight_std`."""
         self.linear.weight.mul_(config.weight_std / CONTEXT_WEIGHT_STD)
 
     def project_inputs(self, embeddings: Tensor) -> Tensor:
-        """Compute the part of the Linear that depends on the token alone, `[..., context_dim]`.
+        """Compute the part of the Linear's output that depends only on the token, `[..., context_dim]`.
 
         If an adapter has replaced the Linear, return the embeddings unchanged, because the adapter needs
         context and embedding together.

@@ -1,4 +1,4 @@
-"""The caches that Phase 2 trains on, and the batches that windows gather from them."""
+"""The cached streams that Phase 2 trains on, and the batches that are gathered from the caches."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -7,13 +7,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-# Dtype of cached contexts and of matrix products in training, by precision.
+# The dtype of cached contexts and of matrix products in training, for each value of `precision`.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class _Tensors:
-    """A dataclass that holds tensors and tuples of tensors; its methods leave other values unchanged."""
+    """A dataclass of tensors and tuples of tensors. Its methods copy values of other types unchanged."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Return a copy with `change` applied to each tensor."""
@@ -26,7 +26,7 @@ class _Tensors:
         return replace(self, **{field.name: changed(getattr(self, field.name)) for field in fields(self)})
 
     def to(self, device: torch.device) -> Self:
-        """Return a copy on a device. Copies to a GPU use pinned memory and do not block."""
+        """Return a copy with all tensors on `device`. Copies to a GPU use pinned memory and do not block."""
 
         def move(tensor: Tensor) -> Tensor:
             pins = device.type == "cuda" and tensor.device.type == "cpu"
@@ -37,14 +37,14 @@ class _Tensors:
 
 @dataclass(frozen=True)
 class Cache(_Tensors):
-    """A cached stream of n + 1 tokens: position i reads token i and predicts token i + 1.
+    """A cached stream of n + 1 tokens. At position i, the model reads token i and predicts token i + 1.
 
     Attributes:
         ids: the tokens, int32 `[n + 1]`.
-        contexts: padded (see `windows`), float32 or bfloat16 `[n + 1, context_dim]`; None if the layer reads
-            tokens.
-        embeddings: normed token embeddings, float32 `[n, hidden_size]`, which the published layout stores;
-            if None, the model looks up the same values in its own table.
+        contexts: the padded contexts (see `windows`), float32 or bfloat16 `[n + 1, context_dim]`; None if
+            the layer reads tokens.
+        embeddings: normed token embeddings, float32 `[n, hidden_size]`. Only the published cache layout
+            stores embeddings; if None, the model computes the same values from its token table.
     """
 
     ids: Tensor
@@ -61,19 +61,20 @@ class Cache(_Tensors):
 
 @dataclass(frozen=True)
 class Batch(_Tensors):
-    """The inputs of a layer for predicting the next token at n positions of a stream.
+    """What a layer needs to predict the next token at n positions of a stream.
 
     Attributes:
         tokens: the current tokens, int32 `[n]`.
         targets: the next tokens, int64 `[n]`.
         inputs: the other arguments of the layer's `forward`: `window` and `present`, or `start`.
-        embeddings: the normed embeddings of `tokens`, float32 `[n, hidden_size]`; if None, the model looks
-            them up.
-        rows: rows of consecutive tokens, int32 `[rows, length]`, for a layer that reads tokens: it gets the
-            embeddings of the rows. If None, the layer gets the embeddings of `tokens`.
-        places: int64 `[n]`, the index of each of the n positions in the layer's flattened hidden states. If
-            None, the layer returns exactly the hidden states of the n positions.
-        copied: tokens and shares, both `[n, reach]`, for `copying.mix`; None if nothing is copied.
+        embeddings: the normed embeddings of `tokens`, float32 `[n, hidden_size]`; if None, the model
+            computes the embeddings.
+        rows: rows of consecutive tokens, int32 `[rows, length]`. A layer that reads tokens gets the
+            embeddings of these rows. If None, the layer gets the embeddings of `tokens`.
+        places: the index of each of the n positions in the layer's flattened hidden states, int64 `[n]`. If
+            None, the layer returns the hidden states of exactly these n positions.
+        copied: the arguments `tokens` and `shares` of `copying.mix`, both `[n, reach]`; None if nothing is
+            copied.
     """
 
     tokens: Tensor

@@ -1,16 +1,15 @@
-"""Compute the contexts of a stream by the original's parallel passes or by the exact recurrence.
+"""Compute a stream's contexts by parallel passes, as published, or by the exact recurrence.
 
 `tokens`, int64 `[n]`, are row numbers in the list of distinct tokens (see `distinct_rows`).
 `projected_inputs`, `[num_distinct, context_dim]`, has one row per distinct token. Contexts are padded:
 `[n + 1, context_dim]`. Row 0 is the context before the first token, and row i + 1 is the context after
 token i.
 
-`runs.stages._stream_contexts` calls one of the two methods to compute the contexts of the training text, the
-validation text, the test split and any other text. Only four other places call a block:
-`oacd.train_iteration` computes contexts in training (also for `report.times`), `modeling` does so in a saved
-model, `runs.generation` after each new token, and `plugins.checks` for one step of a user's block.
-`reference` computes all contexts in plain code, unpadded. Notebooks 0 and 2 and the study's `plugins.py` have
-their own loops; notebook 0 and the study's `probe.py` call `exact_contexts`.
+`runs.stages._stream_contexts` computes the contexts of every text with one of the two methods. Only four
+other places call a block: `oacd.train_iteration` in training (`report.times` calls this function, too),
+`modeling` in a saved model, `runs.generation` after each new token, and `plugins.checks`, which tries one
+step of a user's block. `reference` computes unpadded contexts in plain code. Notebooks 0 and 2 and the
+study's `plugins.py` have their own loops; notebook 0 and the study's `probe.py` call `exact_contexts`.
 """
 
 from typing import Any
@@ -22,10 +21,10 @@ from torch import Tensor
 from .block import Block
 from .config import Phase1Config
 
-PASS_ROWS = 2**14  # contexts computed at a time in a parallel pass
-SEGMENTS = 256  # maximum number of segments of a stream; all segments are computed in lock-step
-# Minimum segment length in tokens. Most trained blocks forget their start within one segment, so one round is
-# usually enough to get the end of a segment right.
+PASS_ROWS = 2**14  # contexts per chunk in a parallel pass
+SEGMENTS = 256  # maximum number of segments per stream
+# Minimum segment length in tokens. Most trained blocks forget the context that they started from within one
+# segment, so one round is usually enough to compute the end of a segment correctly.
 SEGMENT = 128
 ROUNDS = 8  # maximum number of lock-step rounds; after that, finishing token by token is cheaper
 # Two contexts at a segment boundary agree if they differ by at most this share of the tolerance. The share is
@@ -37,8 +36,8 @@ AGREEMENT = 1 / 4
 def distinct_rows(model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Embed the distinct tokens in `ids`, an integer tensor `[n]` of any dtype and on any device.
 
-    Returns normed embeddings `[num_distinct, hidden_size]`, and the row of each id among them, int64 `[n]`.
-    Both are on the model's device.
+    Returns the normed embeddings of the distinct tokens, `[num_distinct, hidden_size]`, and the row of each
+    id in these embeddings, int64 `[n]`. Both tensors are on the model's device.
     """
     distinct, tokens = ids.to(model.device, torch.int32).unique(return_inverse=True)
     return model.embed(distinct), tokens
@@ -52,10 +51,10 @@ def contexts_by_passes(
     generator: torch.Generator,
     trained_on: Tensor | None = None,
 ) -> Tensor:
-    """Compute the padded contexts of a stream as the original does.
+    """Compute the padded contexts of a stream by parallel passes, as published.
 
-    If Phase 1 was trained on this stream, `trained_on` holds the contexts of its last iteration and is
-    overwritten. Otherwise `generator` draws the initial contexts.
+    If Phase 1 was trained on this stream, pass the contexts of the last iteration as `trained_on`; one pass
+    overwrites them. Otherwise `generator` draws initial contexts for `config.validation_passes` passes.
     """
     if trained_on is not None:
         return parallel_pass(block, projected_inputs, tokens, trained_on)
@@ -66,7 +65,7 @@ def contexts_by_passes(
 
 
 def draw_contexts(count: int, width: int, std: float, generator: torch.Generator) -> Tensor:
-    """Draw padded contexts `[count + 1, width]` from N(0, std) for `count` tokens; row 0 is zeros."""
+    """Draw padded contexts `[count + 1, width]` from N(0, std) for `count` tokens; row 0 is zero."""
     contexts = torch.zeros(count + 1, width, device=generator.device)
     contexts[1:].normal_(std=std, generator=generator)
     return contexts
@@ -74,9 +73,9 @@ def draw_contexts(count: int, width: int, std: float, generator: torch.Generator
 
 @torch.no_grad()
 def parallel_pass(block: Block, projected_inputs: Tensor, tokens: Tensor, contexts: Tensor) -> Tensor:
-    """Advance all contexts at once, in place, and return them.
+    """Apply one step of the block to all contexts in place, and return the contexts.
 
-    Each context is computed from the old context of the token before it.
+    The new context of a token is computed from the old context of the token before it.
     """
     before = contexts[:1].clone()  # the old context just before the next part
     for part, rows in zip(contexts[1:].split(PASS_ROWS), tokens.split(PASS_ROWS), strict=True):
@@ -93,16 +92,16 @@ def exact_contexts(
     """Compute the padded contexts that reading the stream token by token would give.
 
     The stream is cut into segments, which are computed in lock-step. In the first round every segment starts
-    from zeros. In later rounds a segment is computed again if its predecessor did not end where the segment
-    started; it then starts from its predecessor's end. Invariant: after round k, the first k segments are
-    final, because the first segment starts correctly and each later segment is final one round after its
-    predecessor at the latest. So the loop ends; with a block that forgets within a segment, it ends after two
-    rounds. After `ROUNDS` rounds only the first unfinished segment is computed in each round, so the rest is
-    read token by token. The result has the dtype and device of `projected_inputs`.
+    from zeros. In later rounds, each segment whose start differs from the end of the previous segment is
+    recomputed from that end. After round k, the first k segments are final: the first segment starts
+    correctly, and each later segment is final at most one round after the segment before it. So the loop
+    always ends. If the block forgets its start within a segment, two rounds are enough. After `ROUNDS`
+    rounds, each round computes only the first unfinished segment, so the remaining tokens are read one by
+    one. The result has the dtype and device of `projected_inputs`.
 
     Args:
-        tolerance: target error per component. It is not a bound: at the start of a segment an error of a
-            quarter of the tolerance may remain, and a block may amplify the error before forgetting it.
+        tolerance: target error per component. The actual error may be larger: a segment may start with an
+            error of a quarter of the tolerance, and a block may amplify this error before it fades.
         before: context before the first token, `[context_dim]`; None means zeros. To read a long stream in
             parts, pass the last context of the previous part.
     """

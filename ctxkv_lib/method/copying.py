@@ -1,4 +1,4 @@
-"""Copying: a token becomes more likely if it followed a similar context before (Grave et al., 2017).
+"""Copying favours tokens that followed similar contexts earlier in the text (Grave et al., 2017).
 
 A layer turns copying on with its attribute `copying`. Copying has no trained weights and is off during
 training; it is used in validation, tests, generation and evaluation.
@@ -10,26 +10,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NOTHING = 1e-38  # lower limit of probabilities before the log, since the log of 0 has no gradient
+# Probabilities are raised to at least this number before the log, because the log of 0 has no gradient.
+NOTHING = 1e-38
 
 
 class Copying(NamedTuple):
-    """The strength of copying, and how strongly it prefers similar contexts."""
+    """The settings of copying: the probability of copied tokens, and the preference for similar contexts."""
 
     weight: float  # total probability of copied tokens, less than 1
-    sharpness: float  # multiplies the cosine of two contexts; at 0, all tokens in reach have equal weight
+    sharpness: float  # factor for the cosine similarity of contexts; 0 gives all contexts equal shares
 
     def shares(self, contexts: Tensor, rows: Tensor, first: Tensor, reach: int) -> Tensor:
-        """Compute the probability that each of the `reach` previous contexts adds to the token that followed.
+        """Compute how much probability each of the `reach` previous contexts gives to the token after it.
 
         Args:
             contexts: the contexts in text order, `[batch, m, context_dim]`.
-            rows: the rows at which the next token is predicted, int64 `[batch, n]`.
-            first: the first row of each text, int64 `[batch]`.
+            rows: the rows of `contexts` at which the next token is predicted, int64 `[batch, n]`.
+            first: the row of each text's first context, int64 `[batch]`.
 
         Returns:
-            Shares, float32 `[batch, n, reach]`, nearest context first. They add up to `weight`, or to 0 if no
-            context comes before the row.
+            Shares of probability, float32 `[batch, n, reach]`, nearest context first. The shares at a row add
+            up to `weight`, or to 0 if no context comes before the row.
         """
         before = rows[..., None] - torch.arange(1, reach + 1, device=rows.device)
         with torch.autocast(contexts.device.type, enabled=False):
@@ -41,11 +42,11 @@ class Copying(NamedTuple):
 
 
 def mix(logits: Tensor, tokens: Tensor, shares: Tensor) -> Tensor:
-    """Return the log-probabilities of the mixture of predicted and copied tokens.
+    """Return log-probabilities `[..., vocab_size]` that mix the model's prediction with copied tokens.
 
     Args:
         logits: `[..., vocab_size]`.
-        tokens: integers `[..., reach]`, the tokens that followed the contexts of `shares`.
+        tokens: integers `[..., reach]`, the tokens after the previous contexts, in the order of `shares`.
         shares: float32 `[..., reach]`; see `Copying.shares`.
     """
     tokens, left = tokens.long(), 1 - shares.sum(dim=-1, keepdim=True)

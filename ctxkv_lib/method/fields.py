@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Allowed:
-    """The values that a setting may have: a description, and a function that checks a value."""
+    """A description of the values that a setting may have, and a function that checks a value."""
 
     text: str
     check: Callable[[Any], bool]
@@ -22,9 +22,8 @@ class Allowed:
 ANY = Allowed("any", lambda value: True)
 POSITIVE = Allowed("more than 0", lambda value: value > 0)
 SHARE = Allowed("0 to 1", lambda value: 0 <= value <= 1)
-RATE = Allowed(
-    "more than 0, at most 1e30", lambda value: 0 < value <= 1e30
-)  # steps with larger rates overflow
+# With a larger learning rate, an optimiser step would overflow.
+RATE = Allowed("more than 0, at most 1e30", lambda value: 0 < value <= 1e30)
 WEIGHT = Allowed("0 to 1e30", lambda value: 0 <= value <= 1e30)
 
 
@@ -37,7 +36,7 @@ def setting(default: Any, reason: str, allowed: Allowed | Mapping[str, str] = AN
 
     Args:
         default: the default value.
-        reason: what the setting is for, or why its default is what it is.
+        reason: the purpose of the setting, or the reason for its default.
         allowed: the allowed values, or a mapping from each allowed name to its meaning.
         unit: the unit of the value.
     """
@@ -51,7 +50,7 @@ def setting(default: Any, reason: str, allowed: Allowed | Mapping[str, str] = AN
 def check_settings(config: Any, concern: str) -> None:
     """Raise ValueError if a setting has a value that is not allowed.
 
-    None is allowed where the field's type includes it.
+    None is allowed where the field's type includes None.
     """
     for known in dataclasses.fields(config):
         value, allowed = getattr(config, known.name), known.metadata["allowed"]

@@ -1,4 +1,4 @@
-"""What Phase 2 trains: the interface of a layer, and the published layer (attention and feed-forward)."""
+"""The layer that Phase 2 trains: its interface, and the published layer of attention and feed-forward."""
 
 from typing import Any, Literal
 
@@ -11,37 +11,37 @@ from .copying import Copying
 
 
 class Layer(nn.Module):
-    """The base class of layers, which defines a default for every optional attribute and method.
+    """The base class of layers. It defines a default for every optional attribute and method.
 
-    A layer is everything that Phase 2 trains, and is constructed from a `ModelConfig`. It computes the hidden
-    state from which the output head predicts the next token. The arguments of `forward` depend on `reads`:
+    The layer is everything that Phase 2 trains. Its constructor takes a `ModelConfig`. The layer computes the
+    hidden state from which the output head predicts the next token. Its arguments depend on `reads`:
 
     - "contexts": `forward(embeddings [n, hidden_size], window [n, slots, context_dim], present bool [n,
       slots])` returns hidden states `[n, hidden_size]`, or a pair of hidden states and attention weights
-      `[n, heads, slots]`. Slots that are not present hold zeros.
+      `[n, heads, slots]`. Slots that are not present are zero.
     - "tokens": `forward(embeddings [rows, length, hidden_size], start)` reads rows of consecutive tokens, and
       returns the hidden states from column `start` on, `[rows, length - start, hidden_size]`. The hidden
       state of a column may not depend on later columns.
 
-    A model whose layer reads tokens has no block, no Phase 1 and no contexts. The following code checks
-    `reads` of the layer or of the configuration (`ExperimentConfig.reads`):
+    A model whose layer reads tokens has no block, no Phase 1 and no contexts. The following code depends on
+    `reads`, as an attribute of the layer or of the configuration (`ExperimentConfig.reads`):
 
-    - `model` gathers batches by `windows.TokenWindow`, and `runs.build` makes and loads no block;
-    - `runs.stages` trains no block, writes caches of token ids alone, and includes `reads` in the key of the
+    - `model` gathers batches with `windows.TokenWindow`, and `runs.build` makes and loads no block;
+    - `runs.stages` trains no block, caches only token ids, and includes `reads` in the cache key of the
       contexts; `runs.inputs` accepts streams that are shorter than a window; and `plugins.checks` tries
       such a layer on rows of tokens;
     - `runs.generation` and `runs.opened` handle streams whose `Cache.contexts` is None;
-    - `runs.config` refuses a block or a loss together with such a layer, `experiments` refuses several
-      processes, and `runs.export` saves no model for transformers;
+    - `runs.config` refuses a block or a loss together with such a layer, `experiments` refuses to
+      use several processes, and `runs.export` saves no model for transformers;
     - `report.info` shows no window and no caches, and `report.times` times no Phase 1.
 
     Attributes:
-        Settings: a dataclass of settings, which is passed to the constructor as `settings`, or None.
-        reads: what the layer reads; a class attribute.
+        Settings: the dataclass of the constructor's argument `settings`; None if a layer has no settings.
+        reads: "contexts" or "tokens"; must be a class attribute.
         chunk: how many consecutive positions an epoch visits together; None means 1, or 64 if the layer reads
             tokens.
-        history: how many tokens before a position the layer gets in training, if it reads tokens.
-        evaluation_history: how many of these tokens it gets in evaluation; None means as many as in training.
+        history: for a layer that reads tokens, the number of preceding tokens that it gets in training.
+        evaluation_history: the number of preceding tokens in evaluation; None means the same as `history`.
         current_token_bias: a number that is added to the logit of the current token.
         copying: how the model copies outside of training; None turns copying off.
     """
@@ -65,7 +65,8 @@ class Layer(nn.Module):
 def weight_of(layer: nn.Module, dtype: torch.dtype) -> Tensor:
     """Return the full weight `[out, in]` of a Linear, dequantised and including any adapter.
 
-    If another module has replaced the Linear, its weight is found by applying it to unit vectors in `dtype`.
+    If another module has replaced the Linear, its weight is computed by applying the module to unit vectors
+    of type `dtype`.
     """
     if type(layer) is nn.Linear:
         return layer.weight
@@ -77,11 +78,12 @@ def weight_of(layer: nn.Module, dtype: torch.dtype) -> Tensor:
 class ContextKVAttention(nn.Module):
     """Attention from one token to its window of contexts: `LayerNorm(x + attention(x, window))`.
 
-    Keys and values are never formed. With `k_s = W_k c_s + b_k` and a head's query q, the score is
-    `q . k_s = (W_k^T q) . c_s + q . b_k`. Softmax drops the last term, which is the same for all slots.
-    The output is `sum_s w_s (W_v c_s + b_v) = W_v (sum_s w_s c_s) + b_v sum_s w_s`, where the last sum is not
-    1 under dropout. So scores and mixes are computed on the raw contexts. `k.bias` is multiplied by 0 so that
-    its gradient is zero instead of None; DDP waits for missing gradients.
+    Scores and weighted sums are computed from the contexts, without forming keys and values. With
+    `k_s = W_k c_s + b_k` and a head's query q, the score is `q . k_s = (W_k^T q) . c_s + q . b_k`. Softmax
+    drops the last term, which is the same for all slots. The output is `sum_s w_s (W_v c_s + b_v) =
+    W_v (sum_s w_s c_s) + b_v sum_s w_s`. The last sum is kept because the weights `w_s` do not add up to 1
+    with dropout. `k.bias` is multiplied by 0 so that its gradient is zero instead of None; DDP waits for
+    missing gradients.
     """
 
     def __init__(self, config: ModelConfig, key_bias: bool = True) -> None:
@@ -96,18 +98,20 @@ class ContextKVAttention(nn.Module):
         self.norm = nn.LayerNorm(size)
 
     def forward(self, embeddings: Tensor, window: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return hidden states `[n, hidden_size]` and weights before dropout `[n, num_heads, slots]`.
+        """Return hidden states `[n, hidden_size]` and attention weights `[n, num_heads, slots]`.
 
         Args:
             embeddings: x, the normed token embeddings, `[n, hidden_size]`.
-            window: contexts seen by each position, `[n, slots, context_dim]`.
+            window: the contexts that each position sees, `[n, slots, context_dim]`.
             mask: bool `[n, slots]`, True for slots that attention may use; None means all slots.
+
+        Dropout is not applied to the returned weights.
         """
         attended, weights = self.attend(embeddings, window, mask)
         return self.norm(embeddings + attended), weights
 
     def attend(self, embeddings: Tensor, window: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute what attention adds to the embeddings, and its weights, from the arguments of `forward`."""
+        """Return what attention adds to the embeddings, and the attention weights; see `forward`."""
         heads = (self.num_heads, self.head_dim)
         query = self.q(embeddings).unflatten(1, heads) * self.head_dim**-0.5
         key_weight = weight_of(self.k, query.dtype).unflatten(0, heads)  # (heads, head_dim, context_dim)
@@ -122,14 +126,14 @@ class ContextKVAttention(nn.Module):
         return self.out(values.flatten(1)), weights
 
     def attention_weights(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        """Turn scores `[n, num_heads, slots]` into weights of the same shape, in float32 or wider."""
+        """Turn scores `[n, num_heads, slots]` into attention weights of the same shape, float32 or wider."""
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None], -torch.inf)
         return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
 class FeedForward(nn.Module):
-    """`LayerNorm(Linear(GELU(Linear(h))))`."""
+    """A feed-forward layer with a norm at its end: `LayerNorm(Linear(GELU(Linear(h))))`."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -143,10 +147,10 @@ class FeedForward(nn.Module):
 
 
 class AttentionLayer(Layer):
-    """The published layer: attention to the window of contexts, and feed-forward.
+    """The published layer: attention to a window of contexts, followed by feed-forward.
 
-    With `kv_method="fixed"`, attention treats slots without a context as zeros; with "variable" it masks
-    them.
+    With `kv_method="fixed"`, attention treats slots without a context as zero vectors; with "variable",
+    it masks these slots.
     """
 
     def __init__(self, config: ModelConfig) -> None:

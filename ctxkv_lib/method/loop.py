@@ -1,12 +1,13 @@
 """The hooks that the training loops call to save and resume, show progress, and share work among processes.
 
-In `Loop` the hooks do nothing, so both phases can be read and run by themselves.
+The hooks of the base class `Loop` do nothing, so both phases can be read and run without other code.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-if TYPE_CHECKING:  # `ctxkv list` imports this module and starts without torch
+# `ctxkv list` imports this module, and starts faster without torch.
+if TYPE_CHECKING:
     from torch import Tensor
 
 Metric = dict[str, Any]  # a line of metrics.jsonl
@@ -14,22 +15,22 @@ T = TypeVar("T")
 
 
 def epochs_of(metrics: Iterable[Metric]) -> list[Metric]:
-    """Select the metrics of whole epochs from the metrics of a training run."""
+    """Return the metrics that describe whole epochs of Phase 2."""
     return [metric for metric in metrics if "val_ppl" in metric]
 
 
 class Diverged(ArithmeticError):
-    """Raised if loss or weights are no longer finite; the same settings would diverge again."""
+    """Raised if the loss or the weights are no longer finite; the same settings would diverge again."""
 
 
 class Loop:
-    """The hooks of `train_context_block`, `train_layer` and `token_scores`."""
+    """The hooks that `train_context_block`, `train_layer` and `token_scores` call."""
 
     def restore(self, state: Any) -> None:
-        """Overwrite the contents of `state` with a saved `phase2.Phase2State`, if there is one."""
+        """Overwrite the contents of `state`, a `phase2.Phase2State`, if a saved state exists."""
 
     def track(self, items: Iterable[T], description: str, total: int, done: int = 0) -> Iterable[T]:
-        """Return the items, and show progress as the loop goes through them, from `done` to `total`."""
+        """Return `items`, and show the progress from `done` to `total` while a loop iterates over them."""
         return items
 
     def after_round(self, state: Any, metric: Metric) -> None:
@@ -39,10 +40,10 @@ class Loop:
         """
 
     def after_steps(self, metric: Metric) -> None:
-        """Handle the metrics of some steps within an epoch of Phase 2."""
+        """Handle the metrics of the latest steps within an epoch of Phase 2."""
 
     def shard(self, rows: int) -> slice:
-        """Return the slice of a batch's rows that this process takes."""
+        """Return the slice of a batch that this process computes; the batch has `rows` rows."""
         return slice(0, rows)
 
     def all_reduce(self, tensors: Sequence["Tensor"]) -> None:

@@ -1,4 +1,4 @@
-"""Cross-entropy through a frozen output table, without holding all logits at once."""
+"""Cross-entropy with a frozen output head, computed without holding all logits in memory."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from torch import Tensor
 VOCABULARY_CHUNK = 2048  # table rows per chunk on a CPU, so that a batch's logits fit in the CPU's cache
 LEAST_LOG_SHARE = -80.0  # lower limit of log-probabilities before exp; float32 is denormal below exp(-87)
 LARGEST_EXPONENT = 60  # limit for |log| of a sum of exponentials; exp overflows float32 and bfloat16 at 88
-# Positions per chunk when the logits of the whole vocabulary are computed. The logits take 100 MiB on a CPU,
+# Positions per chunk when the logits of the whole vocabulary are computed. A chunk takes 100 MiB on a CPU,
 # and 1 GiB on other devices, where larger chunks need fewer kernel launches.
 CPU_ROWS, GPU_ROWS = 512, 2048
 
-# Losses `[n]`; whether each prediction is correct, `[n]`, or `[0]` if averages are requested; and the
-# averages of the table's rows, weighted by softmax, `[n, hidden_size]`, or None.
+# Three results: losses `[n]`; whether each prediction is correct, `[n]` (empty if averages are requested);
+# and, if requested, averages of the table's rows weighted by softmax, `[n, hidden_size]`.
 Outcome = tuple[Tensor, Tensor, Tensor | None]
 # The arguments `table`, `bias`, `read` and `token_bias` of `frozen_head_cross_entropy`.
 Head = tuple[Tensor, Tensor | None, Tensor | None, float]
@@ -23,8 +23,8 @@ Head = tuple[Tensor, Tensor | None, Tensor | None, float]
 class _FrozenHeadCrossEntropy(torch.autograd.Function):
     """Compute the loss and, in the same pass, its gradient with respect to the hidden state.
 
-    With the table frozen, d loss / d hidden = softmax(hidden @ table.T) @ table - table[target]. Biases
-    of the logits change the softmax but not this formula.
+    Because the table is frozen, d loss / d hidden = softmax(hidden @ table.T) @ table - table[target].
+    Biases of the logits change the softmax but not this formula.
     """
 
     @staticmethod
@@ -38,14 +38,15 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True would treat the saved tensor as a constant
-            raise NotImplementedError("This loss has no second derivative; take cross_entropy of the logits.")
+        # With create_graph=True, autograd would treat the saved tensor as a constant.
+        if torch.is_grad_enabled():
+            raise NotImplementedError("This loss has no second derivative; use cross_entropy on the logits.")
         (hidden_gradient,) = ctx.saved_tensors
         return gradients[0][:, None] * hidden_gradient, None, None
 
 
 def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Outcome:
-    """Compute the loss with the logits of one chunk of the vocabulary at a time.
+    """Compute the loss from logits over one chunk of the vocabulary at a time.
 
     Let l[v] be the logit of token v, and c any number. For each position::
 
@@ -55,7 +56,7 @@ def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) 
 
     Both sums are accumulated chunk by chunk. The number c keeps exponentials in range: it is the mean of the
     target logits, and is subtracted at no cost through the bias of the matrix product. It is rounded to a
-    whole number so that biases stay exact. If logits are too far apart for any c, `_by_rows` does the work.
+    whole number so that biases stay exact. If logits are too far apart for any c, `_by_rows` is used instead.
     """
     table, bias, read, token_bias = head
     queries, places = hidden.to(table.dtype), torch.arange(len(hidden))
@@ -63,11 +64,11 @@ def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) 
         bias = table.new_zeros(len(table))
     target_logit = (queries.to(hidden.dtype) * table[targets]).sum(dim=1)
     shifted = bias - (target_logit + bias[targets]).mean().round()
-    target_logit += shifted[targets]  # c is now subtracted, as from all logits below
+    target_logit += shifted[targets]  # c is subtracted here and from all logits below
     if read is not None:
         target_logit += token_bias * (read == targets)
     total = torch.zeros_like(target_logit)
-    own = peak = total[:0] if averages else total  # exponentials of the target logit and the largest logit
+    own = peak = total[:0] if averages else total  # exponentials of the target and largest logits
     average = torch.zeros_like(hidden) if averages else None
     for start in range(0, len(table), VOCABULARY_CHUNK):
         chunk = slice(start, start + VOCABULARY_CHUNK)
@@ -75,7 +76,7 @@ def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) 
         exponentials = F.linear(queries, rows, shifted[chunk])  # (n, chunk); still logits here
         if read is not None:
             column, inside = _column(read - start, len(rows))
-            exponentials[places, column] += token_bias * inside  # `scatter_add_` is slow with bfloat16
+            exponentials[places, column] += token_bias * inside  # bfloat16 `scatter_add_` is slow
         exponentials.exp_()
         total = total + exponentials.sum(dim=1, dtype=hidden.dtype)
         if average is not None:
@@ -93,12 +94,12 @@ def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) 
 
 
 def _column(columns: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Return columns `[n]` clamped to a chunk, int64 `[n]`, and which of them lie in it, bool `[n]`."""
+    """Return `columns` clamped to a chunk, int64 `[n]`, and which columns were inside, bool `[n]`."""
     return columns.long().clamp(0, width - 1), (columns >= 0) & (columns < width)
 
 
 def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Outcome:
-    """Compute the loss with the logits of the whole vocabulary, one chunk of positions at a time."""
+    """Compute the loss from logits over the whole vocabulary, one chunk of positions at a time."""
     table, bias, read, token_bias = head
     on_cpu, parts = hidden.device.type == "cpu", []
     size = CPU_ROWS if on_cpu else GPU_ROWS
@@ -113,7 +114,8 @@ def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Out
             correct = logits.gather(1, column)[:, 0] == logits.amax(dim=1)
         log_shares = logits.log_softmax(dim=1, dtype=hidden.dtype)
         losses = -log_shares.gather(1, column)[:, 0]
-        if on_cpu:  # denormal numbers make matrix products ten times slower
+        # On a CPU, denormal numbers make matrix products ten times slower.
+        if on_cpu:
             log_shares.clamp_(min=LEAST_LOG_SHARE)
         average = (log_shares.exp_().to(table.dtype) @ table).to(hidden.dtype) if averages else None
         parts.append((losses, correct, average))
@@ -122,7 +124,7 @@ def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Out
 
 
 def add_to_logit(logits: Tensor, columns: Tensor, number: float) -> None:
-    """Add `number`, in place, to one logit of each row `[..., n]`: the one in `columns`, integers `[...]`."""
+    """Add `number` in place to one logit per row, whose column is in `columns`, integers `[...]`."""
     column = columns.long()[..., None]
     logits.scatter_add_(-1, column, logits.new_full((1,), number).expand_as(column))
 
@@ -135,21 +137,21 @@ def frozen_head_cross_entropy(
     read: Tensor | None = None,
     token_bias: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Compute loss and correctness of each prediction from the logits `hidden @ table.T + bias`.
+    """Compute the loss and correctness of each prediction from the logits `hidden @ table.T + bias`.
 
     Args:
         hidden: float `[n, hidden_size]`, the only argument that gets a gradient.
         table: float `[vocab_size, hidden_size]`; matrix products use its dtype. With a bfloat16 table and a
             float32 `hidden`, sums over the vocabulary are float32. On a CPU, the exponentials of logits are
-            then rounded to bfloat16, which changes the loss by at most 0.004 nats at one token, and by less
-            than 0.0001 on average.
+            then rounded to bfloat16. This changes the loss of a token by at most 0.004 nats, and by less
+            than 0.0001 nats on average.
         targets: int64 `[n]`.
         bias: float `[vocab_size]`, also frozen; converted to the table's dtype.
-        read: integers `[n]`, the current tokens, whose logits get `token_bias` added; None adds nothing.
+        read: integers `[n]`, the current tokens. `token_bias` is added to their logits; None adds nothing.
 
     Returns:
-        losses, float `[n]` in nats, and correct, bool `[n]`: True if no logit is larger than the target's. If
-        `hidden` needs a gradient, correct is empty, `[0]`, to save a pass over the logits.
+        Losses in nats, float `[n]`, and correctness, bool `[n]`: True if no logit is larger than the
+        target's. If `hidden` needs a gradient, correctness is empty, `[0]`, to save a pass over the logits.
     """
     bias = None if bias is None else bias.to(table.dtype)
     head = table, bias, read if token_bias else None, token_bias

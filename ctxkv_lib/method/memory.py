@@ -1,4 +1,4 @@
-"""Measure the CPU and GPU memory of each stage: current and peak."""
+"""Measure the current and peak memory use of CPU and GPU in each stage."""
 
 import re
 from contextlib import suppress
@@ -13,13 +13,13 @@ PROCESS = Path("/proc/self")  # Linux
 
 
 def snapshot(stage: str, device: torch.device) -> dict[str, Any]:
-    """Measure memory at the end of a stage, in GiB, and reset the peaks for the next one.
+    """Measure memory use in GiB at the end of a stage, and reset the peaks for the next stage.
 
     Returns:
-        `stage`; `cpu_gib`, the process's resident set; `cpu_peak_gib`, the largest resident set during the
-        stage (only Linux can reset the peak, so other systems report the current size); `gpu_gib` and
-        `gpu_peak_gib`, the size of all tensors that torch allocated. Both are None without a GPU, and the
-        peak is None on mps, which does not measure it.
+        A dict with `stage`; `cpu_gib`, the resident set of the process; `cpu_peak_gib`, the largest resident
+        set during the stage (only Linux can reset the peak, so other systems report the current size); and
+        `gpu_gib` and `gpu_peak_gib`, the current and largest size of all tensors that torch has allocated.
+        Both GPU values are None without a GPU. On mps, only `gpu_peak_gib` is None.
     """
     gpu = gpu_peak = None
     if device.type == "cuda":
@@ -34,7 +34,7 @@ def snapshot(stage: str, device: torch.device) -> dict[str, Any]:
 
 
 def begin_peaks(device: torch.device) -> None:
-    """Reset the peaks at the beginning of a stage."""
+    """Reset the counters of peak memory at the beginning of a stage."""
     with suppress(OSError):
         (PROCESS / "clear_refs").write_text("5")  # resets VmHWM
     if device.type == "cuda":
@@ -42,7 +42,7 @@ def begin_peaks(device: torch.device) -> None:
 
 
 def _linux_peak() -> int:
-    """Return the largest resident set since `begin_peaks`, in bytes; 0 on other systems."""
+    """Return the size in bytes of the largest resident set since `begin_peaks`; 0 if not on Linux."""
     with suppress(OSError):
         if line := re.search(r"^VmHWM:\s*(\d+) kB", (PROCESS / "status").read_text(), re.MULTILINE):
             return int(line[1]) * 1024

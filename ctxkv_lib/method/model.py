@@ -1,4 +1,4 @@
-"""The model: a frozen token table, a recurrent block, the layer, and an output head tied to the table."""
+"""The model: a frozen token table, a recurrent block, a layer, and an output head tied to the table."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -18,17 +18,18 @@ from .layer import AttentionLayer, Layer
 from .losses import add_to_logit, frozen_head_cross_entropy
 from .windows import ContextWindow, TokenWindow
 
-MIXED_ROWS = 256  # positions per chunk when logits with copies are computed
+MIXED_ROWS = 256  # positions per chunk when copied tokens are mixed into the logits
 TOKEN_CHUNK = 64  # consecutive positions that an epoch visits together if the layer reads tokens
 
-Shard = Callable[[int], slice]  # returns the rows of a batch that a process takes; see `Loop.shard`
+Shard = Callable[[int], slice]  # selects the rows of a batch that this process computes; see `Loop.shard`
 
 
 @functools.cache
 def _derived(kind: Any, base: Any) -> Any:
-    """Return a subclass of `kind`, a user's class, that inherits everything else from `base`."""
+    """Return a subclass of the user's class `kind`; it inherits from `base` whatever `kind` lacks."""
 
-    def reduce(part: Any, _: int) -> tuple[Any, ...]:  # pickle looks up the class that the user wrote
+    # Pickle can find only the class that the user wrote, not the subclass.
+    def reduce(part: Any, _: int) -> tuple[Any, ...]:
         return _blank, (kind, base), vars(part)
 
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__reduce_ex__": reduce}
@@ -36,21 +37,21 @@ def _derived(kind: Any, base: Any) -> Any:
 
 
 def _blank(kind: Any, base: Any) -> Any:
-    """Return an empty object of the class derived from both; pickle then restores its state."""
+    """Return an empty object of the class that `_derived` returns; pickle then restores its state."""
     derived: Any = _derived(kind, base)
     return derived.__new__(derived)
 
 
 def with_defaults(part: nn.Module, base: Any) -> Any:
-    """Give a part the defaults of `base` if its class does not inherit from `base`; return the part."""
+    """Add the defaults of `base` to `part` if its class does not inherit from `base`, and return `part`."""
     if not isinstance(part, base):
         kind: Any = type(part)
-        part.__class__ = _derived(kind, base)  # torch's own parametrizations do the same
+        part.__class__ = _derived(kind, base)  # like `torch.nn.utils.parametrize`
     return part
 
 
 def class_as_written(part: nn.Module) -> type[nn.Module]:
-    """Return the class of a part as its author wrote it, before `with_defaults`."""
+    """Return the class of a block or layer as its author wrote it, before `with_defaults` changed it."""
     kind: type[nn.Module] = vars(type(part)).get("as_written", type(part))
     return kind
 
@@ -61,10 +62,11 @@ class ContextKV(nn.Module):
     The output head *is* the table (`hidden @ wte.weight.T`). Table and embedding norm are never trained.
 
     Attributes:
-        log_unigram: a bias that is added to the logits, float32 `[vocab_size]`, never trained; or None.
-        context_block: what Phase 1 trains; None if the layer reads tokens.
-        layer: what Phase 2 trains.
-        window: gathers what the layer reads from a cache at a position.
+        log_unigram: the tokens' log-frequencies, float32 `[vocab_size]`, a bias of the logits that is never
+            trained; None adds no bias.
+        context_block: the block, which Phase 1 trains; None if the layer reads tokens.
+        layer: the layer, which Phase 2 trains.
+        window: gathers the layer's inputs at given positions of a cache.
     """
 
     def __init__(
@@ -75,11 +77,11 @@ class ContextKV(nn.Module):
         block: Callable[[int, int], nn.Module] | None = ContextBlock,
         layer: Callable[[ModelConfig], nn.Module] = AttentionLayer,
     ) -> None:
-        """Make all parts. Their random weights depend only on torch's seed and on the shapes.
+        """Build the model. Its random weights depend only on torch's seed and on the shapes.
 
         Args:
-            block: makes the recurrence; see `Block`. None if the layer reads tokens.
-            layer: makes what Phase 2 trains; see `Layer`.
+            block: the block's class or a function that builds the block; None if the layer reads tokens.
+            layer: the layer's class or a function that builds the layer.
         """
         super().__init__()
         self.config = config
@@ -101,7 +103,7 @@ class ContextKV(nn.Module):
         return ContextWindow(layer.slot_offsets(self.config), layer.chunk or 1)
 
     def part(self, hook: str) -> nn.Module:
-        """Return the model's part for a hook: "block" or "layer"."""
+        """Return the block or the layer; `hook` is "block" or "layer"."""
         return {"block": self.context_block, "layer": self.layer}[hook]
 
     def set_phase(self, phase: Literal[1, 2]) -> None:
@@ -114,7 +116,7 @@ class ContextKV(nn.Module):
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
 
     def load_table(self, table: Tensor, log_unigram: Tensor | None = None) -> None:
-        """Load the frozen tensors: the table, float32 `[vocab_size, hidden_size]`, and `log_unigram`."""
+        """Load the frozen tensors: token table, float32 `[vocab_size, hidden_size]`, and `log_unigram`."""
         self.wte.weight.data.copy_(table)
         self.log_unigram = log_unigram
 
@@ -130,20 +132,20 @@ class ContextKV(nn.Module):
         self.layer.init_weights(*distinct_rows(self, ids), config)
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """Look up normed token embeddings of ids of any shape: `[..., hidden_size]`."""
+        """Return the normed embeddings of tokens, `[..., hidden_size]`; `input_ids` may have any shape."""
         return self.embedding_norm(self.wte(input_ids))
 
     def apply_layer(self, embeddings: Tensor, *inputs: Any) -> tuple[Tensor, Tensor | None]:
-        """Call the layer's `forward` (see `Layer`); return its hidden states and any attention weights."""
-        if not torch.is_autocast_enabled(embeddings.device.type):  # autocast casts inputs where they are used
+        """Call the layer; return its hidden states, and its attention weights or None."""
+        if not torch.is_autocast_enabled(embeddings.device.type):  # autocast converts inputs itself
             inputs = tuple(x.to(embeddings.dtype) if _is_floating_point(x) else x for x in inputs)
         output = self.layer(embeddings, *inputs)
         return output if isinstance(output, tuple) else (output, None)
 
     def batch(self, cache: Cache, positions: Tensor) -> Batch:
-        """Gather on the model's device what the layer reads at `positions`, int64 `[n]` on any device.
+        """Gather the layer's inputs at `positions`, int64 `[n]` on any device, into a batch.
 
-        Outside of training, the batch also holds what the model copies.
+        The batch is on the model's device. Outside of training, it includes the tokens to copy.
         """
         batch = self.window.gather(cache, positions, self.training)
         if self.layer.copying and not self.training and len(positions):
@@ -151,12 +153,12 @@ class ContextKV(nn.Module):
         return batch.to(self.device)
 
     def batches(self, cache: Cache, order: Tensor, size: int, shard: Shard | None = None) -> Iterator[Batch]:
-        """Yield batches of `size` positions in `order`, int64 `[n]`; with `shard`, one process's part."""
+        """Yield batches of `size` positions from `order`, int64 `[n]`; `shard` selects one process's rows."""
         for positions in order.to(cache.ids.device).split(size) if len(order) else ():
             yield self.batch(cache, positions if shard is None else positions[shard(len(positions))])
 
     def _copied(self, cache: Cache, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute what is copied at each position, for one run of consecutive positions at a time."""
+        """Return the tokens to copy at each position and their shares, both `[n, reach]`, for `mix`."""
         copying, reach = self.layer.copying, self.window.offsets[-1]
         assert copying is not None
         assert cache.contexts is not None
@@ -170,7 +172,7 @@ class ContextKV(nn.Module):
         return torch.cat(tokens), torch.cat(shares)
 
     def read(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Compute the hidden states of a batch, `[n, hidden_size]`, and any attention weights."""
+        """Compute the hidden states of a batch, `[n, hidden_size]`, and its attention weights or None."""
         embeddings = batch.embeddings
         if embeddings is None:
             embeddings = self.embed(batch.tokens if batch.rows is None else batch.rows)
@@ -178,7 +180,7 @@ class ContextKV(nn.Module):
         return (hidden if batch.places is None else hidden.flatten(0, 1)[batch.places]), weights
 
     def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Compute logits without copies, `[..., vocab_size]`; `tokens`, `[...]`, are the current tokens."""
+        """Compute logits without copying, `[..., vocab_size]`; `tokens`, `[...]`, are the current tokens."""
         logits = F.linear(hidden, self.wte.weight, self.log_unigram)
         if self.layer.current_token_bias:
             add_to_logit(logits, tokens, self.layer.current_token_bias)
@@ -187,7 +189,7 @@ class ContextKV(nn.Module):
     def losses(
         self, hidden: Tensor, tokens: Tensor, targets: Tensor, table: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Compute loss and correctness of each prediction without copies: see `frozen_head_cross_entropy`.
+        """Compute each prediction's loss and correctness without copying; see `frozen_head_cross_entropy`.
 
         `table` is the token table in the dtype of the matrix products; None means the model's own table.
         """
@@ -197,14 +199,14 @@ class ContextKV(nn.Module):
         return frozen_head_cross_entropy(hidden, table, targets, bias, tokens, token_bias)
 
     def predictions(self, batch: Batch) -> Iterator[Tensor]:
-        """Compute the logits of a batch with copies, `MIXED_ROWS` positions at a time: `[m, vocab_size]`."""
+        """Yield logits that include copying, `[m, vocab_size]`, in chunks of `MIXED_ROWS` positions."""
         hidden, _ = self.read(batch)
         for rows in torch.arange(len(batch), device=hidden.device).split(MIXED_ROWS):
             logits = self.logits(hidden[rows], batch.tokens[rows])
             yield logits if batch.copied is None else mix(logits, *(part[rows] for part in batch.copied))
 
     def scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Compute loss in nats and correctness of each prediction: float32 and bool `[n]`."""
+        """Compute each prediction's loss in nats, float32 `[n]`, and correctness, bool `[n]`."""
         if batch.copied is None:
             return self.losses(self.read(batch)[0], batch.tokens, batch.targets)
         losses, correct = [], []

@@ -22,19 +22,20 @@ from .model import ContextKV, class_as_written
 from .own_code import save_part
 from .tuned import SlotLayer, StructuredBlock
 
-# Name of the cache among the model's arguments and outputs; transformers 5.24 renamed it.
+# Name of the argument and of the output that hold the cache; transformers 5.24 renamed both.
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
-ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to limit memory
+ATTENDED_AT_ONCE = 2048  # positions per chunk when windows are gathered, to limit memory
 SHAPES = [field.name for field in dataclasses.fields(ModelConfig)]
-# Classes that may replace published parts, by name. A saved model with a user's part adds its class here.
+# Classes that may replace the published block or layer. A saved model adds a user's own class here.
 PARTS: dict[str, Any] = {"StructuredBlock": StructuredBlock, "SlotLayer": SlotLayer}
 
 
 class ContextKVConfig(PretrainedConfig):
     """The fields of `ModelConfig`, and everything else that the model is built from.
 
-    `has_unigram` says whether log-frequencies are added to the logits. `parts` says which `PARTS` replace
-    published parts: `{"block": {"name": ..., "settings": {...}}, ...}`. A wrong shape raises ValueError.
+    `has_unigram` says whether log-frequencies are added to the logits. `parts` says which classes in `PARTS`
+    replace the published block or layer: `{"block": {"name": ..., "settings": {...}}, ...}`. Raises
+    ValueError for a shape that is not allowed.
     """
 
     model_type = "context_kv"
@@ -61,39 +62,40 @@ class ContextKVConfig(PretrainedConfig):
         """Build the model with random weights."""
         parts = {hook: PARTS[part["name"]] for hook, part in self.parts.items()}
         for hook, kind in parts.items():
-            if settings := getattr(kind, "Settings", None):  # a user's class need not inherit the default
+            if settings := getattr(kind, "Settings", None):  # missing in some users' classes
                 parts[hook] = partial(kind, settings=settings(**self.parts[hook]["settings"]))
         return ContextKV(self.shapes(), self.vocab_size, self.has_unigram, **parts)
 
 
 class Past(NamedTuple):
-    """The last m contexts of each text, without gaps, and which of their rows belong to new columns."""
+    """The last m contexts of each text, without gaps for padding, and the rows of the new columns."""
 
-    contexts: Tensor  # `[batch, m, context_dim]`; zeros where a slot lies before the text
-    tokens: Tensor  # int64 `[batch, m]`
+    contexts: Tensor  # `[batch, m, context_dim]`; rows before the start of a text are zero
+    tokens: Tensor  # the token of each row, int64 `[batch, m]`
     rows: Tensor  # the row of each new column, int64 `[batch, length]`; arbitrary for padding
     first: Tensor  # the first row of each text, int64 `[batch]`
 
 
 class ContextCache(Cache):
-    """The key-value cache of generation: the contexts that a window can reach, of constant size."""
+    """The key-value cache for generation: all contexts that a window can reach. Its size is constant."""
 
-    is_croppable = False  # otherwise, generation that notices its end one step late would crop the cache
+    # If this were True, `generate` would crop the cache when it detects the end of a text one step late.
+    is_croppable = False
 
     def __init__(self, model: ContextKV, batch: int) -> None:
         super().__init__(layers=[])
         shape, like = (batch, model.window.offsets[-1] + 1), model.wte.weight  # (batch, reach + 1)
-        self.contexts = like.new_zeros(*shape, model.config.context_dim)  # a text's last context comes last
+        self.contexts = like.new_zeros(*shape, model.config.context_dim)  # newest context last
         self.tokens = like.new_zeros(shape, dtype=torch.int64)  # the token of each context
-        self.lengths = torch.zeros_like(self.tokens[:, 0])  # tokens read from each text, without padding
-        self.columns = 0  # columns of `input_ids` that were read, with padding
+        self.lengths = torch.zeros_like(self.tokens[:, 0])  # tokens read per text, without padding
+        self.columns = 0  # columns read, including padding
 
     def extend(self, contexts: Tensor, tokens: Tensor, is_read: Tensor) -> Past:
         """Append new columns and return all rows, with each text's last context in the last row.
 
         A slot is found by counting rows back, so padding must not leave gaps. Empty rows (padding, or rows
-        before the text) move to the front by a stable sort, which keeps the order of the other rows. Before
-        and after this call, text i occupies the last `lengths[i]` rows.
+        before the text) move to the front by a stable sort, which keeps the other rows in order. Before and
+        after this call, text i occupies the last `lengths[i]` rows.
 
         `contexts`, `[batch, length, context_dim]`, are the contexts after each column; `is_read` is False at
         padding.
@@ -132,7 +134,7 @@ class ContextCache(Cache):
         self.columns = 0
 
     def crop(self, *_: Any) -> None:
-        raise NotImplementedError("Contexts cannot be unread; start again from an empty cache.")
+        raise NotImplementedError("A ContextCache cannot be cropped; start again from an empty cache.")
 
     def _change_tensors(self, change: Callable[[Tensor], Tensor]) -> None:
         for name in ("contexts", "tokens", "lengths"):
@@ -151,7 +153,7 @@ class TrainingOutput(CausalLMOutputWithPast):
 
     @logits.setter
     def logits(self, value: Tensor | None) -> None:
-        """Ignore the value, which `__init__` sets for every field."""
+        """Ignore `value`, since the dataclass's `__init__` sets every field."""
 
 
 class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
@@ -159,11 +161,11 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = ContextKVConfig
     config: ContextKVConfig
-    _is_stateful = True  # disables assisted decoding, since contexts cannot be unread
+    _is_stateful = True  # disables assisted decoding, which crops the cache
     _no_split_modules = ["ContextKV"]  # noqa: RUF012 (`device_map="auto"` leaves it whole)
 
     def __init__(self, config: ContextKVConfig, model: ContextKV | None = None) -> None:
-        """Wrap a trained model, sharing its tensors, or build a new model."""
+        """Wrap a trained `model` and share its tensors, or build a new model if `model` is None."""
         super().__init__(config)
         self.model = config.build() if model is None else model
         self.post_init()
@@ -171,7 +173,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def of(cls, model: ContextKV, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Self:
-        """Wrap a trained model; `settings` holds its parts' settings by hook, "block" or "layer"."""
+        """Wrap a trained model; `settings` maps "block" and "layer" to the settings of replaced parts."""
         parts = {
             hook: {"name": class_as_written(model.part(hook)).__name__, "settings": dict(part_settings)}
             for hook, part_settings in (settings or {}).items()
@@ -180,19 +182,19 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         return cls(ContextKVConfig(model.wte.num_embeddings, has_unigram, parts, **shapes), model).eval()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Keep the init of each layer's constructor; transformers' default would redraw every Linear."""
+        """Keep the weights from the constructors; transformers would initialise every Linear again."""
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; a frozen ContextBlock stays in evaluation mode, as when it computed the caches."""
+        """Set training or evaluation mode, but keep a frozen block in evaluation mode."""
         super().train(mode)
         block = self.model.context_block
-        # A block trains only if an adapter has added weights to it.
+        # A block is trained only if an adapter has added trainable weights to it.
         block.train(mode and any(weight.requires_grad for weight in block.parameters()))
         return self
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **options: Any) -> Any:  # type: ignore[override]
-        """Load as transformers does, with the table and the block frozen.
+        """Load a model as transformers does, and freeze the token table and the block.
 
         Raises ValueError if the weights do not fit this code, or if the model is on several devices.
         """
@@ -204,17 +206,17 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
                 f"The weights do not fit this code: {min(map(str, other))} differs; load a folder from "
                 "another version with trust_remote_code=True and its own code, or train again."
             )
-        devices = {
-            str(weight.device) for weight in model.parameters()
-        }  # "meta" if weights are offloaded to disk
+        # Weights that are offloaded to disk are on the device "meta".
+        devices = {str(weight.device) for weight in model.parameters()}
         require(len(devices) == 1 and "meta" not in devices, "device_map", devices, "all on one device")
-        if not getattr(model, "_hf_peft_config_loaded", False):  # an adapter has frozen the rest
+        # If an adapter is loaded, PEFT has already frozen all other weights.
+        if not getattr(model, "_hf_peft_config_loaded", False):
             for part in (model.model.wte, model.model.embedding_norm, model.model.context_block):
                 part.requires_grad_(False)
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # type: ignore[override]
-        """Save as transformers does, and add the files of a user's own parts; see `save_part` for errors."""
+        """Save as transformers does, with the files of a user's own classes; see `save_part` for errors."""
         lost = dict(self.named_buffers()).keys() - self.state_dict().keys()
         require(not lost, "a buffer", min(lost, default=""), "those saved with the weights (persistent=True)")
         super().save_pretrained(save_directory, **options)
@@ -226,11 +228,11 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         return self.model.wte
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the table. New tokens get the mean log-frequency, as output biases do in transformers."""
+        """Replace the token table; each new token gets the mean of `log_unigram` as its log-frequency."""
         table: Any = value
         self.model.wte, unigram = table, self.model.log_unigram
         if unigram is not None:
-            more = table.num_embeddings - len(unigram)  # if this is negative, `pad` cuts
+            more = table.num_embeddings - len(unigram)  # if negative, `pad` cuts the end
             self.model.log_unigram = F.pad(unigram, (0, more), value=unigram.mean().item())
 
     @can_return_tuple
@@ -247,31 +249,32 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Read new tokens and predict the next ones, continuing from `cache` if it is given.
+        """Read new tokens, continuing from `cache` if given, and predict the tokens that follow.
 
         Args:
             input_ids: int64 `[batch, length]`, the new tokens only.
             attention_mask: `[batch, >= length]`; zeros in the last `length` columns mark padding. Padding
                 is not read: it shifts no positions and changes no context.
-            labels: int64 `[batch, length]`, usually `input_ids`; they are shifted here, and -100 is ignored.
+            labels: int64 `[batch, length]`, usually `input_ids`. They are shifted here; -100 is ignored.
             cache: updated in place; `past_key_values` is its name before transformers 5.24.
-            use_cache: whether to return the cache; by default as in the configuration, or False with labels.
-            logits_to_keep: how many of the last columns, or which columns (int64 `[kept]`), get logits; 0
-                means all columns. With labels, the argument is ignored.
+            use_cache: whether to return the cache. With labels, the default is False, otherwise the
+                configuration's value.
+            logits_to_keep: the columns that get logits: their indices, int64 `[kept]`, or a number of last
+                columns (0 means all columns). With labels, the argument is ignored.
             output_hidden_states: whether to return the embeddings and the states that the output head reads.
-                Both have gradients, which cost time and memory if they reach back through the contexts. The
-                default is the configuration's.
+                Both have gradients. Gradients through the contexts cost time and memory. The default is the
+                configuration's value.
             output_attentions: whether to return attention weights `[batch, heads, length, slots]`; the
-                default is the configuration's.
-            options: `num_items_in_batch`, `ignore_index` and `shift_labels` as transformers' losses take them
-                (`shift_labels` also without `labels`), and some options that change nothing.
+                default is the configuration's value.
+            options: `num_items_in_batch`, `ignore_index` and `shift_labels` mean the same as in transformers'
+                losses, and `shift_labels` may be given without `labels`. Some other options have no effect.
 
         Returns:
-            logits `[batch, kept, vocab_size]`; with labels, the mean loss in nats. In training with labels,
-            logits are computed only if they are read (`TrainingOutput`). Training does not copy.
+            Logits `[batch, kept, vocab_size]` and, with labels, the mean loss in nats. In training with
+            labels, logits are computed only if they are read (`TrainingOutput`). Copying is off in training.
 
         Raises:
-            ValueError: there is nothing to read, or an argument has a wrong shape or value.
+            ValueError: `input_ids` is missing or empty, or an argument has a wrong shape or value.
         """
         config = self.config
         shows_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -321,7 +324,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         return output
 
     def _cache_to_extend(self, batch: int, cache: Cache | None) -> ContextCache:
-        """Return the cache to extend: a new cache if `cache` is None, or empty and of a different class."""
+        """Return `cache`, or a new cache if `cache` is None or is an empty cache of a different class."""
         if isinstance(cache, ContextCache):
             require(len(cache.lengths) == batch, f"texts in {CACHE_NAME}", len(cache.lengths), f"{batch}")
             return cache
@@ -332,7 +335,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     def _read(self, embeddings: Tensor, input_ids: Tensor, is_read: Tensor, cache: ContextCache) -> Past:
         """Compute each column's context from the context before it, and append the contexts to the cache."""
         contexts, context, block = [], cache.contexts[:, -1], self.model.context_block
-        with torch.autocast(embeddings.device.type, enabled=False):  # rounding errors would add up
+        with torch.autocast(embeddings.device.type, enabled=False):  # rounding errors would accumulate
             inputs = block.project_inputs(embeddings.to(context.dtype))
             for column, is_token in zip(inputs.unbind(1), is_read.unbind(1), strict=True):
                 context = torch.where(is_token[:, None], block(context, column), context)
@@ -340,7 +343,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         return cache.extend(torch.stack(contexts, dim=1), input_ids, is_read)
 
     def _attend(self, x: Tensor, past: Past) -> tuple[Tensor, Tensor | None]:
-        """Compute hidden states `[batch, n, hidden_size]`, and any weights `[batch, heads, n, slots]`.
+        """Compute hidden states `[batch, n, hidden_size]`, and weights `[batch, heads, n, slots]` or None.
 
         `x` are the embeddings at the rows of `past`. Windows are gathered in chunks to limit memory.
         """
@@ -349,7 +352,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         for embeddings, rows in zip(x.split(size, dim=1), past.rows.split(size, dim=1), strict=True):
             slots = self.model.window.slots(rows)
             present = slots >= past.first[:, None, None]
-            present[..., 0] = True  # also for padding, since attention without any slot would be NaN
+            present[..., 0] = True  # padding, too, needs one slot; otherwise attention is NaN
             window = past.contexts[text, slots.clamp(min=0)]
             hidden, weights = self.model.apply_layer(
                 *(part.flatten(0, 1) for part in (embeddings, window, present))
@@ -360,8 +363,8 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         return torch.cat(states, dim=1), torch.cat(all_weights, dim=2) if all_weights else None
 
     def _logits(self, hidden: Tensor, tokens: Tensor, past: Past) -> Tensor:
-        """Compute the logits of hidden states at the rows of `past`, `[batch, n, vocab_size]`."""
-        hidden = hidden.to(self.model.wte.weight.dtype)  # autocast may have computed it in another dtype
+        """Compute logits `[batch, n, vocab_size]` from the hidden states at the rows of `past`."""
+        hidden = hidden.to(self.model.wte.weight.dtype)  # autocast may change the dtype
         logits, copying = self.model.logits(hidden, tokens), self.model.layer.copying
         if copying is None or self.training:
             return logits
@@ -377,17 +380,17 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         cache: ContextCache | None = None,
         past_key_values: ContextCache | None = None,
-        next_sequence_length: int | None = None,  # not used: the cache has this number
-        **kwargs: Any,  # `generate` accepts the arguments of `forward` only with this name
+        next_sequence_length: int | None = None,  # not used; `cache.columns` replaces it
+        **kwargs: Any,  # `generate` requires this name
     ) -> dict[str, Any]:
-        """Return the unread part of `input_ids`, and every other argument, for `forward`."""
+        """Return the arguments of `forward`, with only those `input_ids` that are not in the cache yet."""
         cache = past_key_values if cache is None else cache
         unread = input_ids[:, 0 if cache is None else cache.get_seq_length() :]
         return dict(super().prepare_inputs_for_generation(unread, **{CACHE_NAME: cache}, **kwargs))
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # `forward` makes the cache, which holds contexts instead of keys and values
+        return False  # `forward` makes a `ContextCache` instead
 
 
 ContextKVConfig.register_for_auto_class()

@@ -21,7 +21,8 @@ from .contexts import draw_contexts
 from .loop import Diverged, Loop
 from .objective import asked_tensors
 
-# Embeddings of distinct tokens, float32 `[num_distinct, hidden_size]`, and each token's row, int64 `[n]`.
+# Embeddings of the distinct tokens, float32 `[num_distinct, hidden_size]`, and a stream as row numbers in
+# these embeddings, int64 `[n]`.
 TokenRows = tuple[Tensor, Tensor]
 
 
@@ -48,7 +49,7 @@ class Objective:
     """The loss that Phase 1 minimises, and the tokens whose embeddings the loss may use.
 
     Attributes:
-        compute: a function, or a module whose weights are trained with the block; see `objective` for the
+        compute: a function, or a module whose weights are trained with the block; see `objective` for its
             arguments.
         tokens: the tokens that Phase 1 reads.
         next_tokens: the token after each of `tokens`; needed only if `compute` asks for `next_embeddings`.
@@ -63,7 +64,7 @@ class Objective:
         return [*self.compute.parameters()] if isinstance(self.compute, nn.Module) else []
 
     def loss(self, contexts: Tensor, previous: Tensor, positions: slice) -> Tensor:
-        """Compute the loss of the batch at `positions`, whose contexts are `[n, context_dim]`."""
+        """Compute the loss of a batch; its `contexts` and `previous` contexts are `[n, context_dim]`."""
         if not (asked := asked_tensors(self.compute)):
             return self.compute(contexts)
         given = {"contexts": contexts, "previous": previous}
@@ -74,13 +75,13 @@ class Objective:
 
 
 class StoppingRule:
-    """The rule that ends Phase 1: enough positions have converged, or their share has stopped growing."""
+    """Stops Phase 1 once enough positions have converged, or once their share stops growing."""
 
     def __init__(self, config: Phase1Config) -> None:
         self.config, self.last_rate, self.stalled = config, -math.inf, 0
 
     def reason(self, rate: float) -> str | None:
-        """Return why to stop after an iteration with this convergence rate, or None to continue."""
+        """Return the reason to stop after an iteration with convergence rate `rate`, or None to continue."""
         stalled = rate > self.config.plateau_rate and rate - self.last_rate < self.config.plateau_gain
         self.stalled, self.last_rate = self.stalled + 1 if stalled else 0, rate
         if rate >= self.config.stop_rate:
@@ -98,19 +99,19 @@ def train_context_block(
     loop: Loop | None = None,
     next_tokens: TokenRows | None = None,
 ) -> tuple[Phase1Result, Tensor | None]:
-    """Train `block` in place; raises Diverged if loss or weights are no longer finite.
+    """Train `block` in place. Raises Diverged if the loss or the weights are no longer finite.
 
     Args:
         embeddings: normed embeddings of the distinct tokens, `[num_distinct, hidden_size]`.
         tokens: int64 `[n]`, the stream as row numbers in `embeddings`.
-        generator: on the block's device; draws the first contexts and the noise.
-        loss: an objective that replaces OACD: a function, or a module on the block's device, whose weights
-            are also trained in place. See `objective` for its arguments.
-        next_tokens: the token after each of `tokens`, if the objective asks for their embeddings.
+        generator: draws the initial contexts and the noise; must be on the block's device.
+        loss: an objective that replaces OACD. It is a function, or a module on the block's device whose
+            weights are also trained in place. See `objective` for its arguments.
+        next_tokens: the token after each of `tokens`; needed only if `loss` asks for `next_embeddings`.
 
     Returns:
-        The outcome, and the contexts of the last iteration, float32 `[n + 1, context_dim]`, padded (see
-        `windows`). The contexts are None if nothing is trained.
+        The outcome, and the padded contexts (see `windows`) of the last iteration, float32
+        `[n + 1, context_dim]`. The contexts are None if nothing is trained.
     """
     loop, weights = loop or Loop(), [*block.parameters()]
     block.init_weights(embeddings, tokens, config)
@@ -154,7 +155,7 @@ def train_iteration(
     """
     optimizer.zero_grad()
     projected = block.project_inputs(embeddings)  # once per distinct token
-    inputs = projected.detach().requires_grad_(projected.requires_grad)  # accumulates all batches' gradients
+    inputs = projected.detach().requires_grad_(projected.requires_grad)  # accumulates the batches' gradients
     batches, read = tokens.split(config.batch_size), 0
     total_loss, converged = torch.zeros(2, device=tokens.device)
     before = contexts[:1].clone()  # the old context just before the batch
@@ -182,7 +183,7 @@ def train_iteration(
 
 def _check_finite(block: Block, iteration: int, loss: float, config: Phase1Config) -> None:
     names, weights = zip(*block.named_parameters(), strict=True)
-    finite = torch.stack([weight.isfinite().all() for weight in weights]).tolist()  # waits for a GPU once
+    finite = torch.stack([weight.isfinite().all() for weight in weights]).tolist()  # one wait for the GPU
     if (is_lost := not math.isfinite(loss)) or not all(finite):
         cause = f"the loss is {loss}" if is_lost else f"{names[finite.index(False)]} is not finite"
         raise Diverged(

@@ -1,4 +1,4 @@
-"""The optimisers of Phase 2: AdamW as published, or with the schedule and averages of recipe `tuned`."""
+"""The optimisers of Phase 2: AdamW as published, and AdamW with the schedule of recipe `tuned`."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from .config import Phase2Config
 
 WARMUP = 0.05  # share of the planned steps during which the learning rate rises from 0
-# Reference number of training tokens. Weight decay is scaled so that the decay per epoch stays the same.
+# Number of training tokens to which the setting `weight_decay` refers. For any other number, weight decay
+# is scaled so that the decay per epoch stays the same.
 DECAY_TOKENS = 50_000
 EMA_DECAY = 0.99  # decay of the moving average of the weights; the average is validated and kept
 
@@ -19,12 +20,12 @@ Weights = Mapping[str, nn.Parameter]  # trained parameters by name
 
 
 class Stepper:
-    """AdamW at a constant learning rate, as published.
+    """AdamW with a constant learning rate, as published.
 
     Attributes:
-        optimizer: the optimiser, whose state is saved when a run stops.
+        optimizer: the torch optimiser.
         averages: averaged weights by name, which are validated and kept instead of the trained weights. If
-            there are none, the trained weights are validated and kept.
+            the dict is empty, the trained weights are validated and kept.
     """
 
     def __init__(self, weights: Weights, config: Phase2Config, positions: int) -> None:
@@ -46,7 +47,7 @@ class Stepper:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Let the model compute with `averages`, if there are any, inside this context manager."""
+        """Replace the model's weights by `averages`, if not empty, inside this context manager."""
         trained = {name: self.weights[name].data for name in self.averages}
         for name, average in self.averages.items():
             self.weights[name].data = average
@@ -62,19 +63,19 @@ class ScheduledAdamW(Stepper):
 
     def __init__(self, weights: Weights, config: Phase2Config, positions: int) -> None:
         super().__init__(weights, config, positions)
-        # `update` is the share of new weights in `averages`.
+        # `update` is the share of the current weights in each update of `averages`.
         self.learning_rate, self.update = config.learning_rate, 0.0
         self.steps = config.max_epochs * -(-positions // config.batch_size)  # steps in all epochs
         self.averages = {name: weight.detach().clone() for name, weight in weights.items()}
 
     def groups(self, config: Phase2Config, positions: int) -> list[dict[str, Any]]:
-        """Return a group of matrices and a group of other weights. Only matrices have weight decay.
+        """Return two parameter groups: matrices, and all other weights, which have no weight decay.
 
         The decay per epoch is the same for a text of any length. Reference: Wang and Aitchison (2024), who
         find that regularisation depends on the decay per epoch.
         """
         matrices, others = list[nn.Parameter](), list[nn.Parameter]()
-        for name, weight in self.weights.items():  # a bias may also have two dimensions
+        for name, weight in self.weights.items():  # a bias may have two dimensions
             is_matrix = weight.ndim > 1 and "weight" in name.rpartition(".")[2]
             (matrices if is_matrix else others).append(weight)
         decay = config.weight_decay * DECAY_TOKENS / positions

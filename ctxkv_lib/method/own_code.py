@@ -1,4 +1,4 @@
-"""Save the files of a user's own parts with a model; this file is itself saved with every model."""
+"""Save the files of a user's own classes with a model; this file is itself saved with every model."""
 
 import inspect
 import re
@@ -11,7 +11,7 @@ def save_part(kind: type, modeling: Path) -> None:
     """Add the file of a user's own class to a saved model.
 
     The file may import installed packages and files that are saved with every model. Raises ValueError for
-    any other import, or if the class is not in a module.
+    any other import, or if the class is not defined in a module.
     """
     name, allowed = kind.__name__, "a class of a module, not of a notebook, script or function"
     is_found = getattr(inspect.getmodule(kind), name, None) is kind and kind.__module__ != "__main__"
@@ -22,7 +22,7 @@ def save_part(kind: type, modeling: Path) -> None:
     own = {__package__.partition(".")[0], *(path.stem for path in file.parent.glob("*.py"))}
     for needed in re.findall(r"(?m)^\s*(?:from|import)\s+([.\w]+)", code):
         top, saved = needed.partition(".")[0], modeling.parent / f"{needed[1:]}.py"
-        allowed = "an installed package but this one, or a file that is saved with every model"
+        allowed = "an installed package except ctxkv_lib, or a file that is saved with every model"
         require(top not in own if top else saved.exists(), f"an import of {file.name}", needed, allowed)
     (modeling.parent / file.name).write_text(code, "utf-8")
     line = f"from .{file.stem} import {name} as part  # noqa: E402\n\nPARTS[{name!r}] = part\n"

@@ -1,4 +1,4 @@
-"""Phase 2: next-token training of the layer on the caches."""
+"""Phase 2: train the layer on cached streams to predict the next token."""
 
 import math
 import time
@@ -21,15 +21,15 @@ from .optimizer import ScheduledAdamW, Stepper
 from .scoring import mean_scores, perplexity
 
 CHECKED_STEPS = 50  # steps between checks of the loss; each check makes the CPU wait for the GPU
-# Size of the shuffle pool in positions, and the number of blocks of consecutive positions per pool. A pool
-# limits random reads to 4 GiB of contexts for a stream of any length.
+# Positions per shuffle pool, and blocks of consecutive positions per pool. Shuffling within one pool at a
+# time limits random reads to 4 GiB of contexts for a stream of any length.
 POOL, POOL_BLOCKS = 2**22, 8
 STEPPERS: dict[str, type[Stepper]] = {"adamw": Stepper, "scheduled": ScheduledAdamW}
 
 
 @dataclass
 class Phase2State:
-    """The state that Phase 2 needs to continue after an epoch."""
+    """The state that Phase 2 needs in order to resume after an epoch."""
 
     weights: dict[str, nn.Parameter]  # trained parameters by name
     stepper: Stepper
@@ -94,17 +94,17 @@ def train_layer(
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """Return the seed of an epoch's order and dropout, within the range that torch accepts."""
+    """Return the random seed for an epoch's order and dropout, within the range that torch accepts."""
     return (seed * 1_000_003 + epoch) % 2**63
 
 
 def epoch_order(count: int, seed: int, epoch: int, chunk: int = 1) -> Tensor:
     """Draw the order in which an epoch visits `count` positions, int64 `[count]` on the CPU.
 
-    It is a permutation that depends on `seed` and `epoch` alone. A stream of more than `POOL` positions is
-    cut into blocks; the blocks are permuted and grouped into pools, and the positions are permuted within
-    each pool. With a `chunk` above 1, chunks of consecutive positions are permuted, and each epoch cuts the
-    stream at different places.
+    The order is a permutation that depends only on `seed` and `epoch`. A stream of more than `POOL` positions
+    is cut into blocks. The blocks are permuted and grouped into pools, and the positions are permuted within
+    each pool. If `chunk` is above 1, chunks of `chunk` consecutive positions are permuted instead, and each
+    epoch cuts the stream at different places.
     """
     generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
     positions = torch.arange(count)
@@ -132,20 +132,21 @@ def train_epoch(
 ) -> float:
     """Train on every position once, and return the mean loss in nats; see `train_layer` for the arguments.
 
-    Every `CHECKED_STEPS` steps within the epoch, `loop` gets the mean loss of these steps.
+    After every `CHECKED_STEPS` steps within the epoch, `loop.after_steps` gets the mean loss of these steps.
     """
     model.train()
-    torch.manual_seed(epoch_seed(seed, epoch))  # dropout
+    torch.manual_seed(epoch_seed(seed, epoch))  # for dropout
     size, steps = config.batch_size, -(-len(train) // config.batch_size)
     table = model.wte.weight.detach().to(DTYPES[precision])
-    sum_dtype = torch.float32 if model.device.type == "mps" else torch.float64  # it sums millions of steps
+    # An epoch may have millions of steps, so the loss is summed in float64, which mps does not support.
+    sum_dtype = torch.float32 if model.device.type == "mps" else torch.float64
     total, last_sum = torch.zeros((), dtype=sum_dtype, device=model.device), 0.0
     batches = model.batches(train, epoch_order(len(train), seed, epoch, model.window.chunk), size, loop.shard)
     for step, batch in enumerate(loop.track(batches, f"Epoch {epoch} of {config.max_epochs}", steps)):
         stepper.schedule((epoch - 1) * steps + step)
         count = min(size, len(train) - step * size)
         total += train_step(model, table, stepper, loop, batch, count, precision)
-        if (step + 1) % CHECKED_STEPS == 0 and step + 1 < steps:  # the epoch's own metric covers the end
+        if (step + 1) % CHECKED_STEPS == 0 and step + 1 < steps:  # not at the end
             loss_sum = total.item()
             if not math.isfinite(loss_sum):
                 raise _diverged(epoch, f"by step {step + 1} of {steps} the loss is {loss_sum}", config)
@@ -165,9 +166,9 @@ def train_step(
     count: int,
     precision: str = "fp32",
 ) -> Tensor:
-    """Take one step, and return the summed loss of all `count` positions of the batch, on the device.
+    """Take one step, and return the loss summed over the batch's `count` positions, on the device.
 
-    `table` is the token table in the dtype of `precision`. `batch` is this process's shard.
+    `table` is the token table in the dtype of `precision`. `batch` has only this process's rows.
     """
     shard = loop.shard(count)
     stepper.optimizer.zero_grad()
@@ -183,10 +184,10 @@ def train_step(
 def batch_gradients(
     model: ContextKV, table: Tensor, count: int, batch: Batch, precision: str = "fp32"
 ) -> Tensor:
-    """Add the gradients of a batch's summed loss divided by `count`; return the summed loss, on the device.
+    """Accumulate the gradients of the summed loss / `count`; return the summed loss, on the device.
 
-    With bf16, the layer (by autocast) and the output head (whose table is bf16) compute matrix products in
-    bf16. Sums are float32.
+    With bf16, matrix products are computed in bf16: in the layer by autocast, and in the output head because
+    `table` is bf16. Sums are float32.
     """
     with torch.autocast(model.device.type, torch.bfloat16, precision == "bf16", cache_enabled=False):
         hidden, _ = model.read(batch)
@@ -198,9 +199,9 @@ def batch_gradients(
 class ShardedDropout(TorchFunctionMode):
     """A mode in which `nn.Dropout` drops the same values in several processes as in a single process.
 
-    Each process computes the rows `shard` of a batch of `batch_size` rows. For a tensor with one row
-    per row of the shard, dropout draws the mask of the whole batch from the random state that all processes
-    share, and applies the shard's rows of the mask.
+    Each process computes the rows `shard` of a batch of `batch_size` rows. If a tensor has as many rows as
+    the shard, dropout draws a mask for the whole batch from the random state that all processes share. It
+    then applies only the shard's rows of the mask.
     """
 
     def __init__(self, batch_size: int, shard: slice) -> None:

@@ -1,7 +1,7 @@
-"""The published method in slow and obvious code, with which tests compare the package.
+"""The published method in slow but simple code. Tests compare the package with this module.
 
-It computes what the original computes, and imports nothing from the package. Sizes: n tokens, vocabulary V,
-`hidden_size` H, `context_dim` C, batch B, S slots. `p` is a dict of float32 tensors:
+The module imports nothing from the package. Letters for sizes: n tokens, vocabulary V, `hidden_size` H,
+`context_dim` C, batch B, S slots. `p` is a dict of float32 tensors:
 `context_block.linear.weight` [C, C+H], `attention.{q,k,v,out}.weight`, `feed_forward.{up,down}.weight`, a
 `.norm.weight` for each of these three parts, and all biases. `table` [V, H] is the raw token embedding, which
 is also the output head. Training updates the tensors in `p` in place, so pass clones. `ids` are input tokens,
@@ -24,7 +24,7 @@ def norm(p, name, x):
 
 
 def normed_embedding(table, ids):
-    """Return embedding rows after the untrained norm: (n,) -> (n, H)."""
+    """Return token embeddings after the untrained LayerNorm: (n,) -> (n, H)."""
     return F.layer_norm(table[ids], table.shape[-1:], eps=1e-5)
 
 
@@ -34,7 +34,7 @@ def context_block(p, c, x):
 
 
 def shifted(contexts):
-    """Shift contexts by one position, so that each row is the previous context, and row 0 is zero."""
+    """Shift contexts by one position: row i becomes the context of position i - 1, and row 0 is zero."""
     return torch.cat([torch.zeros_like(contexts[:1]), contexts[:-1]])
 
 
@@ -45,15 +45,15 @@ def dispersion_loss(x, centroid_weight):
 
 
 def trainable(p, prefixes):
-    """Return the tensors of `p` under `prefixes`, with gradients switched on."""
+    """Switch on gradients for the tensors of `p` whose names start with `prefixes`; return the tensors."""
     return [tensor.requires_grad_(True) for name, tensor in p.items() if name.startswith(prefixes)]
 
 
 def phase1_iteration(p, optimizer, x, contexts, generator, config):
     """Do one pass over the stream and one optimizer step.
 
-    `x` is (n, H), and `contexts` (n, C) come from the previous iteration. Returns the new contexts (n, C),
-    the mean loss, and the convergence rate.
+    `x` (n, H) are token embeddings. `contexts` (n, C) are those of the previous iteration. Returns the new
+    contexts (n, C), the mean loss, and the convergence rate.
     """
     previous = shifted(contexts)
     starts = range(0, len(x), config.batch_size)
@@ -77,7 +77,7 @@ def phase1_iteration(p, optimizer, x, contexts, generator, config):
 
 
 def phase1(p, table, train_ids, config, seed):
-    """Train the ContextBlock. Rates are in [0, 1]; `losses[0]` and `rates[0]` belong to iteration 2."""
+    """Train the ContextBlock. Rates are from 0 to 1; `losses[0]` and `rates[0]` belong to iteration 2."""
     generator = torch.Generator().manual_seed(seed)
     parameters = trainable(p, ("context_block.",))
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
@@ -130,7 +130,7 @@ def exact_contexts(p, table, ids):
 
 
 def effective_rank(contexts, max_rows, generator):
-    """Compute exp(entropy of the normalised singular values) / C, in (0, 1], of at most `max_rows` rows."""
+    """Compute exp(entropy of the normalised singular values) / C from at most `max_rows` random rows."""
     if len(contexts) > max_rows:
         contexts = contexts[torch.randperm(len(contexts), generator=generator)[:max_rows]]
     s = torch.linalg.svdvals(contexts)
@@ -139,7 +139,7 @@ def effective_rank(contexts, max_rows, generator):
 
 
 def gather_slots(contexts, positions, shape):
-    """Gather contexts[i - interval * k] for k < max_contexts, (B, S, C), and return which exist, (B, S)."""
+    """Return contexts[i - interval * k] for k < max_contexts, (B, S, C), and which of them exist, (B, S)."""
     index = positions[:, None] - shape.interval * torch.arange(shape.max_contexts, device=positions.device)
     exists = index >= 0
     return contexts[index.clamp(min=0)] * exists[..., None], exists
@@ -148,8 +148,8 @@ def gather_slots(contexts, positions, shape):
 def phase2_logits(p, table, ids, contexts, positions, shape, dropout=0.0):
     """Compute next-token logits (B, V) at `positions` (B,).
 
-    Slots before the start are masked if `kv_method` is "variable". If it is "fixed", attention treats them as
-    zero vectors.
+    If `kv_method` is "variable", slots before the start of the stream are masked. If `kv_method` is "fixed",
+    attention treats these slots as zero vectors.
     """
     x = normed_embedding(table, ids[positions])  # (B, H)
     slots, exists = gather_slots(contexts, positions, shape)
@@ -170,7 +170,7 @@ def phase2_logits(p, table, ids, contexts, positions, shape, dropout=0.0):
 
 @torch.no_grad()
 def evaluate(p, table, all_ids, contexts, batch_size, shape):
-    """Compute mean next-token loss and accuracy over every input position of `all_ids`."""
+    """Compute the mean next-token loss and the accuracy over all input positions of `all_ids`."""
     total_loss, correct, n = 0.0, 0, len(all_ids) - 1
     for positions in torch.arange(n).split(batch_size):
         logits = phase2_logits(p, table, all_ids, contexts, positions, shape)
@@ -181,9 +181,10 @@ def evaluate(p, table, all_ids, contexts, batch_size, shape):
 
 
 def phase2(p, table, train_ids, train_contexts, val_ids, val_contexts, shape, config, permutations):
-    """Train attention and feed-forward; `permutations(epoch)` is the order of positions in an epoch from 1.
+    """Train attention and feed-forward. `permutations(epoch)` returns the order of positions in an epoch.
 
-    Afterwards `p` holds the weights of the last epoch, not of the best. Dropout uses torch's global state.
+    Epochs count from 1. Afterwards, `p` contains the weights of the last epoch, not of the best epoch.
+    Dropout uses torch's global random state.
     """
     parameters = trainable(p, ("attention.", "feed_forward."))
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)

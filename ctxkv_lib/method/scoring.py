@@ -1,4 +1,4 @@
-"""Perplexity, accuracy and effective rank."""
+"""Compute perplexity, accuracy and effective rank."""
 
 import math
 
@@ -13,7 +13,7 @@ EVALUATION_ROWS = 1024  # positions per batch
 
 
 def perplexity(loss: float) -> float:
-    """Compute exp(loss), or infinity if a float cannot hold it."""
+    """Compute exp(loss), or return infinity if the result is too large for a float."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
@@ -21,7 +21,7 @@ def perplexity(loss: float) -> float:
 def token_scores(
     model: ContextKV, cache: Cache, positions: Tensor, loop: Loop | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Compute loss in nats and correctness of each prediction: float32 and bool `[n]`, without dropout."""
+    """Compute each prediction's loss in nats, float32 `[n]`, and correctness, bool `[n]`, without dropout."""
     loop, was_training = loop or Loop(), model.training
     model.eval()
     shard = loop.shard(len(positions))
@@ -33,21 +33,22 @@ def token_scores(
         done += len(batch)
     loop.all_reduce([scores])
     model.train(was_training)
-    losses, correct = scores.T.contiguous()  # the sum of a strided tensor is rounded differently
+    losses, correct = scores.T.contiguous()  # a strided tensor's sum rounds differently
     return losses, correct.bool()
 
 
 def mean_scores(model: ContextKV, cache: Cache, loop: Loop | None = None) -> tuple[float, float]:
-    """Compute mean loss in nats and accuracy over every position of a cached stream."""
+    """Compute the mean loss in nats and the accuracy over all positions of a cached stream."""
     losses, correct = token_scores(model, cache, torch.arange(len(cache)), loop)
     return losses.mean().item(), correct.float().mean().item()
 
 
 def effective_rank(contexts: Tensor, generator: torch.Generator, max_rows: int = 10_000) -> float:
-    """Compute exp(entropy of the normalised singular values) / context_dim (Roy & Vetterli, 2007).
+    """Compute the effective rank (Roy & Vetterli, 2007), divided by context_dim.
 
-    `contexts`, `[n, context_dim]`, are not centred. All-zero contexts have rank 0. With more than
-    `max_rows` rows, a random sample of `max_rows` is used, drawn by `generator` on the CPU.
+    The effective rank is exp(entropy of the normalised singular values). `contexts`, `[n, context_dim]`, are
+    not centred. All-zero contexts have rank 0. If there are more than `max_rows` rows, `generator`, which is
+    on the CPU, draws a random sample of `max_rows` rows.
     """
     if len(contexts) > max_rows:
         rows = torch.randperm(len(contexts), generator=generator)[:max_rows]

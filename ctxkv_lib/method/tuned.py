@@ -1,4 +1,4 @@
-"""The parts of recipe `tuned`: a block that encodes running means, and a layer with geometric slots.
+"""The parts of recipe `tuned`: a block that encodes running means, and a layer with unevenly spaced slots.
 
 Every saved model includes this file, so it imports only torch and files that are saved with it.
 """
@@ -16,14 +16,14 @@ from .copying import Copying
 from .fields import SHARE, WEIGHT, Allowed, at_least, check_settings, require, setting
 from .layer import ContextKVAttention, FeedForward, Layer
 
-MEANS, SHORTEST_MEAN = 3, 4.0  # number of running means, and length of the shortest in tokens
-MEAN_STD = 0.6  # standard deviation of the means' units, relative to the current token's units
-LINEAR = 6.0  # for z above this, GELU(z) equals z to within 1e-8
-STEADY = 100.0  # square of the constant unit, relative to the sum of squares of all other units
+MEANS, SHORTEST_MEAN = 3, 4.0  # number of running means, and length of the shortest mean in tokens
+MEAN_STD = 0.6  # standard deviation of units for means, relative to units for the current token
+LINEAR = 6.0  # bias that makes GELU nearly linear: for z > 6, GELU(z) equals z to within 1e-8
+STEADY = 100.0  # squared value of the constant unit, relative to the sum of squares of all other units
 
-LARGEST_NEAR_SLOT = 4.0  # heads initially prefer slots 1 to this number, spread evenly on a log scale
-SLOT_BIAS = 4.0  # if all scores are 0, one slot of 32 with this bias gets 64% of a head's attention
-BIASED_SLOTS = 32
+LARGEST_NEAR_SLOT = 4.0  # the heads initially prefer slots from 1 to 4, spread evenly on a log scale
+SLOT_BIAS = 4.0  # initial bias of a head's preferred slot; gives it 64% of the attention if all scores are 0
+BIASED_SLOTS = 32  # number of slots for which `SLOT_BIAS` is chosen
 
 
 class StructuredBlock(ContextBlock):
@@ -51,10 +51,10 @@ class StructuredBlock(ContextBlock):
     def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
         """Initialise the weights deterministically; takes the arguments of `Block.init_weights`.
 
-        Half of the units hold the current token's largest principal components, each divided by the square
-        root of its standard deviation. The other units hold the principal components of running means, all
+        Half of the units encode the current token's largest principal components, each divided by the square
+        root of its standard deviation. The other units encode the principal components of running means, all
         with equal variance. The lengths of the means run from `SHORTEST_MEAN` to `longest_mean` tokens,
-        spread evenly on a log scale. One unit is left for a constant.
+        spread evenly on a log scale. The last unit is constant.
         """
         mean, axes, deviations = principal_components(embeddings, tokens)
         averaged = self.context_dim // (2 * MEANS)  # units per mean
@@ -72,11 +72,11 @@ class StructuredBlock(ContextBlock):
     def init_linear_recurrence(self, mean: Tensor, carried: Tensor, weights: Tensor, variance: float) -> None:
         """Initialise the weights so that a step is almost linear: `c' = carried @ c + weights @ (x - mean)`.
 
-        GELU(z) is nearly z for large z, so all units get the same large bias, which the norm subtracts with
-        their mean. The last unit is constant and larger than all others together, so the norm always divides
-        by nearly the same number. The norm multiplies that unit by 0, so contexts are 0 there. `variance` is
-        the mean variance of a context. `carried` is `[context_dim - 1, context_dim - 1]`, and `weights` is
-        `[context_dim - 1, hidden_size]`.
+        GELU(z) is nearly z for large z, so all units get the same large bias; the norm subtracts this bias
+        as part of the mean. The last unit is constant and larger than all others together, so the norm always
+        divides by nearly the same number. The norm multiplies the last unit by 0, so the last component of a
+        context is 0. `variance` is the mean variance of a context's components. `carried` is
+        `[context_dim - 1, context_dim - 1]`, and `weights` is `[context_dim - 1, hidden_size]`.
         """
         size = self.context_dim
         steady = math.sqrt(STEADY * variance * size)
@@ -89,11 +89,11 @@ class StructuredBlock(ContextBlock):
 
 
 def principal_components(embeddings: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute mean, principal axes and standard deviations of a stream; see `init_weights` for arguments.
+    """Compute the mean, the principal axes and the standard deviations of a stream's token embeddings.
 
-    All are float32 on the CPU. The axes are rows of a `[hidden_size, hidden_size]` tensor, sorted by
-    decreasing variance, each with a positive largest component. Deviations are at least a
-    thousandth of the largest, and at least 1e-6, so that none is 0.
+    Takes the arguments of `Block.init_weights`. All results are float32 on the CPU. The axes are rows of a
+    `[hidden_size, hidden_size]` tensor, sorted by decreasing variance; the largest component of each axis is
+    positive. Standard deviations are at least a thousandth of the largest, and at least 1e-6, so none is 0.
     """
     shares = torch.bincount(tokens.cpu(), minlength=len(embeddings)).float() / len(tokens)
     rows = embeddings.float().cpu()
@@ -107,10 +107,10 @@ def principal_components(embeddings: Tensor, tokens: Tensor) -> tuple[Tensor, Te
 
 
 def geometric_offsets(config: ModelConfig) -> list[int]:
-    """Return the distances of `max_contexts` geometric slots in tokens, nearest first.
+    """Return how many tokens back each of `max_contexts` slots lies, nearest first.
 
-    They are 0, 1, and then grow by a constant factor (by at least 1 each time) up to the reach of uniform
-    slots.
+    The distances are 0, 1, and then grow by a constant factor (by at least 1 each time) up to
+    `interval * (max_contexts - 1)`, the reach of evenly spaced slots.
     """
     count, reach = config.max_contexts, config.interval * (config.max_contexts - 1)
     if count < 3:
@@ -121,8 +121,8 @@ def geometric_offsets(config: ModelConfig) -> list[int]:
 class BiasedAttention(ContextKVAttention):
     """Attention to contexts with a learned bias for each slot's score; keys have no bias.
 
-    Each head is initialised to prefer one of slots 1 to 4, and more heads prefer near slots than far slots.
-    The preferred slot starts with the same share of attention for any number of slots.
+    Each head is initialised to prefer one of the slots 1 to 4; more heads prefer near slots than far slots.
+    The initial share of attention for the preferred slot does not depend on the number of slots.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -138,24 +138,24 @@ class BiasedAttention(ContextKVAttention):
 
 
 class SlotLayer(Layer):
-    """Attention to geometric slots, and feed-forward, without a residual connection to the output head."""
+    """Attention and feed-forward, without a residual connection from the embeddings to the output head."""
 
     @dataclass(frozen=True)
     class Settings:
-        current_token_bias: float = setting(-5.0, "added to the current token's logit, as repeats are rare")
+        current_token_bias: float = setting(-5.0, "added to the current token's logit; tokens rarely repeat")
         input_dropout: float = setting(
             0.2, "dropout on the token embeddings that the layer reads", SHARE, "share"
         )
         layer_dropout: float = setting(
-            0.1, "dropout after attention, and in and after feed-forward", SHARE, "share"
+            0.1, "dropout after attention, and inside and after feed-forward", SHARE, "share"
         )
         copy_weight: float = setting(
             0.1,
-            "total probability, outside of training, of tokens that followed similar contexts",
+            "total probability of copied tokens, i.e. tokens that followed similar contexts; 0 in training",
             Allowed("0 or more, less than 1", lambda value: 0 <= value < 1),
         )
         copy_sharpness: float = setting(
-            8.0, "factor of the cosine similarity when contexts are compared for copying", WEIGHT
+            8.0, "how strongly copying prefers similar contexts (factor for the cosine similarity)", WEIGHT
         )
 
         def __post_init__(self) -> None:

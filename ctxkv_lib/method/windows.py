@@ -1,7 +1,7 @@
-"""Gather the inputs of a position from a cached stream: contexts in slots, or preceding tokens.
+"""Gather a layer's inputs at positions of a cached stream: contexts in slots, or preceding tokens.
 
-Contexts of a stream are padded with one zero row in front: `[num_tokens + 1, context_dim]`. Row `i + 1` is
-the context of position i, and row i is the context before it. Slots before the stream read row 0.
+Contexts of a stream are padded with one zero row in front: `[num_tokens + 1, context_dim]`. Row i + 1 is the
+context of position i. Slots before the start of the stream read row 0.
 """
 
 from collections.abc import Sequence
@@ -28,25 +28,25 @@ class ContextWindow:
         self._on_device: dict[torch.device, Tensor] = {}
 
     def slots(self, positions: Tensor) -> Tensor:
-        """For each of `positions`, int64 `[...]`, return the positions that it sees, nearest first.
+        """Return the position of every slot for each of `positions`, int64 `[...]`.
 
-        The result is int64 `[..., slots]`, and negative where a slot lies before the stream.
+        The result is int64 `[..., slots]`, nearest slot first, and negative for slots before the stream.
         """
         device = positions.device
-        offsets = self._on_device.get(device)  # cached, since each copy waits for the GPU
-        # If the model was built on the meta device, the tensor stored under a device may lie elsewhere.
+        offsets = self._on_device.get(device)  # cached to avoid GPU waits
+        # If the model was built on the meta device, the tensor cached for a device may be on another device.
         if offsets is None or offsets.device != device:
             offsets = torch.tensor(self.offsets, device=device)
-            if type(offsets) is Tensor:  # do not cache the fake tensors of `torch.export`
+            if type(offsets) is Tensor:  # not a fake tensor of `torch.export`
                 self._on_device[device] = offsets
         return positions[..., None] - offsets
 
     def rows(self, positions: Tensor) -> Tensor:
-        """Return `slots` as rows of padded contexts; row 0 where a slot lies before the stream."""
+        """Return the row of each slot in the padded contexts; slots before the stream get row 0."""
         return (self.slots(positions) + 1).clamp(min=0)
 
     def gather(self, cache: Cache, positions: Tensor, training: bool) -> Batch:
-        """Gather the inputs at `positions`, int64 `[n]` on any device; `training` has no effect."""
+        """Gather the layer's inputs at `positions`, int64 `[n]` on any device; `training` has no effect."""
         assert cache.contexts is not None
         rows = self.rows(positions)
         inputs = rows_of(cache.contexts, rows), rows > 0
@@ -60,7 +60,7 @@ class TokenWindow:
     Attributes:
         offsets: None, since there are no slots.
         chunk: how many consecutive positions an epoch visits together.
-        history: how many tokens before a position are read: a dict with keys True (in training) and
+        history: how many tokens before a position are read, as a dict with the keys True (in training) and
             False (in evaluation).
     """
 
@@ -71,7 +71,7 @@ class TokenWindow:
         self.chunk = chunk
 
     def gather(self, cache: Cache, positions: Tensor, training: bool) -> Batch:
-        """Gather one row of tokens, with its history, per run of consecutive `positions`; split long runs."""
+        """Gather one row of tokens, with history, per run of consecutive `positions`; split long runs."""
         breaks = (positions.diff() != 1).nonzero().flatten() + 1
         runs = positions.cpu().tensor_split(breaks.cpu())
         spans, rows = [], []  # span: the first requested column, and the column after the last

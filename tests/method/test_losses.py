@@ -94,5 +94,5 @@ def test_bf16_exponentials_are_as_precise_as_the_docstring_says():
 def test_second_derivatives_are_refused(any_device):
     hidden = torch.randn(3, 8, requires_grad=True)
     loss = frozen_head_cross_entropy(hidden, torch.randn(5, 8), torch.tensor([0, 4, 1]))[0].sum()
-    with pytest.raises(NotImplementedError, match="no second derivative; take cross_entropy of the logits"):
+    with pytest.raises(NotImplementedError, match="no second derivative; use cross_entropy on the logits"):
         torch.autograd.grad(loss, hidden, create_graph=True)

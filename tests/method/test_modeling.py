@@ -131,7 +131,7 @@ def test_a_cache_has_a_constant_size_and_its_rows_may_be_repeated_and_selected(s
     assert cache.contexts.shape[1] == model.model.window.offsets[-1] + 1
     assert cache.get_max_length() == cache.get_max_cache_shape() == -1
     assert not cache.is_croppable
-    with pytest.raises(NotImplementedError, match="cannot be unread"):
+    with pytest.raises(NotImplementedError, match="cannot be cropped"):
         cache.crop(1)
     assert torch.equal(model(ids, **{CACHE_NAME: DynamicCache()}).logits, model(ids).logits)
 
