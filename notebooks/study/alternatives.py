@@ -93,6 +93,7 @@ def train(
         lambda step: min(1, (step + 1) / (WARMUP * steps), 0.5 + math.cos(math.pi * step / steps) / 2),
     )
     best, kept, best_epoch = math.inf, {}, 0
+    trains_since = time.process_time()
     for epoch in range(1, settings["epochs"] + 1):
         trained.train()
         state = None
@@ -111,6 +112,7 @@ def train(
             break
     cell = {"variant": model, "samples": samples, "train_tokens": len(ids), "trained": size_of(body)}
     cell |= {"seed": seed, "best_epoch": best_epoch, "val_ppl": round(best, 3)}
+    cell["epoch_seconds"] = round((time.process_time() - trains_since) / epoch, 2)
     if is_tested:
         trained.load_state_dict(kept)
         losses = trained.token_losses(test.ids.int().long())

@@ -25,7 +25,6 @@ PAGES = ("docs/study.md", "README.md", "notebooks/study/README.md")
 TEN = (10, 50, 100, 200, 500, 1_000, 2_000)  # training conversations for rows with ten test conversations
 FIFTY = TEN[:5]  # training conversations for rows with fifty test conversations
 SIZES = {10: TEN, 50: FIFTY}
-EPOCHS, PATIENCE = {"exact": 40, "others": 8}, 3  # epoch limit; epochs without improvement that end a run
 DISTANCES = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)  # distances in part `evidence` in tokens
 
 
@@ -211,22 +210,15 @@ def alternatives() -> str:
     return table("test perplexity (50 test conversations)", (*sizes, "CPU minutes, each run"), lines)
 
 
-def epoch_seconds(variant: str) -> float:
-    """Return the shortest time per epoch with 50 conversations: a run's seconds divided by its epochs."""
-    cells = [cell for cell in tested(50).get((variant, 50), ()) if "seconds" in cell]
-    most = EPOCHS["exact" if variant.startswith("exact") else "others"]
-    return min((cell["seconds"] / min(most, cell["best_epoch"] + PATIENCE) for cell in cells), default=0.0)
-
-
 def memory() -> str:
     """Write what each model keeps per sequence, what a token costs, and the perplexity."""
-    lines = []
+    lines, seconds = [], read("epochs/epochs")["seconds"]
     for name, cost in costs().items():
         kept = [format_bytes(cost.kept_bytes(tokens)) for tokens in (640, 100_000)]
         products = f"{cost.multiplications / 1e6:.1f}" if cost.multiplications else "–"
-        time = epoch_seconds(name) / epoch_seconds("exact")
+        time = f"{seconds[name] / seconds['exact']:.1f}" if name in seconds else "–"
         ppls = [spread(ppls_of(tested(50), name, size)) for size in (50, 200)]
-        lines.append([label(name), *kept, products, f"{time:.1f}" if time else "–", *ppls])
+        lines.append([label(name), *kept, products, time, *ppls])
     columns = ("bytes after 640 tokens", "after 100,000", "million multiplications", "time of an epoch")
     return table("model", (*columns, "test perplexity with 50", "with 200"), lines)
 

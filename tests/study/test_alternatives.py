@@ -64,4 +64,5 @@ def test_a_model_is_trained_and_measured_by_conversation(monkeypatch):
     cell = alternatives.train("LSTM, random embeddings", 2, 1, settings, "ci")
     assert cell["best_epoch"] == 1
     assert 1 < cell["val_ppl"] < 50_257
+    assert cell["epoch_seconds"] > 0
     assert len(cell["test_conversations"]) == 2
