@@ -1,1 +1,1 @@
-"""Settings, run folders, stages, provenance, the published numbers, and ways to use trained runs."""
+"""Define, compute, store, open and list the runs of experiments, and generate text with a trained model."""
