@@ -45,7 +45,7 @@ def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool
     if model.layer.reads != config.reads:
         raise UserError(
             f"{config.plugins['layer'].name} makes a layer that reads {model.layer.reads}; give its class, "
-            f"with the class attribute reads = {model.layer.reads!r}."
+            f"with reads = {model.layer.reads!r} as an attribute of the class."
         )
     return model
 

@@ -86,4 +86,4 @@ def _refuse_other_model(model: ContextKVForCausalLM, folder: Path) -> None:
     ids = torch.arange(TRIED_TOKENS, device=model.device)[None]
 
     if not torch.allclose(model(ids).logits, saved.to(model.device)(ids).logits, rtol=1e-2, atol=1e-2):
-        raise ValueError("loaded from its files, it computes different logits than the trained model.")
+        raise ValueError("loaded from its files, it computes something else than the class that was trained.")
