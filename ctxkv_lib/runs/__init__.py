@@ -1,1 +1,1 @@
-"""Define, compute, store, open and list the runs of experiments, and generate text with a trained model."""
+"""Define, run, store, open and list experiments, and generate text with a trained model."""

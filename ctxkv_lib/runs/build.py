@@ -31,8 +31,8 @@ def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool
     """Build the untrained model of an experiment. Its weights depend only on the seed and the shapes.
 
     Raises:
-        UserError: A plug-in does not make a torch.nn.Module, or its layer reads something other than the
-            plug-in declares.
+        UserError: A plug-in does not make a torch.nn.Module, or a layer's `reads` is not what its plug-in
+            declares.
     """
     torch.manual_seed(config.runtime.seed)
     parts: dict[str, Any] = {}
@@ -51,7 +51,7 @@ def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool
 
 
 def frozen_model(config: ExperimentConfig, table: Tensor, log_unigram: Tensor | None) -> ContextKV:
-    """Build the untrained model, and load its token table `[vocab_size, hidden_size]` and log-frequencies."""
+    """Build the model and load the table `[vocab_size, hidden_size]` and log-frequencies `[vocab_size]`."""
     model = untrained_model(config, len(table), log_unigram is not None)
     model.load_table(table, log_unigram)
     return model
@@ -87,7 +87,7 @@ def unallocated_model(config: ExperimentConfig) -> ContextKV:
 
 
 class _NoDraws(TorchFunctionMode):
-    """A mode without random init of weights. On the meta device, init would import torch's compiler (3 s)."""
+    """A torch mode that skips random init, which would import torch's compiler (3 s) on the meta device."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         arguments = kwargs or {}
@@ -97,7 +97,7 @@ class _NoDraws(TorchFunctionMode):
 
 
 def load_block(model: ContextKV, path: Path) -> None:
-    """Load the trained ContextBlock of a run folder. If the model's layer reads tokens, it has no block."""
+    """Load the trained ContextBlock from a run folder. Do nothing if the model's layer reads tokens."""
     if model.layer.reads == "contexts":
         model.context_block.load_state_dict(read_tensors(path / "checkpoint" / "context_block.safetensors"))
 
@@ -138,7 +138,7 @@ def load_caches(folder: Path) -> dict[str, Cache]:
 
 
 def place_caches(caches: dict[str, Cache], device: torch.device) -> tuple[dict[str, Cache], str]:
-    """Move caches to the GPU if they fit, smallest first. Return them, and a text that says where each is."""
+    """Move the caches that fit to the GPU, smallest first. Return all caches and a text on where they are."""
     placed, words = dict[str, Cache](), []
     for split, cache in sorted(caches.items(), key=lambda item: item[1].nbytes):
         placed[split], place = cache, "mapped from its files"

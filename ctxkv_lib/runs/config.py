@@ -21,8 +21,8 @@ from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.fields import Allowed, at_least, check_settings, require, setting
 from ..plugins.hooks import HOOKS, OF_PHASE_1, READS, TUNED, PlugIn, settings_of
 
-# LARGEST limits the integers in two groups of settings, and LARGEST_COUNT those in all other groups, so that
-# products of sizes and counts stay below 2^63.
+# The largest allowed integer in a setting: LARGEST for two groups, and LARGEST_COUNT for all other groups.
+# These limits keep products of sizes and counts below 2^63.
 LARGEST = {"model": 2**20, "runtime": 2**63 - 1}
 LARGEST_COUNT = 2**31 - 1
 
@@ -122,8 +122,8 @@ class ExperimentConfig:
     def replace(self, settings: Mapping[str, Any]) -> "ExperimentConfig":
         """Return a copy of this configuration with the given settings.
 
-        If `settings` gives `data.path` for the first time, all split sizes that it does not give become None.
-        They are chosen when the data is read (`presets.with_fitting_sizes`).
+        If `settings` gives `data.path` for the first time, split sizes that are not in `settings` become
+        None. They are chosen when the data is read (`presets.with_fitting_sizes`).
 
         Args:
             settings: three kinds of entries. `{"group.field": value}` changes a setting; a string is parsed
@@ -191,7 +191,7 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
 
 
 def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
-    """Return, for each experiment, the settings that are not the same in all, e.g. `{"data.samples": 500}`.
+    """Return the settings that differ between experiments, e.g. `{"data.samples": 500}` for one experiment.
 
     The digest of a plug-in's code is left out, since it means nothing to a reader.
     """

@@ -13,7 +13,7 @@ from ..progress import log
 from .folder import RunFolder
 
 NEW_SETTINGS = hasattr(torch.backends.cudnn, "conv")  # torch 2.9 added `fp32_precision`
-BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # in /proc/cpuinfo (x86, Arm)
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # /proc/cpuinfo flags (x86, Arm)
 
 
 def choose_device(name: str) -> torch.device:
@@ -39,9 +39,9 @@ def precision_of_run(folder: RunFolder, name: str, device: torch.device) -> str:
     precision if `name`, the setting `runtime.precision`, is `auto`. If the recorded precision is bf16 and the
     device does not support bf16 in hardware, a message is printed.
 
-    `Inputs.precision` stores the result. It is the dtype of the cached training contexts
+    The result is stored in `Inputs.precision`. The precision is the dtype of the cached training contexts
     (`stages._write_caches`) and of all matrix products in Phase 2's training (`phase2.batch_gradients`).
-    Everything else is computed in fp32. The records of the stages `contexts` and `phase2` name the precision.
+    Everything else is fp32. The records of the stages `contexts` and `phase2` contain the precision.
     """
     chosen = choose_precision(name, device)
     recorded = (record.made_from.get("precision") for record in folder.records.values())
@@ -69,7 +69,7 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def _cpu_flags() -> set[str]:
-    """Return all words in Linux's description of the processor, or an empty set on other systems."""
+    """Return the words of /proc/cpuinfo, which include the CPU's flags, or an empty set outside Linux."""
     with suppress(OSError):
         return set(Path("/proc/cpuinfo").read_text().split())
     return set()
@@ -79,7 +79,7 @@ def _cpu_flags() -> set[str]:
 def torch_state(threads: str = "auto") -> Iterator[None]:
     """Use `threads` CPU threads and no TF32 in a `with` block. The original does not use TF32 either.
 
-    After the block, torch's earlier settings and random generators (CPU and GPUs) are restored.
+    After the block, these settings and the states of torch's random generators (CPU and GPUs) are restored.
     """
     cudnn: Any = torch.backends.cudnn
     mkldnn: Any = torch.backends.mkldnn
@@ -106,8 +106,8 @@ def torch_state(threads: str = "auto") -> Iterator[None]:
 def _set_threads(threads: str) -> None:
     """Set the number of torch's threads. In a forked process, always use one thread.
 
-    Launchers in notebooks fork processes. A forked process has no OpenMP threads, but OpenMP would wait for
-    them forever.
+    Notebook launchers start processes by forking. A forked process has no OpenMP threads, but OpenMP would
+    wait for them forever.
     """
     if isinstance(current_process(), getattr(context, "ForkProcess", ())):  # Windows has no forks
         torch.set_num_threads(1)

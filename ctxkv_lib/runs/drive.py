@@ -31,7 +31,7 @@ SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") e
 
 @contextmanager
 def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> Iterator[Listener]:
-    """Restore run folders from Google Drive before the block, and save copies there while it runs.
+    """Restore run folders from Google Drive before a `with` block, and save copies there while it runs.
 
         with kept_on_drive(folder, listener=live) as listener:
             run(config, folder, listener)
@@ -49,7 +49,7 @@ def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> 
         return
     copies = {}
     for folder in map(expanded, folders):
-        # The digest of the whole path gives folders with the same name different copies.
+        # The name of a copy has a digest of the whole path, since several folders may have the same name.
         copies[folder] = expanded(drive) / f"{folder.name}-{digest(str(folder.absolute()))[:6]}"
     for folder, copy in copies.items():
         if copy.is_dir() and not folder.exists():

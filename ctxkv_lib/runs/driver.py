@@ -15,7 +15,7 @@ snapshots. It follows these rules:
   different code, texts or precision is refused unless `again` is set, since training can take hours. After
   Phase 2, the saved model is the only stage that is recomputed without `again` (`Stage.is_replaceable`).
 - `_clear`: before a stage is computed from different inputs, all files and records that depend on its old
-  version are deleted. Even after a kill, results never lie next to contexts from a different text.
+  version are deleted. Even after a kill, a folder never has results and contexts from different texts.
 """
 
 import os
@@ -39,7 +39,7 @@ from .folder import RunFolder
 from .links import link_equal_files
 from .records import OUTPUT_OF, Record, Table, as_json, describe_differences, differences, is_setting
 
-TRAINED = "phase2"  # is replaced only with `again`
+TRAINED = "phase2"  # stage replaced only with `again`
 
 
 class Work:
@@ -47,7 +47,7 @@ class Work:
 
     Attributes:
         made_from: table of what the stage is made from.
-        state: the file from which an interrupted training run continues, or None if the stage saves none.
+        state: the file from which interrupted training continues, or None if the stage saves no state.
         metrics: all metrics so far, including restored ones.
         memory: all memory snapshots so far.
     """
@@ -164,7 +164,7 @@ def _refuse_to_replace(folder: RunFolder, reason: str) -> None:
 
 
 def is_finished(folder: RunFolder, stages: Sequence[Stage]) -> bool:
-    """Return whether every stage has a matching record, and all its files exist and have the right size.
+    """Return whether every stage has a record that matches its table, and files of the right size.
 
     Only the files of the stage `results` are read. Other files are checked when they are used.
     """
@@ -186,7 +186,7 @@ def run_stages(
 
     Args:
         listener: called with every metric in order. The metrics of reused stages have `"replayed": True`.
-        again: whether to retrain Phase 2 if the recomputed contexts differ from those it was trained on.
+        again: whether to retrain Phase 2 if its contexts were recomputed and differ from the old contexts.
     """
     for stage in stages:
         if stage.is_left_out:
@@ -211,7 +211,7 @@ def replay(record: Record, listener: Listener) -> None:
 def _reusable(
     folder: RunFolder, stage: Stage, stages: Sequence[Stage], again: bool
 ) -> tuple[Table, Record | None]:
-    """Return a stage's table, and its record if it can be reused or linked. Otherwise the record is None."""
+    """Return a stage's table and record. The record is None unless the stage can be reused or linked."""
     made_from, record = stage.table(folder), folder.records.get(stage.name)
     pairs = differences(record.made_from, made_from) if record else {}
     damage = record.damage(folder.path) if record else folder.unreadable(stage.name)

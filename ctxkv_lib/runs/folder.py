@@ -19,8 +19,8 @@ A run folder has these files:
   `files.replacing`, and `.lock` is written by this module.
 
 A stage's files are written first and its record last, so the record is valid even after a kill. Every file is
-written under a temporary name and then renamed. If runs in the same parent folder have equal tensor files,
-these are hard links to one file (`links`). Replacing one link leaves the files of the other runs unchanged.
+written under a temporary name and then renamed. Equal tensor files of runs in the same parent folder are hard
+links to one file (`links`). Replacing the file of one run leaves the files of the other runs unchanged.
 """
 
 import json
@@ -49,7 +49,7 @@ RUNS_BELOW = f"[!.]*/{RECORDS}/{SETTINGS}.json"
 
 @dataclass
 class RunFolder:
-    """A run on disk: the path of its folder, and those of its records that are readable, by stage name."""
+    """A run on disk: the path of its folder, and all its readable records by stage name."""
 
     path: Path
     records: dict[str, Record] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class RunFolder:
             raise UserError(_other_version(self.path)) from None
 
     def sibling_records(self, stage: str) -> Iterator[tuple[Path, Record]]:
-        """For each other run in the same parent folder that recorded `stage`, yield its path and record."""
+        """For each other run in the same parent folder with a record of `stage`, yield path and record."""
         for file in sorted(self.path.parent.glob(f"[!.]*/{RECORDS}/{stage}.json")):
             if file.parents[1] != self.path and (record := Record.read(file)):
                 yield file.parents[1], record
@@ -99,7 +99,7 @@ class RunFolder:
         )
 
     def unreadable(self, stage: str = "[!.]*") -> str:
-        """Describe the first damaged record of `stage` (default: of any stage). Return "" if none is."""
+        """Describe the first damaged record (only of `stage`, if given). Return "" if none is damaged."""
         files = sorted((self.path / RECORDS).glob(f"{stage}.json"))
         return next((f"{file} is damaged" for file in files if file.stem not in self.records), "")
 

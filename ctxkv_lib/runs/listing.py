@@ -26,17 +26,17 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
             it is damaged; interrupted runs come last. The default is the folder `$CTXKV_RUNS`, or `runs`.
 
     Returns:
-        a table with the path as index. Its columns are `state` (finished, interrupted or damaged), the
+        a table with each run's path as index. Its columns are `state` (finished, interrupted or damaged), the
         settings that are not the same in all runs, `train_tokens`, `val_ppl`, `test_ppl`, `val_acc`,
         `train_ppl`, `best_epoch`, `epochs`, `seconds` (training time of both phases), `phase1_parameters` and
         `parameters` (numbers of parameters that Phase 1 and Phase 2 train), `NAME.val_ppl` and
         `NAME.test_ppl` for each n-gram baseline that was measured, `mib` (size on disk), and `note` (what to
         do if the run is damaged). A run is damaged if a file is missing or has the wrong size. The results of
         an interrupted run come from its best epoch so far. Unknown values are NaN. If several runs share a
-        file through hard links, only the first of these runs counts its size.
+        file through hard links, the size of the file counts only for the first of these runs.
 
     Raises:
-        UserError: `runs` is a path, but not of a folder.
+        UserError: The folder `runs` does not exist.
     """
     if runs is None or isinstance(runs, Path | str):
         paths = _run_folders(runs_root() if runs is None else expanded(runs))

@@ -47,9 +47,10 @@ def comparison_folder(configs: Sequence[ExperimentConfig], root: Path | str | No
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """Name each run after its own parts and the settings that differ. Long names become folder names.
+    """Name each run after the user's own parts and the settings that differ between the runs.
 
-    If a setting differs only because the runs have different presets or recipes, it is left out.
+    If these names are too long or not unique, runs are named after their folders. Settings that differ only
+    because the presets or recipes differ are left out.
     """
     configs = [run.config for run in runs]
     chosen = {"preset", "recipe", "data.samples"}.union(*map(changed_settings, configs))
@@ -75,8 +76,8 @@ def run_names(runs: Sequence[Run]) -> list[str]:
 def variant_names(runs: Sequence[Run], bases: Sequence[Run]) -> list[str]:
     """Name each run by its differences from its base run.
 
-    If the base runs have different numbers of conversations, each name says this number. If several runs get
-    the same name, each of these names also has the run's folder in brackets.
+    If the base runs have different numbers of conversations, each name includes the number for its run. If
+    several runs get the same name, the name of the folder is added in brackets.
     """
     names = []
     sizes = {base.config.data.samples for base in bases}

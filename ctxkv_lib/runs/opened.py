@@ -33,7 +33,7 @@ from .summary import Run, finished_run
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-READ_AT_ONCE = ("checkpoint", TABLE_SHARD)  # read when a run opens
+READ_AT_ONCE = ("checkpoint", TABLE_SHARD)  # read when opening a run
 SPLITS = ("train", "val", "test")  # the streams of a run
 EXACT = Phase1Config(context_method="exact")  # for contexts of new text
 
@@ -227,7 +227,7 @@ def _token_table(run: Run) -> Tensor:
 
 
 def refuse_other_texts(run: Run, split: Split, fingerprint: str | None) -> None:
-    """Raise UserError if a split's conversations do not have the given fingerprint. None accepts any text."""
+    """Raise UserError if `fingerprint` is given and a split's conversations have a different fingerprint."""
     data = run.config.data
     if fingerprint not in (None, load_conversations(data, split).fingerprint):
         raise UserError(

@@ -135,7 +135,8 @@ def with_fitting_sizes(config: ExperimentConfig) -> ExperimentConfig:
     if not sizes:
         return config
     config = config.replace({f"data.{name}": value for name, value in sizes.items()})
-    if sizes != {"corpus": "own"}:  # only `corpus` needs no message
+    # If all sizes were given and only `corpus` was chosen, print no message.
+    if sizes != {"corpus": "own"}:
         log(describe_split(config.data))
     return config
 
@@ -174,7 +175,7 @@ def compared_samples(config: ExperimentConfig) -> tuple[int, int]:
 def changed_settings(config: ExperimentConfig) -> dict[str, Any]:
     """Return the settings that differ from the preset and the recipe, except the number of samples.
 
-    For a plug-in that the recipe does not use, all settings are returned.
+    For a plug-in that the recipe does not use, all its settings are returned.
     """
     usual, settings = _usual(config.preset, config.recipe).flat(), config.flat()
     usual["data.samples"] = config.data.samples

@@ -1,9 +1,9 @@
 """The results of the original's two runs, read from `published.json`.
 
 The results come from the report *Context-KV Attention, 500 samples* of 2025-12-03 and the public research
-repository `rato-tokyo/new-llm` on GitHub. Values that were not published are null or an empty list; e.g. the
-last epoch's perplexity with 500 samples. Perplexities are per GPT-2 token, accuracies and other shares range
-from 0 to 1, and times are in seconds on an NVIDIA L4.
+repository `rato-tokyo/new-llm` on GitHub. Values that were not published, such as those of the last epoch
+with 500 samples, are null or an empty list. Perplexities are per GPT-2 token, accuracies and other shares
+range from 0 to 1, and times are in seconds on an NVIDIA L4.
 """
 
 import json

@@ -26,7 +26,7 @@ MOST_DESCRIBED = 3  # maximum number of differences per message
 
 @dataclass(frozen=True)
 class Record:
-    """A finished stage.
+    """The record of a finished stage.
 
     Attributes:
         made_from: table of what the stage was made from.
@@ -92,7 +92,7 @@ def as_json(table: Mapping[str, Any]) -> Table:
 
 
 def differences(before: Table, now: Table, names: Sequence[str] | None = None) -> Table:
-    """Return `{name: (before, now)}` for each name whose values differ. By default all names are compared."""
+    """Return `{name: (before, now)}` for all names whose values differ. By default, compare all names."""
     considered = {**before, **now} if names is None else names
     pairs = {name: (before.get(name), now.get(name)) for name in considered if name != LOCATION}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

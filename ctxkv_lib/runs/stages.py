@@ -140,7 +140,7 @@ def compute_contexts(inputs: Inputs, work: Work) -> dict[str, Any]:
 def _train_block(
     inputs: Inputs, work: Work, generator: torch.Generator
 ) -> tuple[Phase1Result, Tensor | None, int]:
-    """Run Phase 1.
+    """Train the ContextBlock (Phase 1).
 
     Returns:
         the result; the contexts of the last iteration, from which parallel passes start; and the number of
@@ -174,9 +174,9 @@ def _train_block(
 def phase1_ids(inputs: Inputs, ahead: int = 0) -> Tensor:
     """Return the tokens that Phase 1 trains on.
 
-    The result, int `[n]`, has all tokens of the training stream except the last. If the method is not
-    `passes` and these are more than `phase1.max_tokens` tokens, the result has only evenly spaced chunks of
-    the stream. With `ahead=1`, return the token that follows each of these tokens in the stream.
+    The result, int `[n]`, has all tokens of the training stream except the last. If there are more than
+    `phase1.max_tokens` and the method is not `passes`, the result has only evenly spaced chunks of the
+    stream. With `ahead=1`, return the token that follows each of these tokens in the stream.
     """
     stream, config = inputs.ids["train"], inputs.config.phase1
     ids = stream[ahead : len(stream) - 1 + ahead]
@@ -213,7 +213,7 @@ def _write_caches(
 
 
 def read_stream(model: ContextKV, config: Phase1Config, ids: Tensor, seed: int = 0) -> Cache:
-    """Compute the cache of a stream in memory. Its contexts are computed like those for validation.
+    """Compute the cache of a stream in memory, in the same way as the cache of the validation stream.
 
     Args:
         ids: the tokens, integers `[n + 1]`.
@@ -234,7 +234,7 @@ def _stream_contexts(
     generator: torch.Generator,
     last: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the contexts of a stream in parts, `[n + 1, context_dim]` in total; row 0 precedes all tokens."""
+    """Yield the contexts of a stream in parts, `[n + 1, context_dim]` in total. Row 0 precedes all tokens."""
     block = model.context_block
     embeddings, tokens = distinct_rows(model, ids[:-1])
     projected = block.project_inputs(embeddings)
@@ -279,7 +279,7 @@ def _sizes_mib(caches: dict[str, Cache]) -> dict[str, float]:
 
 
 def load_streams(inputs: Inputs, path: Path) -> tuple[dict[str, Cache], str]:
-    """Load the ContextBlock and the caches for Phase 2. Return the caches and a text on their location."""
+    """Load the ContextBlock and the caches for Phase 2. Return the caches, and a text on where they are."""
     load_block(inputs.model, path)
     caches, placement = place_caches(load_caches(path / "caches"), inputs.device)
     print_on_terminal(f"Caches: {placement}")
@@ -338,7 +338,7 @@ def score_test(inputs: Inputs, work: Work) -> dict[str, Any]:
 
     Returns:
         `ppl`; `acc`; `tokens`; `conversations`, a list with the number of predicted tokens and the mean loss
-        in nats for each conversation; and `fingerprint`. If the split has no token to predict, it is empty.
+        in nats for each conversation; and `fingerprint`. If there is no token to predict, the dict is empty.
     """
     texts, model, config = inputs.texts["test"], inputs.model, inputs.config
     if not len(texts) or len((stream := validation_stream(texts, inputs.tokenizer)).ids) < 2:

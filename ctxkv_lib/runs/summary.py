@@ -25,7 +25,8 @@ class Run:
     path: Path
     config: ExperimentConfig
     summary: dict[str, Any]  # content of summary.json
-    metrics: list[Metric]  # metrics of both phases
+    # Metrics of both phases: the lines of metrics.jsonl, with the memory use of each epoch.
+    metrics: list[Metric]
 
     def __repr__(self) -> str:
         phase2 = self.summary.get("phase2")
@@ -102,7 +103,7 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
 
 
 def context_window(model: ModelConfig, train_tokens: int | None) -> dict[str, int | None]:
-    """Describe the context window. `theoretical_max` is the number of contexts without `max_contexts`."""
+    """Describe the context window. Without a limit, it would have up to `theoretical_max` contexts."""
     return {
         "interval": model.interval,
         "max_contexts": model.max_contexts,
@@ -112,7 +113,7 @@ def context_window(model: ModelConfig, train_tokens: int | None) -> dict[str, in
 
 
 def dense_fp32_mib(train_tokens: int, val_tokens: int, model: ModelConfig) -> dict[str, float]:
-    """Compute the cache sizes (MiB) in the original's layout, with a context and an embedding per token."""
+    """Compute cache sizes in MiB for the original's layout: an fp32 context and embedding per input token."""
     sizes = {
         f"{split}_{kind}": (tokens - 1) * width * FP32_BYTES
         for split, tokens in (("train", train_tokens), ("val", val_tokens))
