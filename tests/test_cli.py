@@ -65,7 +65,7 @@ def test_info_counts_the_tokens_of_your_own_conversations(printed_by, tmp_path):
         ("info --train-tokens -5", "--train-tokens is -5; allowed: 1 or more."),
         ("run --preset ci --data missing.jsonl", "missing.jsonl"),
         ("report two\nlines", r"two\nlines holds no run"),
-        ("generate nowhere --prompt a", "nowhere holds no run; `ctxkv list` shows where runs are"),
+        ("generate nowhere --prompt a", "nowhere holds no run; find runs with `ctxkv list`"),
         ("list", "runs is not a folder; name the folder that holds your run folders."),
         ("info --preset ofline", "Did you mean offline?"),
         ("info --set phse2.patience=3", "Did you mean phase2.patience?"),

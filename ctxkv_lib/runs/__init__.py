@@ -1,1 +1,1 @@
-"""Settings, run folders, stages, provenance, the published numbers, and ways to use trained runs."""
+"""Define, run, store, open and list experiments, and generate text with a trained model."""

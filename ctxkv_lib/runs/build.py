@@ -23,15 +23,16 @@ from ..plugins.hooks import HOOKS
 from .config import ExperimentConfig
 
 WEIGHTS = "checkpoint/weights.safetensors"  # path in a run folder
-HEADROOM_BYTES = GIB  # GPU memory that caches must leave free for training
+HEADROOM_BYTES = GIB  # GPU memory left for training
 
 
 @torch.random.fork_rng(devices=[])
 def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool) -> ContextKV:
-    """Build the model of an experiment. Its weights depend only on the seed and the shapes.
+    """Build the untrained model of an experiment. Its weights depend only on the seed and the shapes.
 
     Raises:
-        UserError: A plug-in makes no module, or a layer does not read what its plug-in declares.
+        UserError: A plug-in does not make a torch.nn.Module, or a layer's `reads` is not what its plug-in
+            declares.
     """
     torch.manual_seed(config.runtime.seed)
     parts: dict[str, Any] = {}
@@ -50,16 +51,16 @@ def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool
 
 
 def frozen_model(config: ExperimentConfig, table: Tensor, log_unigram: Tensor | None) -> ContextKV:
-    """Build the model with its token table `[vocab_size, hidden_size]` and log-frequencies `[vocab_size]`."""
+    """Build the model and load the table `[vocab_size, hidden_size]` and log-frequencies `[vocab_size]`."""
     model = untrained_model(config, len(table), log_unigram is not None)
     model.load_table(table, log_unigram)
     return model
 
 
 def log_frequencies(data: DataConfig, corpus: Conversations | None) -> Tensor | None:
-    """Compute the log-frequencies of tokens, float32 `[vocab_size]`, which are added to the logits.
+    """Compute the log-frequencies of all tokens, float32 `[vocab_size]`. The model adds them to its logits.
 
-    Returns None if nothing is added.
+    Return None if `data.unigram` is "none" or `corpus` is None.
     """
     if data.unigram == "none" or corpus is None:
         return None
@@ -67,7 +68,7 @@ def log_frequencies(data: DataConfig, corpus: Conversations | None) -> Tensor | 
 
 
 def parameter_counts(model: ContextKV) -> dict[str, int]:
-    """Count all parameters of a model, and the parameters that each phase trains."""
+    """Return the number of all parameters of a model, and the number of parameters that each phase trains."""
     parts: dict[str, nn.Module | None] = {
         "total": model,
         "trainable_phase1": model.context_block,
@@ -80,13 +81,13 @@ def parameter_counts(model: ContextKV) -> dict[str, int]:
 
 
 def unallocated_model(config: ExperimentConfig) -> ContextKV:
-    """Build the model of an experiment on the meta device: it has shapes but takes no memory."""
+    """Build the model on the meta device, where its tensors have shapes but take no memory."""
     with torch.device("meta"), _NoDraws():
         return untrained_model(config, GPT2_VOCAB_SIZE, config.data.unigram == "corpus")
 
 
 class _NoDraws(TorchFunctionMode):
-    """Skips the random init of weights, which on the meta device would import torch's compiler (3 s)."""
+    """A torch mode that skips random init, which would import torch's compiler (3 s) on the meta device."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         arguments = kwargs or {}
@@ -96,13 +97,13 @@ class _NoDraws(TorchFunctionMode):
 
 
 def load_block(model: ContextKV, path: Path) -> None:
-    """Load the ContextBlock that Phase 1 wrote, unless the layer reads tokens."""
+    """Load the trained ContextBlock from a run folder. Do nothing if the model's layer reads tokens."""
     if model.layer.reads == "contexts":
         model.context_block.load_state_dict(read_tensors(path / "checkpoint" / "context_block.safetensors"))
 
 
 def save_weights(model: ContextKV, path: Path) -> None:
-    """Write all weights and buffers except the token table, under the names that the saved model uses."""
+    """Write all weights and buffers except the token table, with the same names as in the saved model."""
     tensors = dict[str, Tensor]([*model.named_buffers(), *model.named_parameters()])
     del tensors["wte.weight"]
     shard = {f"model.{name}": tensor for name, tensor in tensors.items()}
@@ -110,12 +111,12 @@ def save_weights(model: ContextKV, path: Path) -> None:
 
 
 def saved_weights(path: Path) -> dict[str, Tensor]:
-    """Memory-map all weights and buffers of a trained run except the token table."""
+    """Memory-map all weights and buffers of a run's trained model, except the token table."""
     return {name.removeprefix("model."): tensor for name, tensor in read_tensors(path / WEIGHTS).items()}
 
 
 def load_weights(model: ContextKV, path: Path) -> None:
-    """Load the weights that both phases trained."""
+    """Load all trained weights of a run folder into `model`, and switch it to evaluation mode."""
     model.load_state_dict(saved_weights(path), strict=False)
     model.eval()
 
@@ -124,24 +125,25 @@ def load_caches(folder: Path) -> dict[str, Cache]:
     """Memory-map the caches of both streams, "train" and "val", on the CPU.
 
     Raises:
-        DamagedFile: A file has changed.
+        DamagedFile: A file is damaged.
     """
     caches: dict[str, Cache] = {}
     for split in ("train", "val"):
         tensors = read_tensors(folder / f"{split}_emb.safetensors")
-        if (contexts := folder / f"{split}_ctx.safetensors").is_file():  # missing if the layer reads tokens
+        # If the layer reads tokens, there is no file with contexts.
+        if (contexts := folder / f"{split}_ctx.safetensors").is_file():
             tensors |= read_tensors(contexts)
         caches[split] = Cache(**tensors)
     return caches
 
 
 def place_caches(caches: dict[str, Cache], device: torch.device) -> tuple[dict[str, Cache], str]:
-    """Move caches to the GPU if they fit, smallest first. Also return a text that says where they are."""
+    """Move the caches that fit to the GPU, smallest first. Return all caches and a text on where they are."""
     placed, words = dict[str, Cache](), []
     for split, cache in sorted(caches.items(), key=lambda item: item[1].nbytes):
         placed[split], place = cache, "mapped from its files"
         if device.type != "cpu":
-            on_gpu = device.type == "cuda"  # mps uses the system's memory
+            on_gpu = device.type == "cuda"  # mps shares the CPU's memory
             free_bytes = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
             if cache.nbytes + HEADROOM_BYTES <= free_bytes:
                 placed[split], place = cache.map(lambda tensor: tensor.to(device)), f"on {device.type}"

@@ -1,7 +1,7 @@
-"""The settings of an experiment, in five groups, and its plug-ins.
+"""The configuration of an experiment: five groups of settings, and plug-ins.
 
-Settings are documented where they are defined: here, in `data.config` and `method.config`, and in the
-`Settings` of plug-ins.
+Each setting is documented where it is defined: in this module, in `data.config`, in `method.config`, or in
+the class `Settings` of a plug-in.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.fields import Allowed, at_least, check_settings, require, setting
 from ..plugins.hooks import HOOKS, OF_PHASE_1, READS, TUNED, PlugIn, settings_of
 
-# Largest allowed integers, by group of settings. LARGEST_COUNT is the limit in all other groups. With these
-# limits, products of sizes and counts stay below 2^63.
+# The largest allowed integer in a setting: LARGEST for two groups, and LARGEST_COUNT for all other groups.
+# These limits keep products of sizes and counts below 2^63.
 LARGEST = {"model": 2**20, "runtime": 2**63 - 1}
 LARGEST_COUNT = 2**31 - 1
 
@@ -50,7 +50,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """Settings that say where and how an experiment is computed."""
+    """Settings for the seed, the device, the precision, the threads and the caches of a run."""
 
     seed: int = setting(42, "random seed for the whole run", SEED)
     device: str = setting(
@@ -66,13 +66,13 @@ class RuntimeConfig:
     precision: str = setting(
         "auto",
         "dtype of the matrix products in Phase 2",
-        {"auto": "bf16 if the processor or GPU has units for it, else fp32", "fp32": "", "bf16": ""},
+        {"auto": "bf16 if the processor or GPU supports it in hardware, else fp32", "fp32": "", "bf16": ""},
     )
     threads: str = setting("auto", "number of CPU threads; auto uses torch's default", THREADS)
     embedding_cache: str = setting(
         "gather",
-        "how the tokens of a stream are stored",
-        {"gather": "token ids and one table", "dense": "one embedding row per position, as published"},
+        "what the cache stores for the tokens of a stream",
+        {"gather": "only token ids", "dense": "also one embedding per position, as published"},
     )
 
     def __post_init__(self) -> None:
@@ -100,12 +100,12 @@ class ExperimentConfig:
 
     @property
     def has_own_parts(self) -> bool:
-        """Return whether the user wrote a part of the model. Parts of recipe `tuned` do not count."""
+        """Return whether the user wrote any part of the model. The parts of recipe `tuned` do not count."""
         parts = [plugin for hook, plugin in self.plugins.items() if HOOKS[hook].is_module]
         return not all(plugin.name.startswith(TUNED) for plugin in parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all settings as JSON values. The inverse is `config_from_dict`."""
+        """Return the whole configuration as a dict of JSON values. `config_from_dict` is the inverse."""
         groups = {name: dataclasses.asdict(getattr(self, name)) for name in GROUPS}
         plugins = {hook: plugin.to_dict() for hook, plugin in self.plugins.items()}
         return {"preset": self.preset, "recipe": self.recipe, **groups, **plugins}
@@ -120,16 +120,16 @@ class ExperimentConfig:
 
     @as_user_errors()
     def replace(self, settings: Mapping[str, Any]) -> "ExperimentConfig":
-        """Return a copy with settings applied.
+        """Return a copy of this configuration with the given settings.
 
-        If `data.path` is given for the first time, the sizes of splits that are not given with it become
+        If `settings` gives `data.path` for the first time, split sizes that are not in `settings` become
         None. They are chosen when the data is read (`presets.with_fitting_sizes`).
 
         Args:
-            settings: three kinds of entries. `{"group.field": value}` changes a setting; if `value` is a
-                string and the field is not, it is parsed as JSON. `{hook: plugin}` sets a plug-in, given as
-                a class, a function or its `module:Name`; None removes it. `{"hook.field": value}` changes one
-                of the plug-in's own settings.
+            settings: three kinds of entries. `{"group.field": value}` changes a setting; a string is parsed
+                as JSON unless the setting is a string. `{hook: plugin}` sets the plug-in of a hook, given as
+                a class, a function, or its name `"module:Name"`; None removes the plug-in.
+                `{"hook.field": value}` changes one of the plug-in's own settings.
 
         Raises:
             UserError: A key or a value is not allowed.
@@ -162,7 +162,7 @@ class ExperimentConfig:
             if named.get(hook):
                 raise UserError(
                     f"{layer.name} reads tokens, so there is no Phase 1 and {hook} has no effect; give only "
-                    "one of them."
+                    "one of the two plug-ins."
                 )
         return {hook: plugin for hook, plugin in plugins.items() if hook not in OF_PHASE_1}
 
@@ -175,7 +175,7 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     """Rebuild a configuration from the result of `ExperimentConfig.to_dict` without importing plug-ins.
 
     Raises:
-        UserError: This version does not know a key, or does not allow a value.
+        UserError: This version of ctxkv_lib does not know a setting, or does not allow its value.
     """
     for name in values:
         require_known("setting", name, ("preset", "recipe", *GROUPS, *HOOKS))
@@ -191,7 +191,7 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
 
 
 def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
-    """Return one dict per experiment with the settings that differ, such as `{"data.samples": 500}`.
+    """Return the settings that differ between experiments, e.g. `{"data.samples": 500}` for one experiment.
 
     The digest of a plug-in's code is left out, since it means nothing to a reader.
     """
@@ -216,7 +216,7 @@ def require_known(kind: str, value: Any, known: Iterable[str]) -> None:
 
 
 def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
-    """Return a setting's group, the name of its field, and its type."""
+    """Return the group of the setting `key`, the name of its field, and its type."""
     group, _, name = key.partition(".")
     if group in HOOKS and group not in plugins:
         raise UserError(
@@ -243,10 +243,10 @@ def setting_names(kinds: Mapping[str, Any] = GROUPS) -> list[str]:
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:
-    """Convert a value to its field's type. A string is parsed as JSON unless the field is a string.
+    """Convert a value to the type of its setting. A string is parsed as JSON unless the setting is a string.
 
     Raises:
-        ValueError: The value does not have an allowed type, or is too large.
+        ValueError: The value has the wrong type, is too large, or is not finite.
     """
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)

@@ -13,14 +13,14 @@ from ..progress import log
 from .folder import RunFolder
 
 NEW_SETTINGS = hasattr(torch.backends.cudnn, "conv")  # torch 2.9 added `fp32_precision`
-BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of bf16 units in /proc/cpuinfo (x86 and Arm)
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # /proc/cpuinfo flags (x86, Arm)
 
 
 def choose_device(name: str) -> torch.device:
-    """Choose the device. `auto` takes cuda if available, else mps, else cpu.
+    """Choose the device. `auto` chooses cuda if it is available, else mps, else cpu.
 
     Raises:
-        UserError: The machine lacks the named device.
+        UserError: This machine does not have the device.
     """
     devices = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     available = [kind for kind, is_available in devices.items() if is_available]
@@ -35,13 +35,13 @@ def choose_device(name: str) -> torch.device:
 def precision_of_run(folder: RunFolder, name: str, device: torch.device) -> str:
     """Return the precision of a run, `fp32` or `bf16`.
 
-    A new run gets the precision from `choose_precision`. A run that was begun earlier keeps its recorded
-    precision if the setting `name` is `auto`. If the recorded precision is bf16 and the device has no units
-    for it, a message is printed.
+    For a new run, `choose_precision` chooses the precision. A run that was begun earlier keeps its recorded
+    precision if `name`, the setting `runtime.precision`, is `auto`. If the recorded precision is bf16 and the
+    device does not support bf16 in hardware, a message is printed.
 
-    The result becomes `Inputs.precision`. It decides the dtype of the cached training contexts
+    The result is stored in `Inputs.precision`. The precision is the dtype of the cached training contexts
     (`stages._write_caches`) and of all matrix products in Phase 2's training (`phase2.batch_gradients`).
-    Everything else is fp32. The stages `contexts` and `phase2` record the precision (`stages`).
+    Everything else is fp32. The records of the stages `contexts` and `phase2` contain the precision.
     """
     chosen = choose_precision(name, device)
     recorded = (record.made_from.get("precision") for record in folder.records.values())
@@ -50,8 +50,8 @@ def precision_of_run(folder: RunFolder, name: str, device: torch.device) -> str:
         return chosen
     if (begun_in, chosen) == ("bf16", "fp32") and "phase2" not in folder.records:
         log(
-            "This run was begun in bf16 and continues in it, but this device has no units for bf16, so "
-            "training is slow. A new run in another folder would train in fp32."
+            "This run was begun in bf16 and continues in bf16. This device does not support bf16 in "
+            "hardware, so training is slow. A new run in another folder would train in fp32."
         )
     return begun_in
 
@@ -59,7 +59,7 @@ def precision_of_run(folder: RunFolder, name: str, device: torch.device) -> str:
 def choose_precision(name: str, device: torch.device) -> str:
     """Return `fp32` or `bf16`. `auto` selects bf16 if the processor or GPU supports it in hardware.
 
-    `precision_of_run` calls this for a run, and `report.times` for its time estimates.
+    `precision_of_run` calls this function for a run, and `report.times` calls it to estimate run times.
     """
     if name != "auto":
         return name
@@ -69,7 +69,7 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def _cpu_flags() -> set[str]:
-    """Return the processor's features as Linux lists them, or an empty set on other systems."""
+    """Return the words of /proc/cpuinfo, which include the CPU's flags, or an empty set outside Linux."""
     with suppress(OSError):
         return set(Path("/proc/cpuinfo").read_text().split())
     return set()
@@ -77,7 +77,7 @@ def _cpu_flags() -> set[str]:
 
 @contextmanager
 def torch_state(threads: str = "auto") -> Iterator[None]:
-    """Run a block with `threads` threads and without TF32. The original does not use TF32 either.
+    """Use `threads` CPU threads and no TF32 in a `with` block. The original does not use TF32 either.
 
     After the block, these settings and the states of torch's random generators (CPU and GPUs) are restored.
     """
@@ -106,7 +106,8 @@ def torch_state(threads: str = "auto") -> Iterator[None]:
 def _set_threads(threads: str) -> None:
     """Set the number of torch's threads. In a forked process, always use one thread.
 
-    Notebook launchers fork. The new process lacks OpenMP's threads, and OpenMP would wait for them forever.
+    Notebook launchers start processes by forking. A forked process has no OpenMP threads, but OpenMP would
+    wait for them forever.
     """
     if isinstance(current_process(), getattr(context, "ForkProcess", ())):  # Windows has no forks
         torch.set_num_threads(1)

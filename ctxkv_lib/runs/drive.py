@@ -1,11 +1,11 @@
-"""Keep copies of run folders in Google Drive, for machines such as Colab's that disappear after a session.
+"""Keep copies of run folders in Google Drive, since Colab deletes the files of a machine after each session.
 
 Each finished stage has its own archive. The archive is written once, after the stage is recorded. While Phase
-2 trains, its state is written to a small archive every two minutes.
+2 trains, its state is written to a separate archive every two minutes.
 
-If the token table is GPT-2's, the archive of the saved model leaves out the weights: the next `run` rewrites
-them from the Hub's table and the checkpoint. A table that was made from text stays in the archive, since
-another processor would make a slightly different table.
+If the token table is GPT-2's, the archive of the saved model contains no weights: the next `ctxkv run`
+rewrites them from GPT-2's table on the Hub and the checkpoint. A token table that was computed from text is
+kept in the archive, since a different processor would compute a slightly different table.
 """
 
 import os
@@ -22,16 +22,16 @@ from ..method.loop import Metric
 from ..progress import Listener
 from .folder import MODEL, RECORDS, RunFolder
 
-SAVE_SECONDS = 120  # minimum seconds between two rounds of saving
-STATE = (f"{RECORDS}/phase2.pt", "metrics.jsonl")  # files with the state of a training run
-SAME_EVERYWHERE = ("gpt2",)  # token tables whose bits do not depend on the machine
-# Options for `extractall` that refuse paths outside the folder; they need Python 3.11.4.
+SAVE_SECONDS = 120  # minimum seconds between saves
+STATE = (f"{RECORDS}/phase2.pt", "metrics.jsonl")  # files of the training state
+SAME_EVERYWHERE = ("gpt2",)  # tables identical on every machine
+# With these options, `extractall` refuses paths outside the folder. They need Python 3.11.4.
 SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 
 @contextmanager
 def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> Iterator[Listener]:
-    """Restore run folders from Google Drive before the block, and save copies there while it runs.
+    """Restore run folders from Google Drive before a `with` block, and save copies there while it runs.
 
         with kept_on_drive(folder, listener=live) as listener:
             run(config, folder, listener)
@@ -41,14 +41,15 @@ def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> 
         stages and of the training state. If `$CTXKV_DRIVE` is not set, this is `listener` itself.
 
     Raises:
-        UserError: An archive cannot be restored. If an archive cannot be written, a message is printed.
+        UserError: An archive cannot be restored. If an archive cannot be written, only a message is printed.
     """
     drive = os.environ.get("CTXKV_DRIVE")
     if not drive:
         yield listener
         return
     copies = {}
-    for folder in map(expanded, folders):  # the digest tells folders with the same name apart
+    for folder in map(expanded, folders):
+        # The name of a copy has a digest of the whole path, since several folders may have the same name.
         copies[folder] = expanded(drive) / f"{folder.name}-{digest(str(folder.absolute()))[:6]}"
     for folder, copy in copies.items():
         if copy.is_dir() and not folder.exists():
@@ -69,7 +70,7 @@ def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> 
 
 
 def _restore(folder: Path, copy: Path) -> None:
-    """Extract a run's archives. Finished stages come last and overwrite files of the training state."""
+    """Extract a run's archives. The training state comes first, so finished stages overwrite its files."""
     archives = sorted(copy.glob("[!.]*.tar"), key=lambda archive: not archive.name.startswith("state"))
     with replacing(folder) as restored:
         for archive in archives:
@@ -82,7 +83,7 @@ def _restore(folder: Path, copy: Path) -> None:
 
 
 def keep_all(copies: dict[Path, Path]) -> None:
-    """Write each run folder's missing archives, and delete the archives that are out of date."""
+    """Write the missing archives of each run folder, and delete its outdated archives."""
     for folder, copy in copies.items():
         archives = _archives(RunFolder.read(folder))
         for name, files in archives.items():
@@ -94,7 +95,7 @@ def keep_all(copies: dict[Path, Path]) -> None:
 
 
 def _archives(folder: RunFolder) -> dict[str, list[str]]:
-    """Return the archives that a run should have, as `{name of an archive: paths of its files}`."""
+    """Return the archives that a run should have, as `{archive name: paths of its files}`."""
     archives = {}
     for stage, record in folder.records.items():
         file = folder.record_file(stage)
@@ -110,7 +111,7 @@ def _archives(folder: RunFolder) -> dict[str, list[str]]:
 
 
 def _write(archive: Path, folder: Path, files: list[str]) -> None:
-    """Write an archive atomically. If Drive refuses it, print a message."""
+    """Write an archive atomically. If Google Drive refuses the archive, print a message."""
     try:
         with replacing(archive) as temporary_path, tarfile.open(temporary_path, "w", dereference=True) as tar:
             for name in files:

@@ -1,21 +1,21 @@
-"""Run the stages of an experiment: reuse finished stages, compute the rest, and report differences.
+"""Run the stages of an experiment: reuse finished stages, compute the others, and say what has changed.
 
-For each stage, `run_stages` first asks whether its record can be reused (`_reusable`). If not, it calls the
+For each stage, `run_stages` first checks whether the stage's record can be reused. If not, it calls the
 stage's function, which computes and writes the files. Then it records the stage with its metrics and memory
-snapshots. These rules decide what happens:
+snapshots. It follows these rules:
 
 - `stages.experiment_stages` lists the stages. Each stage has a table of what it is made from: settings by
-  name, and digests from `inputs.Inputs.digests`. `Stage.table` adds the outputs of earlier stages.
+  name, and digests from `inputs.Inputs.digests`. `Stage.table` adds digests of the earlier stages' outputs.
 - `_reusable`: a stage is reused if its table equals the recorded table (`records.differences`) and its files
-  are intact (`records.Record.damage`). Contexts may also be linked from a neighbouring run, i.e. a run whose
-  folder has the same parent (`_link`).
-- `is_finished`: a finished run is returned at once. Only the sizes of its files are compared, since their
-  contents are checked where they are used.
+  are intact (`records.Record.damage`). Contexts may also be linked from a neighbouring run, i.e. a run in the
+  same parent folder (`_link`).
+- `is_finished`: if all stages are finished, nothing is computed. This check compares only the sizes of files.
+  Their contents are checked when they are used.
 - `prepare_folder`: a folder with different settings is refused. A folder whose Phase 2 was trained with
-  different code, texts or precision is refused unless `again` is set, since training can take hours. Once
-  Phase 2 is trained, only a stage that `is_replaceable` (the saved model) is recomputed without `again`.
+  different code, texts or precision is refused unless `again` is set, since training can take hours. After
+  Phase 2, the saved model is the only stage that is recomputed without `again` (`Stage.is_replaceable`).
 - `_clear`: before a stage is computed from different inputs, all files and records that depend on its old
-  version are deleted, so a kill never leaves results next to contexts from a different text.
+  version are deleted. Even after a kill, a folder never has results and contexts from different texts.
 """
 
 import os
@@ -39,15 +39,15 @@ from .folder import RunFolder
 from .links import link_equal_files
 from .records import OUTPUT_OF, Record, Table, as_json, describe_differences, differences, is_setting
 
-TRAINED = "phase2"  # the stage that is only replaced if `again` is set
+TRAINED = "phase2"  # stage replaced only with `again`
 
 
 class Work:
-    """The argument of a stage's function: the run folder, and methods that collect metrics and snapshots.
+    """The argument of the function that computes a stage. It collects the metrics and memory snapshots.
 
     Attributes:
-        made_from: the table of the stage.
-        state: the file from which an interrupted training run continues, or None if no state is saved.
+        made_from: table of what the stage is made from.
+        state: the file from which interrupted training continues, or None if the stage saves no state.
         metrics: all metrics so far, including restored ones.
         memory: all memory snapshots so far.
     """
@@ -74,7 +74,7 @@ class Work:
             self.listener(metric)
 
     def snapshot(self, name: str) -> None:
-        """Measure the memory use at this point of the stage. `name` describes the point."""
+        """Measure the current memory use. `name` describes this point of the stage, e.g. "data loaded"."""
         self.memory.append(snapshot(name, self.device))
 
 
@@ -84,16 +84,16 @@ class Stage:
 
     Attributes:
         compute: function that writes the files and returns the stage's part of the summary.
-        made_from: the table of the stage, without the outputs of earlier stages.
-        after: earlier stages that this stage is made from. Stages without a record are ignored.
+        made_from: table of the settings and digests that the stage is made from, without earlier stages.
+        after: names of earlier stages that this stage is made from. Stages without a record are ignored.
         files: files and folders that the stage writes.
         editable: files and folders that the stage writes and users may edit. Only their existence is checked.
         state: file from which an interrupted training run continues.
-        is_linked: whether the files may be linked from a neighbouring run.
+        is_linked: whether the files may be linked from another run in the same parent folder.
         by_all: whether all processes compute the stage together. Otherwise only rank 0 computes it.
-        is_of_numbers: whether the stage also depends on the results and metrics of the stages in `after`.
-        is_replaceable: whether the stage is recomputed without `again` if its table differs, even if Phase 2
-            is trained.
+        is_of_numbers: whether the stage depends on results and metrics of the stages in `after`, not only on
+            their files.
+        is_replaceable: whether the stage may be recomputed without `again` after Phase 2 is trained.
         is_left_out: whether the stage is skipped. Its files are still deleted if they are out of date.
     """
 
@@ -111,7 +111,7 @@ class Stage:
     is_left_out: bool = False
 
     def table(self, folder: RunFolder) -> Table:
-        """Return the whole table: `made_from`, and the outputs of earlier stages."""
+        """Return the complete table: `made_from`, and digests of the outputs of earlier stages."""
         before = {name: folder.records[name] for name in self.after if folder.holds(name)}
         table = self.made_from | {OUTPUT_OF + name: record.output for name, record in before.items()}
         if self.is_of_numbers:
@@ -119,14 +119,14 @@ class Stage:
         return as_json(table)
 
     def differences(self, folder: RunFolder) -> Table:
-        """Return how `made_from` differs from this stage's record. Without a record, return {}."""
+        """Return the differences between this stage's record and `made_from`, or {} if it has no record."""
         if self.name not in folder.records:
             return {}
         return differences(folder.records[self.name].made_from, as_json(self.made_from), [*self.made_from])
 
 
 def require_same_settings(folder: RunFolder, stages: Sequence[Stage]) -> None:
-    """Raise UserError if one of the stages was recorded with different settings."""
+    """Raise UserError if the folder has a record of a stage with different settings."""
     pairs = {name: pair for stage in stages for name, pair in stage.differences(folder).items()}
     if settings := {name: pair for name, pair in pairs.items() if is_setting(name)}:
         raise UserError(
@@ -164,9 +164,9 @@ def _refuse_to_replace(folder: RunFolder, reason: str) -> None:
 
 
 def is_finished(folder: RunFolder, stages: Sequence[Stage]) -> bool:
-    """Return whether every stage has a matching record, and all its files exist with the right size.
+    """Return whether every stage has a record that matches its table, and files of the right size.
 
-    Only the files of the stage `results` are read; other files are checked where they are used.
+    Only the files of the stage `results` are read. Other files are checked when they are used.
     """
     for stage in stages:
         if stage.is_left_out:
@@ -182,11 +182,11 @@ def is_finished(folder: RunFolder, stages: Sequence[Stage]) -> bool:
 def run_stages(
     folder: RunFolder, stages: Sequence[Stage], device: torch.device, listener: Listener, again: bool = False
 ) -> None:
-    """Reuse or compute `stages` in order. Afterwards, all processes have their records.
+    """Reuse or compute each stage, in order. Afterwards, every process has the records of all stages.
 
     Args:
         listener: called with every metric in order. The metrics of reused stages have `"replayed": True`.
-        again: whether to retrain Phase 2 if its contexts were recomputed and their bytes differ.
+        again: whether to retrain Phase 2 if its contexts were recomputed and differ from the old contexts.
     """
     for stage in stages:
         if stage.is_left_out:
@@ -197,12 +197,13 @@ def run_stages(
         else:
             replay(record, listener)
         folder.records[stage.name] = record
-        if stage.state:  # a process that was killed after recording the stage leaves its state
+        # If a process was killed just after it recorded the stage, the training state still exists.
+        if stage.state:
             ranks.on_rank_0(partial(remove, folder.path / stage.state))
 
 
 def replay(record: Record, listener: Listener) -> None:
-    """Pass the metrics of a reused stage to the listener, marked as `replayed`."""
+    """Pass the metrics of a reused stage to the listener. Each metric gets `"replayed": True`."""
     for metric in record.metrics if not ranks.rank() else ():
         listener({**metric, "replayed": True})
 
@@ -210,7 +211,7 @@ def replay(record: Record, listener: Listener) -> None:
 def _reusable(
     folder: RunFolder, stage: Stage, stages: Sequence[Stage], again: bool
 ) -> tuple[Table, Record | None]:
-    """Return the table of a stage, and its record if the stage can be reused or linked, else None."""
+    """Return a stage's table and record. The record is None unless the stage can be reused or linked."""
     made_from, record = stage.table(folder), folder.records.get(stage.name)
     pairs = differences(record.made_from, made_from) if record else {}
     damage = record.damage(folder.path) if record else folder.unreadable(stage.name)
@@ -226,9 +227,9 @@ def _reusable(
 
 
 def _link(folder: RunFolder, stage: Stage, stages: Sequence[Stage], made_from: Table) -> Record | None:
-    """Link a stage's files from a neighbouring run whose table is the same, and record the stage here.
+    """Link a stage's files from a run in the same parent folder, and record the stage here.
 
-    Return None if there is no such run.
+    In the other run, the stage must have the same table. Return None if there is no such run.
     """
     for other, record in folder.sibling_records(stage.name):
         if differences(record.made_from, made_from):
@@ -247,16 +248,16 @@ def _link(folder: RunFolder, stage: Stage, stages: Sequence[Stage], made_from: T
 def _link_or_copy(file: Path, to: Path) -> None:
     try:
         os.link(file, to)
-    except OSError:  # some file systems have no hard links
+    except OSError:  # hard links are not supported
         shutil.copy2(file, to)
 
 
 def _clear(folder: RunFolder, stage: Stage, stages: Sequence[Stage], made_from: Table) -> None:
     """Delete the files and the record of a stage before it is computed.
 
-    If the stage has a new table, all stages that depend on its old version are deleted first, from the last
-    to the first. Their files are deleted even if a killed process left them without a record. If the table is
-    the same, the stage is being repaired, so the files that users may edit are kept.
+    If the stage's table has changed, all later stages that depend on it are deleted first, beginning with the
+    last. Files that a killed process left without a record are deleted, too. If the table is the same, the
+    stage is only being repaired, so files that users may edit are kept.
     """
     record = folder.records.get(stage.name)
     is_repair = record is not None and record.made_from == made_from

@@ -17,17 +17,19 @@ from ..plugins.hooks import HOOKS
 from ..progress import log
 from .config import ExperimentConfig
 
-TRIED_TOKENS = 64  # number of tokens on which a saved model is compared with the trained model
-_copy_of = lru_cache(maxsize=1)(deepcopy)  # cached, since copying takes a third of a tiny run's time
+# Number of tokens on which the saved model's logits are compared with the trained model's logits.
+TRIED_TOKENS = 64
+# Copies of the tokenizer are cached, since copying it takes a third of the time of a tiny run.
+_copy_of = lru_cache(maxsize=1)(deepcopy)
 
 
 def for_transformers(
     model: ContextKV, config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[ContextKVForCausalLM, PreTrainedTokenizerFast]:
-    """Wrap a trained model for generation with transformers. Also return a copy of its tokenizer.
+    """Wrap a trained model so that transformers can generate with it. Also return a copy of the tokenizer.
 
     Raises:
-        UserError: The layer reads tokens, so it cannot continue a text token by token.
+        UserError: The layer reads tokens instead of contexts, so it cannot generate token by token.
     """
     if model.layer.reads == "tokens":
         raise UserError(
@@ -51,20 +53,21 @@ def stop_after_text(model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerF
 def save_for_transformers(
     model: ContextKV, config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> list[Path]:
-    """Write model, code and tokenizer into `folder`. If a plug-in cannot be saved, print a message."""
+    """Write the model, its code and tokenizer to `folder`. If a plug-in cannot be saved, print a message."""
     bars_were_shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # the bar would stay visible in a notebook
+    logging.disable_progress_bar()  # bars stay visible in notebooks
     try:
         served, tokenizer = for_transformers(model, config, tokenizer)
         with replacing(folder) as beside, rust_errors(folder):
-            # The token table is larger than this shard size, so it gets its own file, the first.
+            # The token table is larger than the maximum shard size, so transformers writes it to a separate
+            # file, which is the first shard.
             served.save_pretrained(beside, max_shard_size=model.wte.weight.nbytes - 1)
             tokenizer.save_pretrained(beside)
-            # Overwrite the tokenizer without indentation, which more than halves its size.
+            # Rewrite the tokenizer's file without indentation, so that it is less than half as large.
             tokenizer.backend_tokenizer.save(str(beside / "tokenizer.json"), pretty=False)
         if config.has_own_parts:
             _refuse_other_model(served, folder)
-    except Exception as error:  # the user's code may raise anything when it is loaded
+    except Exception as error:  # user code may raise anything
         if not config.has_own_parts or is_disk_full(error):
             raise
         remove(folder)
@@ -78,7 +81,7 @@ def save_for_transformers(
 
 @torch.no_grad()
 def _refuse_other_model(model: ContextKVForCausalLM, folder: Path) -> None:
-    """Raise ValueError if the model and code that were saved in `folder` compute different logits."""
+    """Raise ValueError if the model that was saved in `folder` computes different logits than `model`."""
     saved: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     ids = torch.arange(TRIED_TOKENS, device=model.device)[None]
 

@@ -1,4 +1,4 @@
-"""The folder of one run: the records of its finished stages, and the lock of the process that works in it.
+"""The folder of a run: the records of its finished stages, and a lock for the process that uses the folder.
 
 A run folder has these files:
 
@@ -6,21 +6,21 @@ A run folder has these files:
   `results.json` are the records of finished stages (see `records`). `driver` writes them.
 - `config.json`, and `own_parts/{block,loss,layer}.py` with the source text of the user's own parts, are
   written by the stage `settings`.
-- `metrics.jsonl` gets a line per metric from the stage that trains. The stage `results` rewrites it.
+- `metrics.jsonl` gets one line per metric while a stage trains. The stage `results` rewrites it.
 - `checkpoint/context_block.safetensors` and `caches/{train,val}_{ctx,emb}.safetensors` are written by the
-  stage `contexts`, or are links to the files of a neighbouring run (same parent folder).
+  stage `contexts`, or are links to the files of another run in the same parent folder.
 - `checkpoint/weights.safetensors` has all weights except the token table. The stage `phase2` writes it; while
   it trains, `training` writes `checkpoint/phase2.pt`.
-- `model/` is written by the stage `model` (`export`).
-- `summary.json`, `report.md`, `report.ja.md` and `figures/` are written by the stage `results`, in
-  `experiments`.
-- `model/README.md`, the model card, is written by `results` or `model`, whichever finds that it is missing.
-- `evaluation/` is written by the command `ctxkv evaluate`, hidden `.part` files by `files.replacing`, and
-  `.lock` by this module.
+- `model/` is written by the stage `model` (module `export`).
+- `summary.json`, `report.md`, `report.ja.md` and `figures/` are written by the stage `results` (module
+  `experiments`).
+- `model/README.md`, the model card, is written by the stage `results` or `model` if it is missing.
+- `evaluation/` is written by the command `ctxkv evaluate`. Hidden `.part` files are written by
+  `files.replacing`, and `.lock` is written by this module.
 
 A stage's files are written first and its record last, so the record is valid even after a kill. Every file is
-written under a temporary name and then renamed. Equal tensor files of neighbouring runs are stored as one
-file with several names (`links`). A rename replaces only one name, so the others keep the old content.
+written under a temporary name and then renamed. Equal tensor files of runs in the same parent folder are hard
+links to one file (`links`). Replacing the file of one run leaves the files of the other runs unchanged.
 """
 
 import json
@@ -39,23 +39,24 @@ from .config import ExperimentConfig, config_from_dict
 from .records import Record
 
 RECORDS, LOCK, COMPARISON = "checkpoint", ".lock", "comparison.json"
-SETTINGS, RESULTS = "settings", "results"  # the first stage, and the stage that writes the results
+SETTINGS, RESULTS = "settings", "results"  # names of stages
 MODEL = "model"  # the stage of the saved model
-TABLE_SHARD = "model/model-00001-of-"  # beginning of the token table's path in a run folder
-OLD_RECORD = f"{RECORDS}/stages.json"  # the only record file up to version 0.3
-RUNS_BELOW = f"[!.]*/{RECORDS}/{SETTINGS}.json"  # pattern without hidden folders, which are half-written
+TABLE_SHARD = "model/model-00001-of-"  # start of the token table's path
+OLD_RECORD = f"{RECORDS}/stages.json"  # record file until version 0.3
+# Pattern that finds the runs in a folder. It skips hidden folders, since they are half-written.
+RUNS_BELOW = f"[!.]*/{RECORDS}/{SETTINGS}.json"
 
 
 @dataclass
 class RunFolder:
-    """A run on disk: its path, and its readable records by stage."""
+    """A run on disk: the path of its folder, and all its readable records by stage name."""
 
     path: Path
     records: dict[str, Record] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> "RunFolder":
-        """Read the records in a folder. Records that cannot be read are left out."""
+        """Read the records in a folder. Damaged records are left out."""
         records = {file.stem: Record.read(file) for file in sorted((path / RECORDS).glob("[!.]*.json"))}
         return cls(path, {name: record for name, record in records.items() if record})
 
@@ -64,7 +65,7 @@ class RunFolder:
         """Read the records of a run.
 
         Raises:
-            UserError: The folder holds no run, a run of another version, or a damaged first record.
+            UserError: The folder holds no run or a run of another version, or its first record is damaged.
         """
         folder = cls.read(path)
         if SETTINGS in folder.records:
@@ -82,7 +83,7 @@ class RunFolder:
             raise UserError(_other_version(self.path)) from None
 
     def sibling_records(self, stage: str) -> Iterator[tuple[Path, Record]]:
-        """Yield the path and record of each run in the same parent folder that has a record of `stage`."""
+        """For each other run in the same parent folder with a record of `stage`, yield path and record."""
         for file in sorted(self.path.parent.glob(f"[!.]*/{RECORDS}/{stage}.json")):
             if file.parents[1] != self.path and (record := Record.read(file)):
                 yield file.parents[1], record
@@ -91,27 +92,27 @@ class RunFolder:
         return self.path / RECORDS / f"{stage}.json"
 
     def holds(self, stage: str) -> bool:
-        """Return whether a stage is recorded and was made from the current records of earlier stages."""
+        """Return whether a stage has a record that matches the current records of earlier stages."""
         return stage in self.records and all(
             self.holds(before) and self.records[before].output == output
             for before, output in self.records[stage].outputs_before.items()
         )
 
     def unreadable(self, stage: str = "[!.]*") -> str:
-        """Describe the first record of `stage` (default: any) that cannot be read; return "" if all can."""
+        """Describe the first damaged record (only of `stage`, if given). Return "" if none is damaged."""
         files = sorted((self.path / RECORDS).glob(f"{stage}.json"))
         return next((f"{file} is damaged" for file in files if file.stem not in self.records), "")
 
     def damage(self) -> str:
-        """Describe the first record or file that is damaged or missing; return "" if all are intact.
+        """Describe the first record or file that is damaged or missing. Return "" if all are intact.
 
-        Only the sizes of files are compared.
+        This compares only the sizes of files, not their contents.
         """
         descriptions = (record.damage(self.path, only_size=True) for record in self.records.values())
         return self.unreadable() or next(filter(None, descriptions), "")
 
     def write(self, stage: str, record: Record) -> Record:
-        """Record a finished stage."""
+        """Write the record of a finished stage."""
         record.write(self.record_file(stage))
         self.records[stage] = record
         return record
@@ -122,15 +123,15 @@ class RunFolder:
         self.records.pop(stage, None)
 
     def metrics(self, stages: Iterable[str]) -> list[Metric]:
-        """Return the metrics of these stages, in order."""
+        """Return all metrics of the given stages, in order."""
         return [metric for stage in stages for metric in self.records[stage].metrics]
 
     def write_metrics(self, stages: Iterable[str]) -> None:
-        """Rewrite metrics.jsonl with the metrics of these stages."""
+        """Rewrite metrics.jsonl so that it has only the metrics of the given stages."""
         write_text(self.path / "metrics.jsonl", "".join(map(_line, self.metrics(stages))))
 
     def append_metric(self, metric: Metric) -> None:
-        """Add a line to metrics.jsonl, so that the progress of a training run can be followed."""
+        """Append a metric to metrics.jsonl, so that users can follow the progress of training."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(_line(metric))
 
@@ -141,16 +142,16 @@ def _line(metric: Metric) -> str:
 
 
 def _no_run(path: Path) -> str:
-    """Explain why a folder holds no run, and which folder to name instead."""
+    """Return a message that says why a folder is not a run and what the user should do."""
     if (path / OLD_RECORD).is_file():
         return _other_version(path)
     if any(path.glob(RUNS_BELOW)):
         return f"{path} is not a run but holds runs; name one of them (`ctxkv list {path}` shows them)."
     if is_run_folder(path):
-        return f"{path} is a run whose record is missing; make it again with `ctxkv run --out {path}`."
+        return f"{path} is a run whose record is missing; recompute it with `ctxkv run --out {path}`."
     if (path / COMPARISON).is_file():
-        return f"{path} holds a comparison; name its runs, as `ctxkv list {path.parent}` shows them."
-    return f"{path} holds no run; `ctxkv list` shows where runs are; `ctxkv run --out {path}` makes one."
+        return f"{path} holds a comparison; name one of its runs (`ctxkv list {path.parent}` shows them)."
+    return f"{path} holds no run; find runs with `ctxkv list`, or make a run with `ctxkv run --out {path}`."
 
 
 def _other_version(path: Path) -> str:
@@ -165,13 +166,13 @@ def is_run_folder(path: Path) -> bool:
 
 @contextmanager
 def claimed(path: Path, again: bool = False) -> Iterator[RunFolder]:
-    """Lock a run's folder for this process while the block runs.
+    """Lock the folder of a run for this process while a `with` block runs, and read its records.
 
     Args:
-        again: whether to accept a run of version 0.3, or a result whose records are lost.
+        again: whether the block may replace a run from version 0.3, or a result whose records are lost.
 
     Raises:
-        UserError: The folder is in use, or holds other files or a result that may not be replaced.
+        UserError: The folder is in use, has files but no run, or has a result that needs `again`.
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; name another folder with --out.")
@@ -202,14 +203,14 @@ def claimed(path: Path, again: bool = False) -> Iterator[RunFolder]:
             ):
                 shutil.rmtree(path)  # nothing was computed
                 for parent in new_parents:
-                    with suppress(OSError):  # another run may have begun there
+                    with suppress(OSError):  # another run may be there
                         parent.rmdir()
             raise
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Lock a folder for this process while the block runs. Raises UserError if another process holds it."""
+    """Lock a folder while a `with` block runs. Raises UserError if another process has locked it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / LOCK).acquire(timeout=0)

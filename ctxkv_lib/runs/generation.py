@@ -19,7 +19,8 @@ from .opened import EXACT, open_run, require_text
 from .stages import read_stream
 from .summary import Run
 
-COLDEST = 1e-6  # at this temperature or below, generation takes the most likely token
+# At this temperature or below, generation always takes the most likely token.
+COLDEST = 1e-6
 
 
 @friendly_errors()
@@ -28,10 +29,10 @@ def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
 
     Args:
         run: a run, or its folder.
-        sampling: fields of `runs.config.Sampling`, such as `max_new_tokens=20`.
+        sampling: settings for sampling, such as `max_new_tokens=20` (see `runs.config.Sampling`).
 
     Raises:
-        UserError: The folder has no finished run, the prompt is empty, or a field or value is not allowed.
+        UserError: The folder has no finished run, the prompt is empty, or a setting or value is not allowed.
     """
     for name in sampling:
         require_known("setting of sampling", name, [field.name for field in fields(Sampling)])
@@ -48,9 +49,10 @@ def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
 
 @torch.no_grad()
 def continued(model: ContextKV, ids: list[int], sampling: Sampling, end: int) -> list[int]:
-    """Draw tokens after `ids` until `end` is drawn or `max_new_tokens` is reached. `end` is left out."""
+    """Generate at most `max_new_tokens` tokens after `ids`. The token `end` ends the text and is left out."""
     new = list[int]()
-    cache = read_stream(model, EXACT, torch.tensor([*ids, end]))  # `end` is a placeholder for the next token
+    # The model never reads the last token of a cache, so `end` is only a placeholder for the next token.
+    cache = read_stream(model, EXACT, torch.tensor([*ids, end]))
     while len(new) < sampling.max_new_tokens:
         batch = model.batch(cache, torch.tensor([len(cache) - 1], device=model.device))
         token = _drawn(torch.cat([*model.predictions(batch)]), sampling)
@@ -62,7 +64,7 @@ def continued(model: ContextKV, ids: list[int], sampling: Sampling, end: int) ->
 
 
 def _drawn(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Draw a token, int64 `[1]`, from logits `[1, vocab_size]`, as transformers does."""
+    """Sample a token, int64 `[1]`, from logits `[1, vocab_size]` in the same way as transformers."""
     if sampling.temperature <= COLDEST:
         return logits.argmax(dim=1)
     logits = logits.float() / sampling.temperature
@@ -71,7 +73,7 @@ def _drawn(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def _extended(model: ContextKV, cache: Cache, token: Tensor) -> Cache:
-    """Insert a token, int64 `[1]`, before the placeholder, and append the context after that token."""
+    """Insert a token, int64 `[1]`, before the placeholder at the end of the cache, and append its context."""
     ids = torch.cat([cache.ids[:-1], token.int(), cache.ids[-1:]])
     if cache.contexts is None:
         return Cache(ids)

@@ -23,7 +23,7 @@ from .records import Table
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# Modules of the packages `method` and `data` that do not affect results: the plain reference, memory
+# Modules of the packages `method` and `data` that do not affect results: the reference implementation, memory
 # snapshots, and code that only saved models use. All other modules of both packages affect results.
 NOT_IN_RESULTS = {
     "method.reference",
@@ -45,9 +45,9 @@ def result_code() -> str:
 
 
 def settings_table(config: ExperimentConfig, *names: str) -> Table:
-    """Return settings for a stage's table. Each name is a group (`phase2`), a hook, or a single setting.
+    """Return the settings for a stage's table. Each of `names` is a group, a hook, or a single setting.
 
-    The plug-in of an unused hook is None. The digest of a plug-in's code is listed as `code of HOOK`.
+    If a hook has no plug-in, `HOOK.plugin` is None. The digest of a plug-in's code is named `code of HOOK`.
     """
     settings: Table = {f"{hook}.plugin": None for hook in HOOKS} | config.flat()
     chosen = {name: value for name, value in settings.items() if {name, name.partition(".")[0]} & {*names}}
@@ -56,10 +56,10 @@ def settings_table(config: ExperimentConfig, *names: str) -> Table:
 
 
 class Inputs:
-    """The inputs of an experiment. Tokens, token table and model are read or built when first needed.
+    """The inputs of an experiment. Tokens, token table and model are read or built when they are needed.
 
     Args:
-        texts: conversations by split, from `read_splits`.
+        texts: the conversations of each split, from `read_splits`.
         precision: dtype of Phase 2's matrix products, "fp32" or "bf16".
     """
 
@@ -84,7 +84,7 @@ class Inputs:
         """Token ids of both streams, "train" and "val", on the CPU.
 
         Raises:
-            UserError: A stream is too short, i.e. not longer than a context window.
+            UserError: A stream is too short: it must have more tokens than one context window.
         """
         ids = {
             "train": train_stream(self.texts["train"], self.tokenizer).ids,
@@ -110,7 +110,7 @@ class Inputs:
         return model
 
     def new_model(self, other_seed: bool = False) -> ContextKV:
-        """Build the untrained model on its device. With `other_seed`, all random weights are different."""
+        """Build the untrained model on its device. If `other_seed` is True, all random weights differ."""
         config, log_unigram = self.config, log_frequencies(self.config.data, self.texts.get("corpus"))
         if other_seed:
             config = config.replace({"runtime.seed": config.runtime.seed ^ 1})
@@ -118,7 +118,7 @@ class Inputs:
 
     @cached_property
     def digests(self) -> dict[str, Any]:
-        """The entries of stage tables that are not settings, by name. Computing them loads no large data."""
+        """All entries of stage tables that are not settings. Computing them loads no large data."""
         data, corpus = self.config.data, self.texts.get("corpus")
         counted = "" if corpus is None or data.unigram == "none" else corpus.fingerprint
         shape = (self.config.model.hidden_size, self.config.runtime.seed)
@@ -140,7 +140,7 @@ def read_splits(config: ExperimentConfig) -> dict[str, Conversations]:
     """Read the conversations of an experiment.
 
     Raises:
-        UserError: The source is missing, damaged or too small.
+        UserError: The source of the conversations is missing or damaged, or has too few conversations.
     """
     splits: list[Split] = ["train", "validation", "test"]
     splits += ["corpus"] if config.data.reads_corpus else []

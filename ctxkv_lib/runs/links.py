@@ -1,4 +1,4 @@
-"""Store equal weights and caches of several runs only once, as one file with several names (hard links)."""
+"""Store equal weights and caches of several runs only once, by means of hard links."""
 
 import os
 from collections.abc import Mapping
@@ -11,12 +11,13 @@ from .folder import RunFolder
 def link_equal_files(folder: RunFolder, stage: str, files: Mapping[str, str]) -> None:
     """Replace a stage's tensor files with hard links to equal files of this run or a neighbouring run.
 
-    A neighbouring run is in the same parent folder. A link is checked before it replaces a file. If the file
-    system has no hard links, the files stay as they are. Only tensor files are linked, since they are never
-    changed in place: new versions are written under a temporary name and renamed.
+    A neighbouring run is a run in the same parent folder. The content of a link is checked before the link
+    replaces a file. If the file system does not support hard links, all files stay as they are. Only tensor
+    files are linked, since they are never changed in place: each new version is written under a temporary
+    name and then renamed.
 
     Args:
-        files: sizes and checksums of the files that the stage has written, as in a record.
+        files: size and checksum of each file that the stage has written, by path, as in `Record.files`.
     """
     own = [(folder.path, record) for record in folder.records.values()]
     known = {

@@ -22,20 +22,21 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
     """Collect runs and their results in a table with one row per run.
 
     Args:
-        runs: runs or their folders. If this is a single folder, every run at or below it is listed, including
-            unfinished and damaged runs; interrupted runs come last. The default is `$CTXKV_RUNS`, or `runs`.
+        runs: runs or their folders. If this is a single folder, every run at or below it is listed, even if
+            it is damaged; interrupted runs come last. The default is the folder `$CTXKV_RUNS`, or `runs`.
 
     Returns:
-        a table with the path as index. Its columns are `state` (finished, interrupted or damaged), the
-        settings that differ, `train_tokens`, `val_ppl`, `test_ppl`, `val_acc`, `train_ppl`, `best_epoch`,
-        `epochs`, `seconds` of training in both phases, `phase1_parameters` and `parameters` (numbers of
-        parameters that Phase 1 and Phase 2 train), `val_ppl` and `test_ppl` of measured n-gram baselines,
-        `mib` on disk, and `note`, which says what to do about damage. A run is damaged if a file is missing
-        or has the wrong size. Results of an interrupted run come from its best epoch so far. Unknown values
-        are NaN. If several of these runs share a file through hard links, its size counts for the first run.
+        a table with each run's path as index. Its columns are `state` (finished, interrupted or damaged), the
+        settings that are not the same in all runs, `train_tokens`, `val_ppl`, `test_ppl`, `val_acc`,
+        `train_ppl`, `best_epoch`, `epochs`, `seconds` (training time of both phases), `phase1_parameters` and
+        `parameters` (numbers of parameters that Phase 1 and Phase 2 train), `NAME.val_ppl` and
+        `NAME.test_ppl` for each n-gram baseline that was measured, `mib` (size on disk), and `note` (what to
+        do if the run is damaged). A run is damaged if a file is missing or has the wrong size. The results of
+        an interrupted run come from its best epoch so far. Unknown values are NaN. If several runs share a
+        file through hard links, the size of the file counts only for the first of these runs.
 
     Raises:
-        UserError: There is no such folder.
+        UserError: The folder `runs` does not exist.
     """
     if runs is None or isinstance(runs, Path | str):
         paths = _run_folders(runs_root() if runs is None else expanded(runs))
@@ -51,8 +52,8 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
             configs[path] = folder.config
             row |= _state(folder) | _results(folder)
         except DamagedFile as error:
-            row["note"] = f"{error.path} is damaged; make it again with `ctxkv run --out {path}`"
-        except (UserError, OSError) as error:  # the records are gone, or come from another version
+            row["note"] = f"{error.path} is damaged; recompute it with `ctxkv run --out {path}`"
+        except (UserError, OSError) as error:  # missing or incompatible records
             row["note"] = str(error)
         row["mib"] = _bytes_on_disk(path, counted) / MIB
         rows[path] = row
@@ -69,7 +70,7 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
 
 
 def _bytes_on_disk(path: Path, counted: set[tuple[int, int]]) -> int:
-    """Return the size in bytes of all files below a folder that are not in `counted`, and add them to it."""
+    """Return the size in bytes of a folder's files, except files in `counted`. Add the files to `counted`."""
     files = [file.stat() for file in path.rglob("*") if file.is_file()]
     sizes = {(file.st_dev, file.st_ino): file.st_size for file in files}
     size = sum(size for file, size in sizes.items() if file not in counted)
@@ -78,22 +79,22 @@ def _bytes_on_disk(path: Path, counted: set[tuple[int, int]]) -> int:
 
 
 def _run_folders(root: Path) -> list[Path]:
-    """Find all run folders at or below a folder, even if their records are lost. Skip hidden folders."""
+    """Find all run folders at or below `root`, even if their records are lost. Skip hidden folders."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; name the folder that holds your run folders.")
-    depths = ("", "[!.]*/", "[!.]*/[!.]*/")  # the folder of a comparison may hold run folders
+    depths = ("", "[!.]*/", "[!.]*/[!.]*/")  # comparisons may hold run folders
     folders = {file.parent for depth in depths for file in root.glob(f"{depth}{RECORDS}")}
     return sorted(folder for folder in folders if is_run_folder(folder))
 
 
 def _state(folder: RunFolder) -> dict[str, str]:
     if damage := folder.damage():
-        return {"state": "damaged", "note": f"{damage}; make it again with `ctxkv run --out {folder.path}`"}
+        return {"state": "damaged", "note": f"{damage}; recompute it with `ctxkv run --out {folder.path}`"}
     return {"state": "finished" if folder.holds(RESULTS) else "interrupted"}
 
 
 def _results(folder: RunFolder) -> dict[str, Any]:
-    """Return the results of a run, or those of the best epoch so far if the run is unfinished."""
+    """Return the results of a run. If the run is unfinished, return the results of its best epoch so far."""
     if not folder.holds("test"):
         lines = _lines(folder.path / "metrics.jsonl")
         best = min(lines, key=lambda line: line["val_ppl"], default={})
@@ -122,7 +123,7 @@ def _results(folder: RunFolder) -> dict[str, Any]:
 
 
 def _lines(metrics: Path) -> list[dict[str, Any]]:
-    """Read the epochs in a `metrics.jsonl`. Skip lines that are not completely written yet."""
+    """Read the metrics of all epochs from `metrics.jsonl`. Skip a line that is only partly written."""
     lines = []
     for text in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
         with suppress(ValueError):

@@ -1,4 +1,4 @@
-"""Names for runs, built from their differing settings, and names for their folders."""
+"""Names of runs, built from the settings in which the runs differ, and names of run folders."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,8 @@ from .config import ExperimentConfig, differing_settings
 from .presets import RECIPES, changed_settings, with_fitting_sizes
 from .summary import Run
 
-MOST_NAMED = 3  # maximum number of words in a name; runs that need more are named after their folders
+# Maximum number of words in a run's name. If a name needs more words, runs are named after their folders.
+MOST_NAMED = 3
 # Up to this number of runs, tables have one column per run. With more runs, each run gets a row, so its name
 # can be longer.
 FEW_RUNS = 3
@@ -39,16 +40,17 @@ def run_folder_of(config: ExperimentConfig, root: Path | str | None = None) -> P
 
 
 def comparison_folder(configs: Sequence[ExperimentConfig], root: Path | str | None = None) -> Path:
-    """Return the default folder of a comparison, named after its largest run and smaller sample counts."""
+    """Return the default folder of a comparison: the name of its largest run, and the other sample counts."""
     *smaller, largest = sorted(map(with_fitting_sizes, configs), key=lambda config: config.data.size("train"))
     counts = "-".join(str(config.data.samples) for config in smaller)
     return Path(f"{run_folder_of(largest, root)}-vs-{counts}")
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """Name each run after the user's own parts and the settings that differ, or else after its folder.
+    """Name each run after the user's own parts and the settings that differ between the runs.
 
-    Settings that differ only because the presets or recipes differ are left out.
+    If these names are too long or not unique, runs are named after their folders. Settings that differ only
+    because the presets or recipes differ are left out.
     """
     configs = [run.config for run in runs]
     chosen = {"preset", "recipe", "data.samples"}.union(*map(changed_settings, configs))
@@ -74,8 +76,8 @@ def run_names(runs: Sequence[Run]) -> list[str]:
 def variant_names(runs: Sequence[Run], bases: Sequence[Run]) -> list[str]:
     """Name each run by its differences from its base run.
 
-    If the bases have different sizes, each name contains the size of its run. If runs have the same name,
-    their folders are added in brackets.
+    If the base runs have different numbers of conversations, each name includes the number for its run. If
+    several runs get the same name, the name of the folder is added in brackets.
     """
     names = []
     sizes = {base.config.data.samples for base in bases}
@@ -92,7 +94,7 @@ def variant_names(runs: Sequence[Run], bases: Sequence[Run]) -> list[str]:
 
 
 def _own_parts(config: ExperimentConfig) -> dict[str, PlugIn]:
-    """Return the plug-ins that do not come with the recipe, by hook."""
+    """Return the plug-ins that are not part of the recipe, by hook."""
     usual = RECIPES[config.recipe]
     return {hook: plugin for hook, plugin in config.plugins.items() if plugin.name != usual.get(hook)}
 
@@ -102,8 +104,8 @@ def _words(
 ) -> list[str]:
     """Return the words of a run's name, such as `["GRUBlock", "500 samples", "interval 20"]`.
 
-    If runs differ in their parts, a run without the user's own parts is named after its recipe. A part's
-    settings appear only if another experiment in `configs` has the same part with different settings.
+    If the runs use different plug-ins, a run with the recipe's plug-ins is named after the recipe. A setting
+    of a plug-in appears only if another experiment in `configs` uses that plug-in with a different value.
     """
     words = []
     for key, value in settings.items():
@@ -124,7 +126,7 @@ def _words(
 
 
 def _is_chosen(config: ExperimentConfig, hook: str, name: str, configs: Sequence[ExperimentConfig]) -> bool:
-    """Return whether another experiment has the same part with a different value of its setting `name`."""
+    """Return whether another experiment uses the same plug-in with a different value of setting `name`."""
     parts = [part for each in configs if (part := each.plugins.get(hook))]
     part = config.plugins.get(hook)
     return any(

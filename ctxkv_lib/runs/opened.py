@@ -33,9 +33,9 @@ from .summary import Run, finished_run
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-READ_AT_ONCE = ("checkpoint", TABLE_SHARD)  # files that are read when a run is opened
+READ_AT_ONCE = ("checkpoint", TABLE_SHARD)  # read when opening a run
 SPLITS = ("train", "val", "test")  # the streams of a run
-EXACT = Phase1Config(context_method="exact")  # settings for the contexts of new text
+EXACT = Phase1Config(context_method="exact")  # for contexts of new text
 
 
 @dataclass
@@ -43,11 +43,11 @@ class OpenRun:
     """An open run with its model and tokenizer. The run is finished, or prepared for Phase 2.
 
     Attributes:
-        run: the run. The summary of a prepared run has `tokens`, `parameters`, `phase1`, `memory` and
-            `caches_mib`.
+        run: the run. If it is only prepared, its summary has only `tokens`, `parameters`, `phase1`, `memory`
+            and `caches_mib`.
         model: the model in evaluation mode.
         tokenizer: the tokenizer of the run.
-        caches: a `Cache` for "train" and for "val". The caches of a finished run are mapped from their files.
+        caches: a `Cache` for "train" and for "val". The caches of a finished run are memory-mapped.
     """
 
     run: Run
@@ -56,15 +56,15 @@ class OpenRun:
 
     @cached_property
     def caches(self) -> dict[str, Cache]:
-        """The caches of both streams. They are checked and mapped when they are first used."""
+        """The caches of the training and validation streams, checked and memory-mapped on first use."""
         finished_run(RunFolder.open(self.run.path), "caches")
         return load_caches(self.run.path / "caches")
 
     def stream(self, split: str) -> "Stream":
-        """Return the stream of a split, "train", "val" or "test", as the run read it.
+        """Return the stream that the run read for a split, which is "train", "val" or "test".
 
         Raises:
-            UserError: The split is unknown or has no text, or its conversations have changed.
+            UserError: The split is unknown or has no text, or its conversations have changed since the run.
         """
         require_known("split", split, SPLITS)
         if split != "test":
@@ -78,7 +78,7 @@ class OpenRun:
             return Stream(self, read_stream(self.model, config.phase1, ids, config.runtime.seed))
 
     def read(self, text: str) -> "Stream":
-        """Read a text, preceded by an end-of-text token, as `evaluate_texts` does.
+        """Read a text with an end-of-text token in front of it, in the same way as `evaluate_texts`.
 
         At position 0, the model reads the end-of-text token and predicts the first token of the text.
         Contexts are computed with the method `exact`.
@@ -129,23 +129,23 @@ class Stream:
     def attention(self, positions: Sequence[int] | Tensor) -> Tensor:
         """Compute attention weights at the given positions, float32 `[len(positions), heads, slots]`.
 
-        `opened.model.window.slots(positions)` returns the positions whose contexts the slots hold.
+        `opened.model.window.slots(positions)` returns the position of the context in each slot.
         """
         return self._computed(positions, self._attention_weights)
 
     def logits(self, positions: Sequence[int] | Tensor) -> Tensor:
-        """Compute logits of the next token at the given positions, float32 `[len(positions), vocab_size]`."""
+        """Compute the next-token logits at the given positions, float32 `[len(positions), vocab_size]`."""
         return self._computed(positions, lambda batch: torch.cat([*self.opened.model.predictions(batch)]))
 
     def token_losses(self) -> Tensor:
-        """Compute the loss of every prediction in nats, float32 `[n]`. The perplexity is exp(mean)."""
+        """Compute the loss of every prediction in nats, float32 `[n]`. Perplexity is `exp(losses.mean())`."""
         with torch_state():
             return token_scores(self.opened.model, self.cache, torch.arange(len(self)))[0].cpu()
 
     def _attention_weights(self, batch: Batch) -> Tensor:
         weights = self.opened.model.read(batch)[1]
         if weights is None:
-            raise UserError(f"The model of {self.opened.run.path} returns no attention weights to look at.")
+            raise UserError(f"The model of {self.opened.run.path} returns no attention weights.")
         return weights
 
     @torch.no_grad()
@@ -175,7 +175,7 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
     run = finished_run(folder, *READ_AT_ONCE)
     _require_same_parts(run)
     if folder.records["phase2"].made_from["code"] != result_code():
-        log(f"{run.path} was made with different code of the method, so its results may differ here.")
+        log(f"{run.path} was made with a different version of the method's code, so results may differ.")
     with status_line("Loading the model"), torch_state():
         log_unigram = saved_weights(run.path).get("log_unigram")
         model = frozen_model(run.config, _token_table(run), log_unigram)
@@ -185,7 +185,7 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
 
 
 def _require_same_parts(run: Run) -> None:
-    """Raise UserError if a part of the model is missing or has changed. The message names the source."""
+    """Raise UserError if a part of the model has changed or is missing, and say where its source text is."""
     for hook, plugin in run.config.plugins.items():
         source = run.path / OWN_PARTS / f"{hook}.py"
         try:
@@ -198,7 +198,7 @@ def _require_same_parts(run: Run) -> None:
 
 
 def open_prepared(folder: RunFolder, inputs: Inputs) -> OpenRun:
-    """Open an experiment whose contexts are computed but whose Phase 2 is not trained yet."""
+    """Open an experiment after its contexts are computed and before Phase 2 is trained."""
     streams, _ = load_streams(inputs, folder.path)
     contexts = folder.records["contexts"]
     memory = [*contexts.memory, snapshot("phase 2 prepared", inputs.device)]
@@ -211,7 +211,7 @@ def open_prepared(folder: RunFolder, inputs: Inputs) -> OpenRun:
 
 
 def _token_table(run: Run) -> Tensor:
-    """Return the token table. It is read from the model folder, or rebuilt if that folder is missing."""
+    """Read a run's token table from its model folder. If that folder is missing, rebuild the table."""
     for shard in run.path.glob(f"{TABLE_SHARD}*"):
         return read_tensors(shard)["model.wte.weight"]
     config, provenance = run.config, run.summary["provenance"]
@@ -227,7 +227,7 @@ def _token_table(run: Run) -> Tensor:
 
 
 def refuse_other_texts(run: Run, split: Split, fingerprint: str | None) -> None:
-    """Raise UserError if a split's conversations do not have this fingerprint. With None, accept any."""
+    """Raise UserError if `fingerprint` is given and a split's conversations have a different fingerprint."""
     data = run.config.data
     if fingerprint not in (None, load_conversations(data, split).fingerprint):
         raise UserError(

@@ -2,20 +2,19 @@
 
 A *preset* chooses the data, the token table and the model's size; a *recipe* chooses how to train.
 
-To add a setting, add a field to its group (`data.config`, `method.config`, `runs.config`) or to the
-`Settings` of a plug-in. If a recipe uses a value that is not the default, add it to `RECIPES`. A stage must
-be recomputed when a setting that it depends on changes:
+To add a setting, add a field to its group (`data.config`, `method.config`, `runs.config`) or to the class
+`Settings` of a plug-in. If a recipe uses a value that is not the default, add the value to `RECIPES`. Then
+make sure that a change of the setting leads to new results in every stage that depends on it:
 
-- `phase1.*`, `phase2.*` and the settings of plug-ins change their stages automatically, and `model.*` changes
-  Phase 2. Other settings must be named in `runs.stages` (`CONTEXT_SETTINGS`, `experiment_stages`).
-- `data.*` changes stages through digests. All texts have digests already. A new setting of the token table or
-  the token frequencies must be added to the digest of the table (`data.token_table.table_fingerprint`) or the
-  frequencies (`runs.inputs.Inputs.digests`).
+- If a setting in `phase1.*`, `phase2.*`, `model.*` or a plug-in changes, the stages that depend on its group
+  are recomputed. Add any other dependency to `runs.stages` (`CONTEXT_SETTINGS`, `experiment_stages`).
+- Stages depend on `data.*` only through digests, and each text has a digest. Add a new setting for the token
+  table to that table's digest (`data.token_table.table_fingerprint`), and a new setting for the token
+  frequencies to their digest (`runs.inputs.Inputs.digests`).
 
-`tests/runs/test_inputs.py` fails until `CHANGED_BY` there says which stages a new setting of `data` or
-`runtime` changes. New settings of `model`, `phase1`, `phase2` and plug-ins change the same stages as the rest
-of their group. `report.tables.SETTINGS` names the settings that reports show. `ctxkv settings` lists all
-fields.
+For a new setting in `data` or `runtime`, `tests/runs/test_inputs.py` fails until its table `CHANGED_BY` lists
+the stages that depend on the setting. `report.tables.SETTINGS` lists the settings that reports show.
+`ctxkv settings` prints all settings.
 """
 
 import math
@@ -30,15 +29,16 @@ from ..plugins.hooks import TUNED
 from ..progress import log
 from .config import ExperimentConfig, require_known
 
-# Numbers of epochs after which most training runs stopped, by recipe. They come from all runs of the study,
-# with 10 to 1,000 conversations, and the original's two runs. `tuned` always takes all its epochs.
+# Range of the number of epochs after which most training runs stopped, by recipe. It comes from all runs in
+# the study (10 to 1,000 conversations) and the original's two runs. `tuned` always trains for all its epochs.
 USUAL_EPOCHS = {"published": (6, 12), "exact": (5, 9)}
-COMPARED_RATIO = 5  # ratio of sample counts: the published report compares 500 conversations with 100
+# Ratio of the two sample counts in a comparison. The published report compares 500 conversations with 100.
+COMPARED_RATIO = 5
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings for the data, the token table and the model's size, with a default recipe."""
+    """Settings for the data, the token table and the model's size, and the name of a default recipe."""
 
     summary: str
     recipe: str  # default recipe
@@ -106,10 +106,10 @@ def build_config(
         preset: a key of `PRESETS`.
         recipe: a key of `RECIPES`. The default is the preset's recipe.
         samples: number of training conversations. The default is the preset's number.
-        settings: settings as in `ExperimentConfig.replace`. They are applied last.
+        settings: more settings, as for `ExperimentConfig.replace`. They override the preset and recipe.
 
     Raises:
-        UserError: The preset, the recipe or a key is unknown, or a value is not allowed.
+        UserError: The preset, the recipe or a setting is unknown, or a value is not allowed.
     """
     require_known("preset", preset, PRESETS)
     recipe = PRESETS[preset].recipe if recipe is None else recipe
@@ -119,7 +119,7 @@ def build_config(
         raise UserError(
             f"data.source is {asked['data.source']!r} and data.path is given; leave one of them out."
         )
-    # Apply preset and recipe first, since a plug-in's own settings exist only once it is chosen.
+    # Apply the preset and recipe first, since the settings of a plug-in exist only after it is chosen.
     return _usual(preset, recipe).replace(asked)
 
 
@@ -135,7 +135,8 @@ def with_fitting_sizes(config: ExperimentConfig) -> ExperimentConfig:
     if not sizes:
         return config
     config = config.replace({f"data.{name}": value for name, value in sizes.items()})
-    if sizes != {"corpus": "own"}:  # no message if only `corpus` was chosen
+    # If all sizes were given and only `corpus` was chosen, print no message.
+    if sizes != {"corpus": "own"}:
         log(describe_split(config.data))
     return config
 
@@ -146,21 +147,21 @@ def _usual(preset: str, recipe: str) -> ExperimentConfig:
 
 
 def usual_epochs(config: ExperimentConfig) -> tuple[int, int] | None:
-    """Return the minimum and maximum number of epochs that training usually takes.
+    """Return the minimum and maximum number of epochs for which training usually runs.
 
-    Return None for `tuned`, or if settings of Phase 2 or parts of the model differ from the recipe's.
+    Return None for recipe `tuned`, for changed settings of Phase 2, and for the user's own parts.
     """
     is_usual = config.phase2 == _usual("colab", config.recipe).phase2 and not config.has_own_parts
     return USUAL_EPOCHS.get(config.recipe) if is_usual else None
 
 
 def compared_samples(config: ExperimentConfig) -> tuple[int, int]:
-    """Choose the sample counts of a comparison: a fifth of `data.samples`, as published, and all samples.
+    """Choose the two sample counts of a comparison: a fifth of `data.samples`, as published, and all of them.
 
-    With the user's own conversations, the smaller count is raised if a fifth has too little text.
+    If a fifth of the user's own conversations has too little text, the smaller count is raised.
 
     Raises:
-        UserError: There are too few samples for a fifth.
+        UserError: There are too few samples for a comparison.
     """
     config = with_fitting_sizes(config)
     if config.data.source == "file":
@@ -174,7 +175,7 @@ def compared_samples(config: ExperimentConfig) -> tuple[int, int]:
 def changed_settings(config: ExperimentConfig) -> dict[str, Any]:
     """Return the settings that differ from the preset and the recipe, except the number of samples.
 
-    For a plug-in that the recipe does not use, all settings are returned.
+    For a plug-in that the recipe does not use, all its settings are returned.
     """
     usual, settings = _usual(config.preset, config.recipe).flat(), config.flat()
     usual["data.samples"] = config.data.samples

@@ -17,7 +17,7 @@ REPORTED = ("torch", "transformers", "numpy")
 
 
 def provenance(inputs: Inputs, placement: str) -> dict[str, Any]:
-    """Describe what a result was made from, and where. `placement` says where the caches were."""
+    """Describe how and where a result was computed. `placement` says where the caches were stored."""
     config = inputs.config
     texts = {split: text.fingerprint for split, text in inputs.texts.items() if split != "test"}
     return {

@@ -1,10 +1,9 @@
 """Records of finished stages: what each stage was made from, and how to compare two records.
 
-A run is computed in stages. A finished stage has a record, `checkpoint/NAME.json`, which says what the stage
-was *made from*. This is a flat table with the settings that matter (such as `phase2.learning_rate`), digests
-of code and texts, the precision, and a digest of each earlier stage that it used. A stage is reused if its
-recorded table equals the table that is needed now and its files are intact. Otherwise, the entries that
-differ say why the stage is recomputed or refused.
+A run is computed in stages. Each finished stage has a record, `checkpoint/NAME.json`, with a table of what
+the stage was *made from*: the settings that affect it (such as `phase2.learning_rate`), digests of code and
+texts, the precision, and a digest of each earlier stage that it used. A stage is reused if its recorded table
+equals its current table and its files are intact. Otherwise, a message lists the entries that differ.
 """
 
 import json
@@ -19,14 +18,15 @@ from ..method.loop import Metric
 
 Table = dict[str, Any]  # JSON values by name
 
-OUTPUT_OF = "output of "  # prefix of the table entries with digests of earlier stages
-LOCATION = "data.path"  # this setting does not identify an experiment, since only the file's content counts
-MOST_DESCRIBED = 3  # maximum number of differences in one message
+OUTPUT_OF = "output of "  # prefix for digests of earlier stages
+# This setting is ignored when records are compared, since only the content of the file matters.
+LOCATION = "data.path"
+MOST_DESCRIBED = 3  # maximum number of differences per message
 
 
 @dataclass(frozen=True)
 class Record:
-    """A finished stage.
+    """The record of a finished stage.
 
     Attributes:
         made_from: table of what the stage was made from.
@@ -59,7 +59,7 @@ class Record:
 
     @property
     def output(self) -> str:
-        """Return a digest of this stage's table and files, which later stages list in their tables."""
+        """Return a digest of this stage's table and files. Later stages list the digest in their tables."""
         return digest([self.made_from, self.files])
 
     @property
@@ -70,41 +70,41 @@ class Record:
 
     @property
     def outputs_before(self) -> dict[str, str]:
-        """Return the `output` of each earlier stage that this stage was made from, as it was at that time."""
+        """Return, for each earlier stage that this stage used, its `output` when this stage was computed."""
         outputs = {name: value for name, value in self.made_from.items() if name.startswith(OUTPUT_OF)}
         return {name.removeprefix(OUTPUT_OF): output for name, output in outputs.items()}
 
     def damage(self, folder: Path, only_size: bool = False, parts: tuple[str, ...] = ("",)) -> str:
-        """Describe the first missing or damaged file in a run folder; return "" if all are intact.
+        """Describe the first missing or damaged file in a run folder. Return "" if all files are intact.
 
         Args:
-            only_size: compare only the sizes of files, not their contents.
-            parts: files and folders to check, given by the beginning of their paths.
+            only_size: whether to compare only the sizes of files, not their contents.
+            parts: beginnings of the paths to check, e.g. "caches". By default, all files are checked.
         """
         files = {folder / name: known for name, known in self.files.items() if name.startswith(parts)}
         return next(filter(None, (damage(file, known, only_size) for file, known in files.items())), "")
 
 
 def as_json(table: Mapping[str, Any]) -> Table:
-    """Return a table as it would be read back from its file, where tuples have become lists."""
+    """Return a table as it would be read back from a JSON file, with lists instead of tuples."""
     table_read: Table = json.loads(json.dumps(table))
     return table_read
 
 
 def differences(before: Table, now: Table, names: Sequence[str] | None = None) -> Table:
-    """Return `{name: (before, now)}` for each name whose values differ. By default all names are compared."""
+    """Return `{name: (before, now)}` for all names whose values differ. By default, compare all names."""
     considered = {**before, **now} if names is None else names
     pairs = {name: (before.get(name), now.get(name)) for name in considered if name != LOCATION}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def is_setting(name: str) -> bool:
-    """Return whether a table's entry is a setting, such as `phase2.patience`, and not a digest."""
+    """Return whether an entry of a table is a setting, such as `phase2.patience`, and not a digest."""
     return "." in name or name in ("preset", "recipe")
 
 
 def describe_differences(pairs: Table, between: str = " → ") -> str:
-    """Describe differences in words. Both values of settings and the precision are shown, but no digests."""
+    """Describe differences in words. Show the values of settings and the precision, but no digests."""
     words = []
     for name, (before, now) in pairs.items():
         if name.startswith(OUTPUT_OF):

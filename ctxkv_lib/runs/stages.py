@@ -50,19 +50,19 @@ from .presets import usual_epochs
 from .provenance import provenance
 from .training import RunHooks
 
-SCAN_TOKENS = 2**18  # tokens per chunk when contexts are computed (256 MiB)
-EMBEDDED_TOKENS = 2**13  # tokens per chunk when embeddings are written
-# Settings that the stage `contexts` is made from. Other settings, e.g. `model.interval`, only affect Phase 2.
+SCAN_TOKENS = 2**18  # tokens per chunk of contexts (256 MiB)
+EMBEDDED_TOKENS = 2**13  # tokens per chunk of embeddings
+# Settings that the stage `contexts` depends on. The other `model` settings (`interval`) affect only Phase 2.
 CONTEXT_SETTINGS: tuple[str, ...] = ("phase1", "block", "loss", "model.context_dim", "model.hidden_size")
 CONTEXT_SETTINGS += ("runtime.seed", "runtime.embedding_cache")
-OWN_PARTS = "own_parts"  # the folder with the source text of the user's own parts
+OWN_PARTS = "own_parts"  # folder for the user's source code
 CONTEXT_DIGESTS = ("code", "training text", "validation text", "tokenizer", "token table", "precision")
 
 
 def settings_stage(config: ExperimentConfig) -> Stage:
-    """Return the first stage of every run. Its record holds all settings.
+    """Return the first stage of every run. The stage's record contains all settings.
 
-    The stage writes config.json, and the source text of the user's own parts if it can be found.
+    The stage writes config.json and, if it can be found, the source text of the user's own parts.
     """
 
     def compute(work: Work) -> dict[str, Any]:
@@ -140,16 +140,17 @@ def compute_contexts(inputs: Inputs, work: Work) -> dict[str, Any]:
 def _train_block(
     inputs: Inputs, work: Work, generator: torch.Generator
 ) -> tuple[Phase1Result, Tensor | None, int]:
-    """Run Phase 1.
+    """Train the ContextBlock (Phase 1).
 
     Returns:
         the result; the contexts of the last iteration, from which parallel passes start; and the number of
-        weights in the user's own loss (they are not saved).
+        weights in the user's own loss, which are not saved.
     """
     model, config, loss = inputs.model, inputs.config, inputs.config.plugins.get("loss")
     model.set_phase(1)
     model.train()
-    # Reset the seed, so that the user's loss weights and a block's dropout do not depend on earlier draws.
+    # Reset the seed, so that earlier random draws do not affect the weights of the user's loss or the block's
+    # dropout.
     torch.manual_seed(config.runtime.seed)
     objective: Any = loss.objective(model) if loss else None
     reads_ahead = loss and "next_embeddings" in asked_tensors(objective)
@@ -173,8 +174,9 @@ def _train_block(
 def phase1_ids(inputs: Inputs, ahead: int = 0) -> Tensor:
     """Return the tokens that Phase 1 trains on.
 
-    These are all tokens of the text except the last, int `[n]`, or evenly spaced chunks with at most
-    `phase1.max_tokens` tokens in total. With `ahead=1`, return the token that follows each of them.
+    The result, int `[n]`, has all tokens of the training stream except the last. If there are more than
+    `phase1.max_tokens` and the method is not `passes`, the result has only evenly spaced chunks of the
+    stream. With `ahead=1`, return the token that follows each of these tokens in the stream.
     """
     stream, config = inputs.ids["train"], inputs.config.phase1
     ids = stream[ahead : len(stream) - 1 + ahead]
@@ -211,7 +213,7 @@ def _write_caches(
 
 
 def read_stream(model: ContextKV, config: Phase1Config, ids: Tensor, seed: int = 0) -> Cache:
-    """Compute the cache of a stream in memory, with contexts computed as for the validation stream.
+    """Compute the cache of a stream in memory, in the same way as the cache of the validation stream.
 
     Args:
         ids: the tokens, integers `[n + 1]`.
@@ -232,7 +234,7 @@ def _stream_contexts(
     generator: torch.Generator,
     last: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the padded contexts of a stream in parts. Joined, they have shape `[n + 1, context_dim]`."""
+    """Yield the contexts of a stream in parts, `[n + 1, context_dim]` in total. Row 0 precedes all tokens."""
     block = model.context_block
     embeddings, tokens = distinct_rows(model, ids[:-1])
     projected = block.project_inputs(embeddings)
@@ -257,7 +259,7 @@ def _finite(contexts: Tensor) -> Tensor:
 
 
 def _token_tensors(inputs: Inputs, ids: Tensor) -> dict[str, Any]:
-    """Return the tensors of a stream's `emb` file: token ids and, with the dense layout, embeddings."""
+    """Return the tensors for the `emb` file of a stream: token ids and, in the dense layout, embeddings."""
     tensors: dict[str, Any] = {"ids": (torch.int32, (len(ids),), [ids])}
     if inputs.config.runtime.embedding_cache == "dense" and inputs.config.reads == "contexts":
         parts = ids[:-1].split(EMBEDDED_TOKENS)
@@ -277,7 +279,7 @@ def _sizes_mib(caches: dict[str, Cache]) -> dict[str, float]:
 
 
 def load_streams(inputs: Inputs, path: Path) -> tuple[dict[str, Cache], str]:
-    """Load the ContextBlock and both streams for Phase 2. Also return a text on where the streams are."""
+    """Load the ContextBlock and the caches for Phase 2. Return the caches, and a text on where they are."""
     load_block(inputs.model, path)
     caches, placement = place_caches(load_caches(path / "caches"), inputs.device)
     print_on_terminal(f"Caches: {placement}")
@@ -285,12 +287,12 @@ def load_streams(inputs: Inputs, path: Path) -> tuple[dict[str, Cache], str]:
 
 
 def train_phase2(inputs: Inputs, work: Work) -> dict[str, Any]:
-    """Train Phase 2 in all processes, and write the best epoch's weights."""
+    """Train the layer in all processes (Phase 2), and write the weights of the best epoch."""
     config, model, path = inputs.config, inputs.model, work.folder.path
     streams, placement = load_streams(inputs, path)
     work.snapshot("phase 2 prepared")
     train, phase2 = streams["train"], config.phase2
-    # Cost of validating one position, relative to training on one.
+    # Cost of validating one position, relative to the cost of training on one position.
     scoring = 1.5 if inputs.precision == "bf16" else 0.5
 
     def tell(seconds: float) -> None:
@@ -300,7 +302,8 @@ def train_phase2(inputs: Inputs, work: Work) -> dict[str, Any]:
 
     hooks = RunHooks(work)
     hooks.tell = tell
-    torch.manual_seed(config.runtime.seed)  # every process must draw the same initial weights
+    # Every process must draw the same initial weights.
+    torch.manual_seed(config.runtime.seed)
     model.init_layer(phase1_ids(inputs), config.phase1)
     result = train_layer(model, train, streams["val"], phase2, config.runtime.seed, inputs.precision, hooks)
 
@@ -331,11 +334,11 @@ def write_model(inputs: Inputs, path: Path) -> None:
 
 @status_line("Scoring the test split")
 def score_test(inputs: Inputs, work: Work) -> dict[str, Any]:
-    """Score the test split once.
+    """Compute the perplexity and the accuracy on the test split.
 
     Returns:
-        `ppl`, `acc` and `tokens`; `conversations`, with the number of predicted tokens and the mean loss in
-        nats for each conversation; and `fingerprint`. The result is empty if there is no token to predict.
+        `ppl`; `acc`; `tokens`; `conversations`, a list with the number of predicted tokens and the mean loss
+        in nats for each conversation; and `fingerprint`. If there is no token to predict, the dict is empty.
     """
     texts, model, config = inputs.texts["test"], inputs.model, inputs.config
     if not len(texts) or len((stream := validation_stream(texts, inputs.tokenizer)).ids) < 2:

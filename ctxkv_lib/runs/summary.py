@@ -14,8 +14,8 @@ from .folder import RESULTS, RunFolder
 
 EPOCH = ("epoch", "train_ppl", "val_ppl", "val_acc", "improved", "no_improve", "seconds")
 FP32_BYTES = 4
-TRAININGS = ("contexts", "phase2")  # the stages that train, and so have metrics
-NGRAMS = "ngrams"  # this stage is only computed on request
+TRAININGS = ("contexts", "phase2")  # stages that have metrics
+NGRAMS = "ngrams"  # stage computed only on request
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Run:
     path: Path
     config: ExperimentConfig
     summary: dict[str, Any]  # content of summary.json
-    metrics: list[Metric]  # metrics of both phases: the lines of metrics.jsonl, with memory use
+    # Metrics of both phases: the lines of metrics.jsonl, with the memory use of each epoch.
+    metrics: list[Metric]
 
     def __repr__(self) -> str:
         phase2 = self.summary.get("phase2")
@@ -45,13 +46,13 @@ def load_run(path: Path | str, *parts: str) -> Run:
         parts: more files and folders of the run to check, such as "caches".
 
     Raises:
-        UserError: There is no run, it is unfinished, or a file is damaged.
+        UserError: There is no run in the folder, the run is unfinished, or a file is damaged.
     """
     return finished_run(RunFolder.open(expanded(path)), *parts)
 
 
 def finished_run(folder: RunFolder, *parts: str) -> Run:
-    """Return the finished run in `folder`, whose records have been read.
+    """Return the finished run in a folder whose records have been read.
 
     `parts` and the errors are the same as in `load_run`.
     """
@@ -62,7 +63,7 @@ def finished_run(folder: RunFolder, *parts: str) -> Run:
     damages = [folder.records[RESULTS].damage(path)]
     damages += [record.damage(path, parts=parts) for record in folder.records.values() if parts]
     if damage := next(filter(None, damages), ""):
-        raise UserError(f"{damage}; make it again with `ctxkv run --out {path} --again`.")
+        raise UserError(f"{damage}; recompute it with `ctxkv run --out {path} --again`.")
     return Run(path, folder.config, read_json(path / "summary.json"), folder.metrics(TRAININGS))
 
 
@@ -102,7 +103,7 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
 
 
 def context_window(model: ModelConfig, train_tokens: int | None) -> dict[str, int | None]:
-    """Describe the context window. `theoretical_max` is its number of contexts if there were no limit."""
+    """Describe the context window. Without a limit, it would have up to `theoretical_max` contexts."""
     return {
         "interval": model.interval,
         "max_contexts": model.max_contexts,
@@ -112,7 +113,7 @@ def context_window(model: ModelConfig, train_tokens: int | None) -> dict[str, in
 
 
 def dense_fp32_mib(train_tokens: int, val_tokens: int, model: ModelConfig) -> dict[str, float]:
-    """Compute cache sizes in MiB in the original's layout: one fp32 context and embedding per input token."""
+    """Compute cache sizes in MiB for the original's layout: an fp32 context and embedding per input token."""
     sizes = {
         f"{split}_{kind}": (tokens - 1) * width * FP32_BYTES
         for split, tokens in (("train", train_tokens), ("val", val_tokens))

@@ -1,11 +1,11 @@
-"""The hooks that both training loops call in a run, and the saved state of an unfinished Phase 2.
+"""The hooks that the training loops of both phases call, and the saved state of an unfinished Phase 2.
 
 The state of Phase 2 is saved in `checkpoint/phase2.pt` at the end of an epoch, at most once per minute
 (`RunHooks.after_round`). After a kill, Ctrl-C or an error, the next run continues from the last saved epoch
-(`RunHooks.restore`). It reaches the same numbers, since the order and the dropout of each epoch depend only
-on the seed and the epoch (`phase2.train_epoch`). A state that was saved with a different table is ignored. If
-a state is damaged, a message is printed and training starts over. `driver.run_stages` deletes the file when
-the stage is recorded.
+(`RunHooks.restore`). It reaches the same numbers, since the shuffling and the dropout of each epoch depend
+only on the seed and the epoch (`phase2.train_epoch`). If the settings, code or data have changed, the state
+is ignored. If the state is damaged, a message is printed and training starts over. `driver.run_stages`
+deletes the file when the stage is recorded.
 """
 
 import time
@@ -23,19 +23,21 @@ from ..method.loop import Loop, Metric, epochs_of
 from ..progress import estimated, log, progress_bar
 from .driver import Work
 
-EVERY_SECONDS = 60  # minimum time between two saves; a kill loses at most this much work plus one epoch
+# Minimum time between two saves. If the process is killed, at most this much work plus one epoch is lost.
+EVERY_SECONDS = 60
 T = TypeVar("T")
 
 
 class RunHooks(Loop):
-    """The hooks of a training loop in a run.
+    """The hooks of a training loop in a run. They record metrics, and save and restore the training state.
 
     Args:
-        work: receives every metric; metrics of restored epochs are marked as `replayed`. `work.state`
-            is the file for saved states. Phase 1 saves no state, since it takes only seconds.
+        work: receives every metric; the metrics of restored epochs have `"replayed": True`. `work.state` is
+            the file of the saved state. Phase 1 saves no state, since it takes only seconds.
 
     Attributes:
-        tell: called once, soon after training begins, with the expected seconds for an epoch's steps.
+        tell: a function that is called once, after a few seconds of training, with the expected seconds for
+            all steps of an epoch.
     """
 
     tell: Callable[[float], None] | None = None
@@ -86,7 +88,7 @@ class RunHooks(Loop):
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a state with `torch.save`, preceded by a checksum, since torch does not verify its files."""
+    """Write a checksum and then a state with `torch.save`, since torch does not verify the files it loads."""
     content = BytesIO()
     torch.save(state, content)
     with replacing(path) as temporary_path:
@@ -94,7 +96,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any] | None:
-    """Read a state on the CPU. If the file is damaged, print a message and return None."""
+    """Load a state onto the CPU. If the file is damaged, print a message and return None."""
     content = path.read_bytes()
     size = xxh3_128().digest_size
     if xxh3_128(content[size:]).digest() != content[:size]:

@@ -132,7 +132,7 @@ def test_a_run_that_is_stopped_after_its_best_epoch_keeps_that_epoch(tiny_settin
 def test_a_resumed_bf16_run_prints_a_warning_on_a_device_without_bf16_units(
     tiny_config, tmp_path, monkeypatch, capsys
 ):
-    slow = "was begun in bf16 and continues in it, but this device has no units for bf16"
+    slow = "This device does not support bf16 in hardware"
     monkeypatch.setattr(device, "_cpu_flags", lambda: {"amx_bf16"})
     prepare(tiny_config, tmp_path / "run")
     assert slow not in capsys.readouterr().err
@@ -185,7 +185,7 @@ def test_changed_code_of_the_method_never_continues_an_old_run(finished_run, tmp
     for module in (inputs, opened):
         monkeypatch.setattr(module, "result_code", lambda: "different")
     open_run(out)
-    assert "was made with different code of the method" in capsys.readouterr().err
+    assert "was made with a different version of the method's code" in capsys.readouterr().err
     with pytest.raises(
         UserError, match="holds a trained model, but the code differs; replace it with --again"
     ):
@@ -206,7 +206,7 @@ def test_an_opened_run_has_the_trained_weights_and_damage_is_refused(trained, fi
     assert trained.tokenizer.decode(trained.caches["val"].ids[:40].tolist())
     copy = Path(shutil.copytree(finished_run.path, tmp_path / "run"))
     flip(copy / "checkpoint" / "weights.safetensors")
-    with pytest.raises(UserError, match=r"weights\.safetensors is damaged; make it again with"):
+    with pytest.raises(UserError, match=r"weights\.safetensors is damaged; recompute it with"):
         open_run(copy)
 
 

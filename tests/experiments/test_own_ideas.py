@@ -97,7 +97,7 @@ def test_an_idea_is_trained_named_wherever_its_run_is_and_reused(kind, plain, tm
     assert idea.__name__ in run_folder_of(made.config).name
     assert run(plain.config, made.path, **{hook: idea}).summary == made.summary
     if hook == "layer":
-        with pytest.raises(UserError, match="returns no attention weights to look at"):
+        with pytest.raises(UserError, match="returns no attention weights"):
             explore_window(made, 3)
     text = generate_text(made, "the tea", max_new_tokens=3, temperature=0)
     assert text.startswith("the tea")

@@ -103,7 +103,7 @@ def test_changed_contents_of_a_finished_run_are_noticed_when_they_are_read(labor
     flip(copy / "caches/val_ctx.safetensors")
     assert in_child(lambda: generate(copy)) == laboratory.text  # `generate` reads no cache
     laboratory.check_run(copy)
-    with pytest.raises(UserError, match=r"val_ctx\.safetensors is damaged; make it again with .* --again"):
+    with pytest.raises(UserError, match=r"val_ctx\.safetensors is damaged; recompute it with .* --again"):
         open_run(copy).stream("val").token_losses()
     repaired = in_child(lambda: main([*laboratory.arguments, "--out", str(copy), "--again"]))
     assert "contexts: recomputed, since" in repaired.text

@@ -74,7 +74,7 @@ def test_weights_of_a_saved_model_that_every_machine_makes_alike_are_not_archive
     with kept_on_drive(folder) as listener:
         assert {path.name for path in (folder / "model").iterdir()} >= {"config.json", "README.md"}
         assert not [*folder.glob("model/*.safetensors")]
-        with pytest.raises(UserError, match=r"00002\.safetensors is missing; make it again with"):
+        with pytest.raises(UserError, match=r"00002\.safetensors is missing; recompute it with"):
             open_run(folder)
         (folder / "report.md").write_text("mine")
         restored = run(finished_run.config, folder, listener)

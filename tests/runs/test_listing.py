@@ -45,10 +45,10 @@ def test_every_run_is_listed_in_its_state(tmp_path, monkeypatch):
     first, second, lost = (table.loc[str(tmp_path / name)] for name in ("a", "both/b", "f"))
     assert (first.val_ppl, first.train_tokens, first["data.samples"]) == (366.4, 122_795, 100)
     assert (second["phase2.patience"], second.epochs) == (7, 6)
-    assert f"make it again with `ctxkv run --out {tmp_path / 'f'}`" in lost.note
+    assert f"recompute it with `ctxkv run --out {tmp_path / 'f'}`" in lost.note
     lines = format_results(table).splitlines()
     assert re.search(r"a +finished +366\.4 .*  samples 100", lines[1])
-    assert len([line for line in lines if "make it again" in line]) == 3  # one line per damaged run
+    assert len([line for line in lines if "recompute it" in line]) == 3  # one line per damaged run
     with pytest.raises(UserError, match="is not a folder; name the folder that holds your run folders"):
         results(tmp_path / "nowhere")
 
