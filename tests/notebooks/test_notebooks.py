@@ -64,7 +64,7 @@ def test_the_first_page_counts_the_guesses_that_stay_in_its_explorer():
     first = [{answer["guesses"][0][0] for answer in pair.values()} for pair in window()["positions"]]
     kept = sum(len(tokens) == 1 for tokens in first)
     page = (TOP / "docs" / "index.md").read_text(encoding="utf-8")
-    assert f"at {kept} of these {len(first)} positions" in page
+    assert f"at {kept} of the {len(first)} positions below" in page
 
 
 def test_the_data_of_the_site_are_small_and_complete():
