@@ -324,7 +324,7 @@ def for_phone(figure: Any) -> Any:
 
 
 def handles_of_labels(ax: Any) -> list[Line2D]:
-    """Return legend handles for labels. Remove the labels, or turn them into numbers if they are many."""
+    """Return legend handles for labels. Remove the labels, or turn them into numbers if there are many."""
     handles, labels = [], [text for text in ax.texts if isinstance(text, Annotation)]
     for number, end in enumerate(labels, start=1):
         text, look = end.get_text().replace("\n", " "), {"color": end.get_color()}

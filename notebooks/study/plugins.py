@@ -81,7 +81,7 @@ class OtherSlots(SlotLayer):
 
 
 class Chunked(OtherSlots):
-    """The layer of recipe `tuned`, trained on chunks of 64 consecutive positions, not random positions."""
+    """The layer of recipe `tuned`, trained on chunks of 64 consecutive positions instead of random ones."""
 
     chunk = 64
 
@@ -159,7 +159,7 @@ class CausalAttention(TokenLayer):
         self.q, self.v, self.out = (nn.Linear(h, h) for _ in range(3))
         # A bias of the keys would cancel in the softmax.
         self.k = nn.Linear(h, h, bias=False)
-        # Creating the bias draws random numbers, which must not change the random numbers of other weights.
+        # Creating the bias draws random numbers. The fork keeps this from changing the weights drawn later.
         with torch.random.fork_rng(devices=[]):
             self.bias = BiasedAttention(replace(config, max_contexts=self.window)).slot_bias
         self.dropout, self.norm, self.history = config.attention_dropout, nn.LayerNorm(h), self.window - 1
@@ -303,7 +303,7 @@ class PredictiveBlock(TrainedBlock):
 
 
 class AutoencodingBlock(TrainedBlock):
-    """A block trained to remember: a linear head reconstructs the tokens at the `DISTANCES` back."""
+    """A block trained to remember: a linear head reconstructs the tokens at the distances `DISTANCES`."""
 
     def make_head(self, embeddings: Tensor, tokens: Tensor) -> nn.Module:
         head = nn.Linear(self.context_dim, len(DISTANCES) * embeddings.shape[1], device=embeddings.device)
@@ -320,7 +320,7 @@ class AutoencodingBlock(TrainedBlock):
 
 
 def decorrelation(contexts: Tensor) -> Tensor:
-    """Compute notebook 6's loss for Phase 1. It penalises correlations and standard deviations below 1."""
+    """Compute notebook 6's loss for Phase 1. It penalises standard deviations below 1, and correlations."""
     centred = contexts - contexts.mean(dim=0)
     covariance = centred.T @ centred / len(contexts)
     variances = covariance.diagonal()

@@ -28,7 +28,7 @@ from ctxkv_lib.method.model import ContextKV
 from ctxkv_lib.method.scoring import perplexity
 from ctxkv_lib.views.explore import elsewhere
 
-# This many tokens at the start of each stream are used.
+# Number of tokens that are used, from the start of each stream.
 ROWS = {"train": 10_000, "val": 5_000}
 # Standard deviations of the weights of the untrained blocks.
 UNTRAINED_STDS = (CONTEXT_WEIGHT_STD, 0.01)

@@ -45,7 +45,7 @@ def named(recipe: str) -> np.ndarray:
 
 
 def draw_keyholes() -> Picture:
-    """Draw both recipes' windows as strips. The more often a token can be named, the darker it is."""
+    """Draw both recipes' windows as strips. The more often a token can be named, the stronger its colour."""
     exact, tuned = (named(recipe).mean(axis=0) for recipe in ("exact", "tuned"))
     picture = Picture(
         352,
@@ -229,7 +229,7 @@ def change_of(found: Interval) -> str:
 
 
 def draw_present() -> Picture:
-    """Draw how perplexity changes if `exact` reads wrong earlier contexts or trains without any."""
+    """Draw how the perplexity of `exact` changes if earlier contexts are replaced, or never read."""
     results, replaced, absent = read("evidence/evidence"), [], []
     for size in (50, 100, 500):
         runs = [run for run in results["runs"] if (run["recipe"], run["samples"]) == ("exact", size)]
@@ -241,7 +241,7 @@ def draw_present() -> Picture:
 
 
 def draw_instead() -> Picture:
-    """Draw how much contexts, and alternatives, lower the perplexity of reading only the current token."""
+    """Draw by how much contexts or alternatives lower the perplexity of a model without contexts."""
     names = {
         "contexts": ("contexts", ORANGE),
         "tokens at the same slots": ("tokens at the same 32 slots", BLUE),

@@ -40,14 +40,14 @@ def read(name: str) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-# The number of tokens in each test conversation and its group of speakers, for ten and for fifty.
+# For ten and for fifty test conversations: the number of tokens in each, and its group of speakers.
 TEST = read("test_conversations")
-# Intervals draw groups of test conversations: single conversations, or all that share speakers.
+# Bootstrap draws consist of groups of conversations: single ones, or all that share speakers.
 GROUPS = {10: [range(10)], 50: [range(50), TEST["speakers"]["50"]]}
 
 
 def cells_in(results: Any) -> Iterator[Cell]:
-    """Yield the cells in a file of results. The names of variants with a cache say so."""
+    """Yield the cells in a file of results. If a variant has a cache, its name says so."""
     for row in results.get("rows", ()):
         yield from ({**row, **cell} for cell in row["cells"])
     for samples, kinds in results.get("ngrams", {}).items():
@@ -59,7 +59,7 @@ def cells_in(results: Any) -> Iterator[Cell]:
 
 
 def cells_of(*names: str) -> Cells:
-    """Read files of results. If several files have the same cells, the last file's cells are used."""
+    """Read files of results. For a variant and size in several files, use the last file's cells."""
     cells: Cells = {}
     for name in names:
         latest: Cells = {}
