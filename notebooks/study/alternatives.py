@@ -1,7 +1,7 @@
 """Train ordinary language models, a small GPT and an LSTM, on the texts of the study.
 
 `python notebooks/study/alternatives.py MODEL SAMPLES SEED...` trains a model with SAMPLES conversations and
-prints a result for each seed. The results are in `alternatives/sweep.json`.
+prints a result for each seed. The saved results are in `results/alternatives/sweep.json`.
 `python notebooks/study/alternatives.py MODEL search` searches for settings and prints all settings that it
 tries. MODEL is a key of `CHOSEN`.
 """
@@ -127,7 +127,7 @@ def train(
 
 
 def search(model: str) -> None:
-    """Search for the settings with the lowest validation perplexity, one by one, with 50 conversations."""
+    """Search, with 50 conversations, for the best value of one setting after the other."""
     best, val_ppls = tuple(START.values()), dict[tuple[Any, ...], float]()
     for place, values in enumerate(AXES.values()):
         for settings in ((*best[:place], value, *best[place + 1 :]) for value in values):

@@ -25,7 +25,7 @@ ROWS = TOP / "notebooks" / "study" / "results" / "keyholes" / "keyholes.json"
 
 
 def curve(measured: dict[str, Any]) -> dict[str, Any]:
-    """Return R² and the share of correctly named tokens for each distance in tokens, from a probe."""
+    """Return a probe's R² and share of correctly named tokens for each distance in tokens."""
     rows = measured["decodability"]
     return {
         "distance": [row["distance"] for row in rows],

@@ -1,4 +1,4 @@
-"""Search for the settings of rows of part `fair` that have the lowest validation perplexity.
+"""Find the settings with the lowest validation perplexity for rows of part `fair`.
 
 `python notebooks/study/search.py ROW...` varies one setting after the other, and prints all settings that it
 tries. Finished runs are reused.

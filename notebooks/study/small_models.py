@@ -43,7 +43,7 @@ class GPT(nn.Module):
 class LSTM(nn.Module):
     """One-layer LSTM with dropout before and after it. A linear layer maps to the embeddings' size."""
 
-    # In training, each step starts from the state at the end of the step before.
+    # In training, each step starts from the state at the end of the previous step.
     training_length, evaluation_length = 64, 1280
 
     def __init__(self, size: int, layers: int, dropout: float) -> None:
@@ -118,8 +118,8 @@ class LanguageModel(nn.Module):
     def token_losses(self, ids: Tensor) -> Tensor:
         """Compute the losses `[n - 1]` in nats of all tokens in a stream `[n]` except the first token.
 
-        The softmax covers the whole vocabulary. Windows overlap by half, and only the losses in the second
-        half of each window are used. Of the first window, all losses are used.
+        The softmax covers the whole vocabulary. Windows overlap by half. All losses in the first window are
+        used; in later windows, only the losses in the second half are used.
         """
         self.eval()
         self.whole_table[self.known], self.whole_bias[self.known] = self.table, self.bias

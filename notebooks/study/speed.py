@@ -6,8 +6,9 @@ token by token. The reference is the original's training loop and computes in fp
 bf16 if the processor has units for it, and its training times come from the run's summary. The script takes
 minutes on a CPU.
 
-After that, the script times one training step of Phase 2 and its parts. It also times their matrix products
-alone, which are a lower bound. It does so in fp32, and also in bf16 if the processor has units for it.
+After that, the script times one training step of Phase 2 and the parts of the step. It also times the matrix
+products alone, because their time is a lower bound. All these times are measured in fp32, and also in bf16 if
+the processor has units for it.
 """
 
 import statistics
