@@ -1,8 +1,9 @@
-"""Train the usual alternatives, a small GPT and an LSTM, on the texts of the study.
+"""Train ordinary language models, a small GPT and an LSTM, on the texts of the study.
 
-`python notebooks/study/alternatives.py MODEL SAMPLES SEED...` prints results for `alternatives/sweep.json`.
-`python notebooks/study/alternatives.py MODEL search` searches for settings and prints what it tries. MODEL is
-a key of `CHOSEN`.
+`python notebooks/study/alternatives.py MODEL SAMPLES SEED...` trains a model with SAMPLES conversations and
+prints a result for each seed. The saved results are in `results/alternatives/sweep.json`.
+`python notebooks/study/alternatives.py MODEL search` searches for settings and prints all settings that it
+tries. MODEL is a key of `CHOSEN`.
 """
 
 import copy
@@ -23,18 +24,23 @@ from ctxkv_lib.data.token_table import corpus_counts
 from ctxkv_lib.method.config import GPT2_VOCAB_SIZE
 from ctxkv_lib.runs.inputs import Inputs, read_splits
 
-WARMUP, PATIENCE, CLIP_NORM = 0.05, 2, 1.0  # share of the steps; epochs without improvement; gradient norm
-AXES: dict[str, tuple[Any, ...]] = {  # values to try; the search starts from the first values
-    "table_rate": (0.1, 0.0),  # relative to `rate`; 0 keeps the token table frozen
+# Warm-up as a share of all steps, epochs without improvement that end a run, and largest gradient norm.
+WARMUP, PATIENCE, CLIP_NORM = 0.05, 2, 1.0
+# The values to try for each setting. The search starts from the first values.
+AXES: dict[str, tuple[Any, ...]] = {
+    # The token table's learning rate as a multiple of `rate`. 0 keeps the table frozen.
+    "table_rate": (0.1, 0.0),
     "rate": (0.001, 0.002),
     "dropout": (0.2, 0.4),
     "weight_decay": (0.1, 1.0),
     "epochs": (4, 8),
-    "layers": (3, 1),  # number of layers of the GPT; the LSTM has one layer
+    # The number of layers of the GPT. The LSTM has one layer.
+    "layers": (3, 1),
     "step_tokens": (512, 128),  # tokens per optimizer step
 }
 START = {axis: values[0] for axis, values in AXES.items()}
-CHOSEN: dict[str, dict[str, Any]] = {  # found by the search with 50 conversations
+# The settings that the search found with 50 conversations.
+CHOSEN: dict[str, dict[str, Any]] = {
     "GPT": {**START, "table_rate": 0.0, "layers": 1, "step_tokens": 256},
     "LSTM": {**START, "table_rate": 0.0, "layers": 1, "step_tokens": 128},
 }
@@ -42,7 +48,7 @@ CHOSEN |= {f"{name}, random embeddings": {**chosen, "table_rate": 1.0} for name,
 
 
 def batches(ids: Tensor, length: int, rows: int) -> Tensor:
-    """Cut a stream `[n]`, starting at a random place, into consecutive steps `[steps, rows, length + 1]`."""
+    """Cut a stream `[n]` into batches `[steps, rows, length + 1]`, starting at a random position."""
     ids = ids[int(torch.randint(length, ())) :]
     steps = (len(ids) - 1) // (rows * length)
     cut = ids[: rows * steps * length + 1].unfold(0, length + 1, length)
@@ -50,7 +56,7 @@ def batches(ids: Tensor, length: int, rows: int) -> Tensor:
 
 
 def read_texts(samples: int, preset: str) -> tuple[Tensor, Tensor, Any, Tensor, Tensor]:
-    """Return train and validation tokens, the test stream, the token table, and its text's token counts."""
+    """Return training tokens, validation tokens, test stream, token table, and the table's token counts."""
     splits = {"data.test_samples": 50} if preset == "offline" else {}
     config = ctxkv.build_config(preset, "tuned", samples, splits)
     texts = read_splits(config)
@@ -70,7 +76,7 @@ def train(
 ) -> dict[str, Any]:
     """Train a model and measure it at the epoch with the lowest validation perplexity.
 
-    Models with random embeddings do not use the text of the token table.
+    Models with random embeddings do not use the text from which the token table was built.
     """
     started, kind = time.process_time(), {"GPT": GPT, "LSTM": LSTM}[model.partition(",")[0]]
     ids, val, test, table, corpus = read_texts(samples, preset)
@@ -123,7 +129,7 @@ def train(
 
 
 def search(model: str) -> None:
-    """Search axes one by one with 50 conversations. Keep values with the lowest validation perplexity."""
+    """Search, with 50 conversations, for the best value of one setting after the other."""
     best, val_ppls = tuple(START.values()), dict[tuple[Any, ...], float]()
     for place, values in enumerate(AXES.values()):
         for settings in ((*best[:place], value, *best[place + 1 :]) for value in values):

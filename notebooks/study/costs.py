@@ -1,7 +1,7 @@
-"""Compute how many bytes the study's models keep per sequence, and what a generated token costs.
+"""Compute how many bytes each model keeps per sequence, and how many multiplications a token needs.
 
-Everything is computed from shapes; nothing is measured. Numbers are float32 (4 bytes) and token ids are
-uint16 (2 bytes), as in the package's caches.
+All costs are computed from the shapes of tensors; nothing is measured. Each number in a vector is a float32
+(4 bytes) and each token id is a uint16 (2 bytes), as in the package's caches.
 """
 
 from dataclasses import dataclass
@@ -25,31 +25,33 @@ NUMBER, TOKEN_ID = 4, 2  # bytes
 class Cost:
     """The memory that a model keeps per sequence, and its multiplications per generated token.
 
-    Only matrix products count, and the output head is left out.
+    Only multiplications in matrix products are counted, without the output head.
     """
 
-    span: float  # number of latest tokens for which the model keeps data
+    # The model keeps data for this many of the latest tokens.
+    span: float
     bytes_per_token: int
     multiplications: int | None = None
 
     def kept_bytes(self, tokens: int) -> int:
-        """Return how many bytes are kept after `tokens` tokens."""
+        """Return how many bytes the model keeps after it has read `tokens` tokens."""
         return int(min(tokens, self.span)) * self.bytes_per_token
 
 
 def matrix_weights(module: nn.Module) -> int:
-    """Count the weights in a module's matrices; each weight is multiplied once per token."""
+    """Count the weights in a module's matrices. Each of them is multiplied once per token."""
     weights = (weight for name, weight in module.named_parameters() if "weight" in name and weight.ndim == 2)
     return sum(weight.numel() for weight in weights)
 
 
 @cache
 def costs() -> dict[str, Cost]:
-    """Return the costs of the models, by the names of their rows in the results."""
+    """Return the cost of each model. The keys are the names of its rows in the results."""
     sizes, of_tokens = ModelConfig(), ModelConfig(context_dim=768, intermediate_size=2560)
     hidden, context, slots, heads = sizes.hidden_size, sizes.context_dim, sizes.max_contexts, sizes.num_heads
     block = (context + hidden) * context
-    reach = sizes.interval * (slots - 1)  # distance of the farthest slot in tokens
+    # The distance of the farthest slot in tokens.
+    reach = sizes.interval * (slots - 1)
     chosen = {name: CHOSEN[name] for name in ("GPT", "LSTM")}
     with torch.device("meta"):
         layers: dict[str, Any] = {
@@ -62,10 +64,12 @@ def costs() -> dict[str, Cost]:
             "GPT": GPT(hidden, chosen["GPT"]["layers"], 0.0),
         }
     product = {name: matrix_weights(layer) for name, layer in layers.items()}
-    per_slot = 2 * heads * context  # all heads compute scores and weighted sums of the contexts
+    # Every head multiplies every context twice: for its score and for the weighted sum.
+    per_slot = 2 * heads * context
     exact = Cost(reach + 1, context * NUMBER, product["exact"] + block + slots * per_slot)
     tuned = Cost(reach + 1, context * NUMBER, product["tuned"] + block + slots * per_slot)
-    copying = context * reach  # similarities between the current context and the earlier contexts
+    # Copying compares the current context with all earlier contexts in the window.
+    copying = context * reach
     length, width = layers["GPT"].positions.shape
     gpt = 2 * chosen["GPT"]["layers"] * width  # keys and values
     return {

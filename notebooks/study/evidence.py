@@ -1,6 +1,8 @@
-"""Measure by distance what contexts hold and models use: `python notebooks/study/evidence.py RUN...`.
+"""Measure which contexts help a model, by distance: `python notebooks/study/evidence.py RUN...`.
 
-For each finished run, the script prints both, with an interval over the validation conversations.
+For each finished run and each distance, the script prints how well contexts encode the tokens (R²) and how
+much the perplexity rises if the slots from this distance on read wrong contexts. The rise has a confidence
+interval over the validation conversations.
 """
 
 import sys
@@ -18,24 +20,26 @@ from torch import Tensor
 import ctxkv_lib as ctxkv
 from ctxkv_lib.views.explore import elsewhere
 
-EVERY = 4  # every fourth position with a full window is measured
+# Every fourth position with a full window is measured.
+EVERY = 4
 BATCH = 512
 
 
 @torch.no_grad()
 def loss_saved(model: Any, cache: Any, starts: Tensor) -> dict[str, Any]:
-    """Measure the loss when all slots beyond a distance read contexts from half the stream away.
+    """Measure how much the loss rises if all slots from a distance on read wrong contexts.
 
-    The nearer slots keep their own contexts.
+    The wrong contexts come from half the stream away. The nearer slots keep their own contexts.
 
     Args:
         model: the model of a run, in evaluation mode.
-        cache: the cache of its validation stream.
+        cache: the cache of the run's validation stream.
         starts: int64 `[conversations]`, the position of the first token of each conversation.
 
     Returns:
-        `tokens`, the number of measured positions in each conversation that has any; `losses`, their mean
-        loss in thousandths of a nat; and `rises`, how much the loss rises, by distance.
+        a dict with three keys. `tokens` lists the number of measured positions in each conversation that has
+        such positions. `losses` lists the mean losses of these conversations in thousandths of a nat. `rises`
+        lists, for each distance, by how much these losses rise.
     """
     first, found = model.window.offsets[-1], []
     positions = torch.arange(first, len(cache), EVERY)
@@ -50,7 +54,8 @@ def loss_saved(model: Any, cache: Any, starts: Tensor) -> dict[str, Any]:
     conversation = torch.searchsorted(starts, positions, right=True) - 1
     members = [conversation == at for at in conversation.unique()]
     losses = [[round(1000 * each[at].mean().item()) for at in members] for each in torch.cat(found, dim=1)]
-    *above, beyond = np.array(losses)  # the last distance lies beyond all slots
+    # The last distance lies beyond all slots, so its losses are the losses with unchanged contexts.
+    *above, beyond = np.array(losses)
     return {
         "tokens": [int(at.sum()) for at in members],
         "losses": beyond.tolist(),
@@ -59,10 +64,11 @@ def loss_saved(model: Any, cache: Any, starts: Tensor) -> dict[str, Any]:
 
 
 def held(offsets: list[int], decoded: list[dict[str, Any]]) -> list[float]:
-    """Compute the mean R² of the tokens between each two successive `DISTANCES`.
+    """Compute the mean R² of the tokens between each of the `DISTANCES` and the next.
 
-    Each token is decoded from the nearest slot whose context has read it. `offsets` are the slots' offsets.
-    `decoded` holds `distance` and `r2` of the probe; R² is 0 beyond its distances.
+    The R² of a token says how well it can be decoded from the nearest slot that has read it. `offsets` are
+    the offsets of the slots. `decoded` lists `distance` and `r2`, which `probe.py` measured. Beyond its last
+    distance, R² counts as 0.
     """
     at, r2 = zip(*((row["distance"], max(row["r2"], 0)) for row in decoded), strict=True)
     tokens = np.arange(1, DISTANCES[-1])
@@ -72,7 +78,7 @@ def held(offsets: list[int], decoded: list[dict[str, Any]]) -> list[float]:
 
 
 def evidence(run: ctxkv.Run) -> dict[str, Any]:
-    """Measure a finished run and return a row of `results/evidence/evidence.json`."""
+    """Measure a finished run and return a row for `results/evidence/evidence.json`."""
     trained, data = ctxkv.open_run(run), run.config.data
     probed = encoded(trained.model, trained.caches)
     conversations = ctxkv.load_conversations(data, "validation")

@@ -32,8 +32,10 @@ from ctxkv_lib.report.difference import Interval, interval
 from ctxkv_lib.views.figures import GREY, OKABE_ITO, WIDTH, ink
 
 FIGURES = TOP / "docs" / "_static"
-PHONE = 4.84  # width on a phone in inches (368 pixels)
-LETTERS = 11.5  # smallest font size on a phone in points (12 pixels)
+# Width of a figure on a phone, in inches (368 pixels).
+PHONE = 4.84
+# Smallest font size on a phone, in points (12 pixels).
+LETTERS = 11.5
 BLUE, ORANGE, GREEN, PINK, AMBER, SKY, BLACK = OKABE_ITO
 STRONGEST = "kneser_ney_table_caches"
 LINES: dict[str, dict[str, Any]] = {
@@ -50,7 +52,8 @@ LINES: dict[str, dict[str, Any]] = {
     },
 }
 
-MEMORY_LABELS = {  # label, and its shift to the right and up in points
+# For each row: its label, and by how many points the label is shifted to the right and up.
+MEMORY_LABELS = {
     "exact, one slot": ("exact, only the present context", 8, 0),
     "contexts": ("contexts", -8, 6),
     "contexts with copying": ("contexts, copying", 8, 0),
@@ -63,7 +66,8 @@ def panels(count: int, height: float, **share: Any) -> tuple[Any, Any]:
     """Create a figure with `count` axes in one column, in the package's style."""
     plt.rcParams.update(ctxkv.STYLE)
     figure, axes = plt.subplots(count, 1, figsize=(WIDTH, height), squeeze=False, **share)
-    figure.get_layout_engine().set(h_pad=0.1)  # inches; keeps titles away from axis labels
+    # A padding of 0.1 inches keeps titles away from axis labels.
+    figure.get_layout_engine().set(h_pad=0.1)
     return figure, axes[:, 0]
 
 
@@ -74,7 +78,7 @@ def label_end(ax: Any, x: float, y: float, text: str, color: str, shift: float =
 
 
 def log_axis(ax: Any, axis: str, ticks: Sequence[float], texts: Sequence[str] | None = None) -> None:
-    """Give an axis a log scale with only these ticks."""
+    """Give the axis "x" or "y" a logarithmic scale, with ticks only at the given values."""
     ax.set(**{f"{axis}scale": "log"})
     ax.minorticks_off()
     getattr(ax, f"set_{axis}ticks")(ticks, texts or [f"{tick:,}" for tick in ticks])
@@ -89,7 +93,7 @@ def tokens_by_size() -> dict[int, int]:
 
 
 def size_axis(ax: Any) -> None:
-    """Label the x axis with training tokens and, below them, conversations, on a log scale."""
+    """Make the x axis logarithmic. Label it with numbers of training tokens and of conversations."""
     tokens = tokens_by_size()
     texts = [
         f"{count / 1e6:.1f}M\n{size:,}" if count > 1e6 else f"{count / 1e3:.0f}k\n{size:,}"
@@ -100,7 +104,7 @@ def size_axis(ax: Any) -> None:
 
 
 def draw_line(ax: Any, name: str, values: dict[int, float], shift: float) -> None:
-    """Draw values by size, with a label at the last point. Points without an interval are hollow."""
+    """Draw a line of values by number of conversations, with a label. Hollow points have no interval."""
     tokens, look = tokens_by_size(), {"ms": 5, **LINES[name]}
     ax.plot([tokens[size] for size in values], [*values.values()], **look)
     hollow = [size for size in values if look["marker"] and not losses(10, name, size)]
@@ -112,7 +116,7 @@ def draw_line(ax: Any, name: str, values: dict[int, float], shift: float) -> Non
 def draw_intervals(
     ax: Any, intervals: dict[int, Interval], factor: float, **look: Any
 ) -> tuple[float, float]:
-    """Draw values with intervals, moved right by a factor on a log axis. Return the last point."""
+    """Draw values with intervals. Multiply their x coordinates by `factor`. Return the last point."""
     at = factor * np.array([*intervals])
     middle, low, high = np.array([*intervals.values()]).T
     ax.errorbar(at, middle, (middle - low, high - middle), capsize=2, **look)
@@ -120,12 +124,12 @@ def draw_intervals(
 
 
 def levels_of(name: str) -> dict[int, float]:
-    """Return the test perplexity of a row by size, for the sizes that have been run."""
+    """Return the test perplexity of a row for each number of conversations that has results."""
     return {size: mean(ppls) for size in TEN if (ppls := ppls_of(tested(10), name, size))}
 
 
 def draw_levels(ax: Any, names: Sequence[str], shifts: dict[str, float]) -> None:
-    """Draw test perplexity by training tokens. `shifts` moves labels up, in points."""
+    """Draw test perplexity by training tokens. `shifts` says by how many points to move labels up."""
     for name in names:
         draw_line(ax, name, levels_of(name), shifts.get(name, 0))
     log_axis(ax, "y", (150, 200, 300, 500, 700, 1_000))
@@ -134,7 +138,7 @@ def draw_levels(ax: Any, names: Sequence[str], shifts: dict[str, float]) -> None
 
 
 def draw_ngrams() -> Any:
-    """Draw test perplexity by training tokens, also relative to the strongest n-grams."""
+    """Draw test perplexity by training tokens: its value, and its ratio to the strongest n-grams."""
     figure, (above, below) = panels(2, 8.4)
     shifts = {"kneser_ney": 22, "kneser_ney_caches": 17, "tuned": 5, STRONGEST: -9, "tuned, copying": -10}
     draw_levels(above, [*LINES], shifts)
@@ -153,7 +157,7 @@ def draw_ngrams() -> Any:
 
 
 def draw_models() -> Any:
-    """Draw how the test perplexity of contexts compares with the perplexity of their alternatives."""
+    """Draw how much higher or lower the test perplexity is with contexts than with their alternatives."""
     figure, (ax,) = panels(1, 4.4)
     looks = {
         "no contexts": (GREY, "o"),
@@ -183,9 +187,8 @@ def draw_memory() -> Any:
         if not ppls:
             continue
         color = BLUE if name.startswith("contexts") else ORANGE if name.startswith("exact") else GREY
-        kept = cost.kept_bytes(640) * (
-            1.15 if name == "contexts with copying" else 1
-        )  # keeps this label away from the label of `contexts`
+        # The factor keeps the label of `contexts with copying` away from the label of `contexts`.
+        kept = cost.kept_bytes(640) * (1.15 if name == "contexts with copying" else 1)
         ax.plot([kept] * len(ppls), ppls, color=color, lw=1, marker="")
         ax.plot(kept, ppls[0], "o", ms=6, color=color)
         ax.plot([kept] * len(ppls[1:]), ppls[1:], "o", ms=6, color=color, mfc="white")
@@ -200,7 +203,7 @@ def draw_memory() -> Any:
 
 
 def draw_forest(name: str) -> Any:
-    """Draw a table of differences by pair and size. Statistically clear differences are coloured."""
+    """Draw the differences between the pairs in `PAIRS[name]`. Statistically clear differences are blue."""
     conversations, *pairs = PAIRS[name]
     rows: list[tuple[str, list[Interval]]] = []
     for pair in pairs:
@@ -232,7 +235,7 @@ def draw_forest(name: str) -> Any:
 
 
 def used(runs: Sequence[Cell], tokens: Sequence[int]) -> dict[int, Interval]:
-    """Compute the rise of perplexity in % when slots beyond each distance read contexts from elsewhere."""
+    """Compute by how many % perplexity rises if all slots from each distance on read wrong contexts."""
     losses, intervals = np.array([run["losses"] for run in runs]), {}
     for distance in DISTANCES[:-1]:
         nearest = [max(at for at in map(int, run["rises"]) if at <= distance) for run in runs]
@@ -242,7 +245,7 @@ def used(runs: Sequence[Cell], tokens: Sequence[int]) -> dict[int, Interval]:
 
 
 def draw_evidence() -> Any:
-    """Draw what the window holds by distance, and what the model loses without it."""
+    """Draw, by distance, how well contexts encode tokens and how much the model uses the contexts."""
     results = read("evidence/evidence")
     figure, (above, below) = panels(2, 7)
     lines = (
@@ -282,7 +285,7 @@ DRAWN = {
 
 
 def draw_card() -> Any:
-    """Draw the preview card for links to the site: its name, a sentence, and the result."""
+    """Draw the preview picture for links to the site, with its name, a sentence and the main result."""
     figure, (ax,) = panels(1, 4.2)
     ax.tick_params(labelsize="small")
     names = ["exact", "kneser_ney", "kneser_ney_caches", "tuned, copying", STRONGEST]
@@ -296,13 +299,14 @@ def draw_card() -> Any:
 
 
 def for_phone(figure: Any) -> Any:
-    """Lay out a figure for a phone: narrow, with larger letters and a legend instead of labels at points."""
+    """Adapt a figure to a phone: make it narrow, enlarge its letters, and replace labels by a legend."""
     handles = []
     for ax in figure.axes:
         ax.set_title(fill(ax.get_title(loc="left"), 44), loc="left", fontsize=LETTERS)
         ax.tick_params(labelsize=LETTERS)
         handles += handles_of_labels(ax)
-        for tick in ax.get_xticklabels():  # there is no room for it beside its neighbours
+        # Hide the label of 1,000 conversations, because there is no room between its neighbours.
+        for tick in ax.get_xticklabels():
             tick.set_visible(not tick.get_text().endswith("\n1,000"))
         for name in [text for text in ax.texts if not isinstance(text, Annotation)]:  # names of rows
             ax.set_ylabel("")
@@ -320,7 +324,7 @@ def for_phone(figure: Any) -> Any:
 
 
 def handles_of_labels(ax: Any) -> list[Line2D]:
-    """Return legend handles for labels of points and lines; remove the labels, or number them if many."""
+    """Return legend handles for labels. Remove the labels, or turn them into numbers if there are many."""
     handles, labels = [], [text for text in ax.texts if isinstance(text, Annotation)]
     for number, end in enumerate(labels, start=1):
         text, look = end.get_text().replace("\n", " "), {"color": end.get_color()}
@@ -343,7 +347,7 @@ def ends_at(line: Any, point: tuple[float, float]) -> bool:
 
 
 def draw_all() -> None:
-    """Draw the figures of the study's page (also for phones) and the social card."""
+    """Draw all figures of the study's page, for wide screens and for phones, and the preview picture."""
     for name, draw in DRAWN.items():
         draw().savefig(FIGURES / f"{name}.png", dpi=152)
         for_phone(draw()).savefig(FIGURES / f"{name}-narrow.png", dpi=152)

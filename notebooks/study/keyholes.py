@@ -1,9 +1,9 @@
-"""Measure which tokens the 32 slots still hold: `python notebooks/study/keyholes.py`.
+"""Measure which tokens can be decoded from the 32 slots: `python notebooks/study/keyholes.py`.
 
-The script runs Phase 1 of the recipes `exact` and `tuned`, with 50 conversations each, and measures how well
-the token of a context and the tokens before it can be decoded from the context. It also computes the loss of
-Phase 1 for the trained contexts, for contexts of an untrained block, and for random vectors. `story.py` draws
-the results. The script takes 10 minutes on one core.
+The script runs Phase 1 of the recipes `exact` and `tuned`, with 50 conversations each. It measures how well
+the last token that a context has read, and the tokens before it, can be decoded from the context. It also
+computes the loss of Phase 1 for the trained contexts, for contexts of an untrained block, and for random
+vectors. `story.py` draws the results. The script takes 10 minutes on one core.
 """
 
 import json
@@ -19,12 +19,13 @@ import ctxkv_lib as ctxkv
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.method.oacd import oacd_loss
 
-COMPARED = 1_000  # number of validation tokens for the losses, as in notebook 2
+# Losses are computed on this many validation tokens, as in notebook 2.
+COMPARED = 1_000
 ROWS = TOP / "notebooks" / "study" / "results" / "keyholes" / "keyholes.json"
 
 
 def curve(measured: dict[str, Any]) -> dict[str, Any]:
-    """Return a probe's distances in tokens, with R² and the share of correctly named tokens at each."""
+    """Return a probe's R² and share of correctly named tokens for each distance in tokens."""
     rows = measured["decodability"]
     return {
         "distance": [row["distance"] for row in rows],
@@ -50,7 +51,7 @@ def losses(prepared: Any, seed: int) -> dict[str, float]:
 
 
 def keyholes(recipe: str, seed: int) -> dict[str, Any]:
-    """Train a recipe's contexts. Measure what they hold, and what contexts of an untrained block hold."""
+    """Train a recipe's contexts. Measure what they encode, and what contexts of untrained blocks encode."""
     settings = {**FIFTY, "runtime.seed": seed}
     prepared = ctxkv.prepare(ctxkv.build_config("offline", recipe, 50, settings=settings))
     probed = encoded(prepared.model, prepared.caches)

@@ -1,10 +1,11 @@
-"""For each notebook, draw a map of the model and fill the parts that the notebook explains."""
+"""Draw a map of the model for each notebook, and fill the parts that the notebook explains."""
 
 from svg import BLUE, INK, RUST, Picture
 from tables import read
 
 PARTS = ("tokens", "table", "block", "cache", "layer", "head", "slots")
-FILLED = {  # filled parts, by notebook
+# For each notebook's number: the parts that are filled in its map.
+FILLED = {
     0: PARTS,
     1: ("tokens", "slots"),
     2: ("block", "cache"),
@@ -14,9 +15,10 @@ FILLED = {  # filled parts, by notebook
     6: ("block", "layer"),
 }
 LEFT, RIGHT = 8, 372  # edges of the widest boxes
-QUERY = 361  # x coordinate of the query's arrow
-SPAN = 640  # tokens in the window, shown on the axis of slots
-READ = (38, 173, 308)  # x coordinates of the tokens whose contexts attention reads
+QUERY = 361  # x of the query's arrow
+SPAN = 640  # tokens in the window
+# The x coordinates of the tokens whose contexts attention reads.
+READ = (38, 173, 308)
 CENTRE = {"text_anchor": "middle"}
 ALTERNATIVE = (
     "Map of the model, from the bottom up. Tokens. The frozen token table. The ContextBlock, which makes "
@@ -29,7 +31,7 @@ OFFSETS = {run["recipe"]: run["offsets"] for run in read("keyholes/keyholes")["r
 
 
 def draw_map(filled: tuple[str, ...]) -> Picture:
-    """Draw the model, from the tokens at the bottom to the next token at the top."""
+    """Draw the model from the tokens at the bottom to the predicted next token at the top."""
     picture = Picture(594, ALTERNATIVE)
     picture.text(190, 14, "next token", font_weight=600, **CENTRE)
     picture.arrow((190, 42), (190, 21))
@@ -75,7 +77,7 @@ def draw_map(filled: tuple[str, ...]) -> Picture:
 def draw_box(
     picture: Picture, filled: bool, y: float, right: float, color: str, title: str, *lines: str
 ) -> None:
-    """Draw a part of the model, filled or as an outline, with a title and smaller lines of text."""
+    """Draw a part of the model as a box, filled or empty, with a title and lines of smaller text."""
     fill, ink = (color, "#ffffff") if filled else ("none", INK)
     height = 32 + 18 * len(lines)
     picture.rect(LEFT, y, right - LEFT, height, fill, stroke=color, stroke_width=1.6, rx=6)
@@ -86,7 +88,7 @@ def draw_box(
 
 
 def draw_slots(picture: Picture, y: float, filled: bool) -> None:
-    """Draw the slots of both recipes on one axis, with the present at the right."""
+    """Draw the slots of both recipes on an axis of distances, with the current token at the right."""
     notes = {"exact": "slots every 20 tokens", "tuned": "slots 0 to 13, then ever farther apart"}
     for row, (recipe, note) in enumerate(notes.items()):
         top = y + 42 * row

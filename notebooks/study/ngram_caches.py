@@ -1,11 +1,11 @@
-"""Mix four caches of recent tokens into n-gram models, or into a trained model.
+"""Mix the predictions of four caches of recent tokens into n-gram models or a trained model.
 
 `python notebooks/study/ngram_caches.py SAMPLES...` prints the rows of `results/fair/ngrams.json` for these
 numbers of training conversations. `python notebooks/study/ngram_caches.py RUN...` prints the validation
 perplexity of finished runs with zero to four caches.
 
-A cache predicts tokens that followed the same history earlier in the text. The weight of each cache is fitted
-on the validation text.
+A cache predicts the tokens that followed the same history earlier in the text. The weight of each cache is
+fitted on the validation text.
 """
 
 import json
@@ -21,21 +21,25 @@ from ctxkv_lib.data.token_table import corpus_counts, corpus_ids
 from ctxkv_lib.measure import ngrams
 from ctxkv_lib.measure.ngrams import Floats, Ids
 
-WINDOW, NEAR = 640, 100  # tokens that the caches count; the second cache counts only `NEAR`
+# Caches count the last `WINDOW` tokens, except the second cache, which counts the last `NEAR` tokens.
+WINDOW, NEAR = 640, 100
 
-Streams = Mapping[str, Floats]  # token probabilities `[n]` by stream; caches are fitted on "val"
+# Token probabilities `[n]` by name of the stream. Weights of caches are fitted on the stream "val".
+Streams = Mapping[str, Floats]
 
 
 def recent_shares(ids: Ids, window: int, order: int = 1) -> Floats:
-    """Compute how often each token (except the first) followed its history in the last `window` tokens.
+    """Compute how often each token followed its history in the last `window` tokens.
 
-    The history of a token is the `order - 1` tokens before it. For ids `[n]`, returns shares `[n - 1]` of the
-    occurrences of the history, or NaN if the history has not occurred.
+    The history of a token is the `order - 1` tokens before it. For token ids `[n]`, returns `[n - 1]` shares,
+    one for each token except the first: the share of the history's occurrences that this token followed. The
+    share is NaN if the history has not occurred.
     """
     grams, of_history = ids, np.ones(len(ids) - 1)
     for length in range(2, order + 1):
         histories = np.roll(grams, 1)
-        histories[: length - 1] = -np.arange(1, length)  # incomplete histories differ from all others
+        # Incomplete histories get negative numbers, so they differ from all other histories.
+        histories[: length - 1] = -np.arange(1, length)
         of_history = ngrams.recent_shares(histories, window)
         grams = np.unique(histories * (ids.max() + 1) + ids, return_inverse=True)[1]
     with np.errstate(invalid="ignore"):
@@ -43,14 +47,14 @@ def recent_shares(ids: Ids, window: int, order: int = 1) -> Floats:
 
 
 def four_caches(ids: Ids, window: int) -> list[Floats]:
-    """Compute shares for four caches: single tokens (all, and the last `NEAR`), pairs, and triples."""
+    """Compute shares for four caches: single tokens, the last `NEAR` single tokens, pairs and triples."""
     return [recent_shares(ids, *cache) for cache in ((window, 1), (NEAR, 1), (window, 2), (window, 3))]
 
 
 def with_caches(models: Streams, caches: Mapping[str, list[Floats]]) -> list[Streams]:
-    """Mix caches into a model's probabilities, one after the other, wherever they have a prediction.
+    """Mix caches into a model's probabilities, one after the other, wherever a cache has a prediction.
 
-    Returns the probabilities with no cache, the first cache, the first two caches, and so on.
+    Returns a list: the probabilities without caches, with the first cache, with the first two, and so on.
     """
     mixed = [models]
     for number, on_validation in enumerate(caches["val"]):
@@ -65,7 +69,7 @@ def with_caches(models: Streams, caches: Mapping[str, list[Floats]]) -> list[Str
 
 
 def measured(streams: Streams, starts: Ids) -> dict[str, Any]:
-    """From probabilities, compute perplexities and the mean loss of each test conversation in nats."""
+    """Compute perplexities from probabilities, and each test conversation's mean loss in nats."""
     losses = {name: -np.log(likely) for name, likely in streams.items()}
     return {
         **{f"{name}_ppl": round(float(np.exp(loss.mean())), 3) for name, loss in losses.items()},
@@ -76,9 +80,9 @@ def measured(streams: Streams, starts: Ids) -> dict[str, Any]:
 
 
 def ngram_rows(samples: int, preset: str = "offline", **splits: int) -> dict[str, dict[str, Any]]:
-    """Measure n-grams with and without caches, on the training text alone and with the token table's text.
+    """Measure n-grams with and without caches, and with and without counts of the token table's text.
 
-    Order, prior and cache weights are chosen by the lowest validation perplexity.
+    The order, the prior and the cache weights are those with the lowest validation perplexity.
     """
     data = ctxkv.build_config(
         preset, "tuned", samples, {f"data.{name}": size for name, size in splits.items()}
@@ -104,7 +108,7 @@ def ngram_rows(samples: int, preset: str = "offline", **splits: int) -> dict[str
 
 
 def print_run(path: str) -> None:
-    """Print the validation perplexity of a run with zero to four caches."""
+    """Print a run's validation perplexity with zero, one, two, three and four caches."""
     trained = ctxkv.open_run(path)
     stream = trained.stream("val")
     likely = stream.token_losses().double().neg().exp().numpy()

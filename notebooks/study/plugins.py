@@ -1,6 +1,6 @@
-"""Plug-ins of the study: layers that read tokens, different blocks and Phase 1 losses, and more options.
+"""Plug-ins for the study: layers that read tokens, other blocks, losses for Phase 1, and further options.
 
-A configuration refers to them as `plugins:NAME`. This folder must be on the Python path.
+Settings refer to a plug-in as `plugins:NAME`. This folder must be on the Python path.
 """
 
 import copy
@@ -20,13 +20,19 @@ from ctxkv_lib.method.layer import ContextKVAttention, FeedForward, Layer
 from ctxkv_lib.method.reference import dispersion_loss
 from ctxkv_lib.method.tuned import BiasedAttention, SlotLayer
 
-BURN_IN = 128  # tokens that a GRU reads in training before its outputs count
-ROWS, STEPS = 16, 64  # parallel segments, and tokens per backpropagation through time
-DISTANCES = (0, 1, 2, 4, 8, 16)  # distances of the tokens that an autoencoding block reconstructs
-RECALLED = 4  # number of last tokens that the loss `Recall` reconstructs
-HELD_OUT = 0.1  # share at the end of the training stream that is held out to choose the epoch
+# In training, a GRU reads this many tokens before its outputs count.
+BURN_IN = 128
+# The number of segments that are read in parallel, and of tokens per step of truncated backpropagation.
+ROWS, STEPS = 16, 64
+# An autoencoding block reconstructs the tokens at these distances back.
+DISTANCES = (0, 1, 2, 4, 8, 16)
+# The loss `Recall` reconstructs this many of the last tokens.
+RECALLED = 4
+# This share of the training stream, at its end, is held out for choosing the epoch.
+HELD_OUT = 0.1
 INPUT_DROPOUT, WEIGHT_DECAY = 0.2, 0.01  # for training a block
-BIASES = {  # initial biases of the slots, which differ by head
+# Kinds of slot biases and how they start. Slot biases are added to the attention scores.
+BIASES = {
     "nearest": "heads prefer slots 1 to 4",
     "per_head": "each head prefers a slot of its own",
     "learned": "all biases start at 0",
@@ -35,7 +41,7 @@ BIASES = {  # initial biases of the slots, which differ by head
 
 
 def attention_of(config: ModelConfig, slot_bias: str) -> ContextKVAttention:
-    """Build attention to contexts with one of `BIASES`. With "none", the keys have a bias instead."""
+    """Build attention to contexts with a kind of slot bias from `BIASES`. With "none", keys have a bias."""
     if slot_bias == "none":
         return ContextKVAttention(config)
     attention = BiasedAttention(config)
@@ -75,13 +81,13 @@ class OtherSlots(SlotLayer):
 
 
 class Chunked(OtherSlots):
-    """The layer of `tuned`, trained on chunks of consecutive positions, like layers that read tokens."""
+    """The layer of recipe `tuned`, trained on chunks of 64 consecutive positions instead of random ones."""
 
     chunk = 64
 
 
 class TokenBlock(Block):
-    """A block without weights: the context of a position is the token's own normed embedding."""
+    """A block without weights. The context of a position is the normalised embedding of its token."""
 
     def __init__(self, context_dim: int, hidden_size: int) -> None:
         super().__init__()
@@ -93,11 +99,11 @@ class TokenBlock(Block):
 
 
 class TokenLayer(Layer):
-    """Base class of layers that read tokens. Subclasses define `mix`, and `add_layers`, which sets `norm`.
+    """Base class of layers that read tokens. Subclasses define `mix` and `add_layers`, which must set `norm`.
 
-    Let x be the embedding of a position and m the output of `mix`. The output head reads m and the
-    feed-forward output for `norm(x + m)`, as in recipe `tuned`. The width of the feed-forward layer is chosen
-    so that the layer has as many weights as the layer of recipe `tuned`.
+    Let x be the embedding of a token and m the output of `mix`. As in recipe `tuned`, the output head reads
+    m + feed_forward(norm(x + m)). The width of the feed-forward layer is chosen so that the layer has as many
+    weights as the layer of recipe `tuned`.
     """
 
     reads = "tokens"
@@ -146,13 +152,15 @@ class NoContext(TokenLayer):
 
 
 class CausalAttention(TokenLayer):
-    """GPT-2 attention to the last `context_window` tokens, with a learned bias by distance."""
+    """Attention as in GPT-2 to the last `context_window` tokens, with a learned bias for each distance."""
 
     def add_layers(self, config: ModelConfig) -> None:
         h, self.num_heads, self.window = config.hidden_size, config.num_heads, config.context_window
         self.q, self.v, self.out = (nn.Linear(h, h) for _ in range(3))
-        self.k = nn.Linear(h, h, bias=False)  # a bias would cancel in the softmax
-        with torch.random.fork_rng(devices=[]):  # creating the bias draws random numbers
+        # A bias of the keys would cancel in the softmax.
+        self.k = nn.Linear(h, h, bias=False)
+        # Creating the bias draws random numbers. The fork keeps this from changing the weights drawn later.
+        with torch.random.fork_rng(devices=[]):
             self.bias = BiasedAttention(replace(config, max_contexts=self.window)).slot_bias
         self.dropout, self.norm, self.history = config.attention_dropout, nn.LayerNorm(h), self.window - 1
 
@@ -173,20 +181,22 @@ class CausalAttention(TokenLayer):
 
 
 class GRU(TokenLayer):
-    """A layer that returns the state of a GRU, which reads each row from its beginning."""
+    """A layer that mixes tokens with a GRU. The GRU reads each row of tokens from its first token."""
 
     history = BURN_IN
 
     def add_layers(self, config: ModelConfig) -> None:
         h = config.hidden_size
-        linear, spare = 4 * h + 6, attention_size(config) - 3 * h  # weights: 3 units² + linear · units + 3 h
-        units = max(1, (math.isqrt(linear**2 + 12 * spare) - linear) // 6)  # the largest number that fits
+        # The layers have 3 units² + linear · units + 3 h weights. `units` is the largest number that fits.
+        linear, spare = 4 * h + 6, attention_size(config) - 3 * h
+        units = max(1, (math.isqrt(linear**2 + 12 * spare) - linear) // 6)
         self.gru, self.out = nn.GRU(h, units, batch_first=True), nn.Linear(units, h)
         self.dropout, self.norm = nn.Dropout(config.attention_dropout), nn.LayerNorm(h)
         self.evaluation_history = config.context_window
 
     def mix(self, embeddings: Tensor, start: int) -> Tensor:
-        with torch.autocast(embeddings.device.type, enabled=False):  # autocast would make cuDNN use fp16
+        # Autocast is off because it would make cuDNN use fp16.
+        with torch.autocast(embeddings.device.type, enabled=False):
             states, _ = self.gru(embeddings.to(self.out.weight.dtype))
         return self.out(self.dropout(states[:, start:]))
 
@@ -213,16 +223,18 @@ class GatedBlock(Block):
 class TrainedBlock(GatedBlock):
     """A gated block that is trained before Phase 1 with a temporary head.
 
-    It is trained by truncated backpropagation through time. The epoch with the lowest loss on the held-out
-    end of the training stream is kept. With `phase1.max_iterations=0` nothing else trains the block. A
-    subclass makes the head in `make_head(embeddings, tokens)` and computes the `loss` of contexts
-    `[rows, steps, context_dim]`; the tokens `seen`, `[rows, n]`, end with the target of the last context.
+    The block is trained by truncated backpropagation through time. The end of the training stream is held
+    out, and the weights with the lowest loss on it are kept. With `phase1.max_iterations=0`, nothing else
+    trains the block. Subclasses define `make_head(embeddings, tokens)`, which returns the head, and `loss`,
+    which returns the loss of contexts `[rows, steps, context_dim]`. The argument `seen` of `loss` has all
+    tokens `[rows, n]` up to the target of the last context.
     """
 
     @dataclass(frozen=True)
     class Settings:
         epochs: int = 6
-        learning_rate: float = 0.002  # peak rate of AdamW; it falls to 0 along a cosine
+        # The peak learning rate of AdamW. The rate then falls to 0 along a cosine.
+        learning_rate: float = 0.002
         oacd_weight: float = 0.0
 
     def __init__(self, context_dim: int, hidden_size: int, settings: Settings) -> None:
@@ -233,7 +245,8 @@ class TrainedBlock(GatedBlock):
         """Train the block. The arguments are the same as for `ContextBlock.init_weights`."""
         train, held_out = split(tokens)
         with torch.enable_grad(), torch.random.fork_rng():
-            torch.manual_seed(self.carry.weight.flatten()[:1].view(torch.int32).item())  # the run's seed
+            # The initial weights depend on the run's seed, so this seed does, too.
+            torch.manual_seed(self.carry.weight.flatten()[:1].view(torch.int32).item())
             head = self.make_head(embeddings, tokens)
             weights = [*self.parameters(), *head.parameters()]
             optimizer = torch.optim.AdamW(weights, weight_decay=WEIGHT_DECAY)
@@ -258,7 +271,7 @@ class TrainedBlock(GatedBlock):
     def losses(
         self, head: Any, embeddings: Tensor, tokens: Tensor, config: Any, dropout: float = 0.0
     ) -> Iterator[Tensor]:
-        """Yield the loss of each window. The next window starts from the detached state."""
+        """Yield the loss of each window. Each window starts from the last state of the window before it."""
         cut = windows(tokens)
         state = embeddings.new_zeros(len(cut[0]), self.context_dim)
         for number, seen in enumerate(cut):
@@ -271,7 +284,7 @@ class TrainedBlock(GatedBlock):
 
 
 class PredictiveBlock(TrainedBlock):
-    """A block trained to predict the next token. The bias of its head is the log-frequency of the tokens."""
+    """A block trained to predict the next token. The biases of its head are log-frequencies of tokens."""
 
     def make_head(self, embeddings: Tensor, tokens: Tensor) -> nn.Module:
         head = nn.Linear(self.context_dim, embeddings.shape[1], device=embeddings.device)
@@ -280,7 +293,7 @@ class PredictiveBlock(TrainedBlock):
         return head
 
     def loss(self, head: Any, contexts: Tensor, seen: Tensor, embeddings: Tensor, config: Any) -> Tensor:
-        """Compute the mean loss in nats, plus the weighted loss of OACD."""
+        """Compute the mean cross-entropy in nats, plus `oacd_weight` times the loss of OACD."""
         made = contexts.flatten(0, 1)
         logits = F.linear(head(made) / embeddings.shape[1] ** 0.5, embeddings, head.log_unigram)
         loss = F.cross_entropy(logits, seen[:, -contexts.shape[1] :].flatten())
@@ -290,7 +303,7 @@ class PredictiveBlock(TrainedBlock):
 
 
 class AutoencodingBlock(TrainedBlock):
-    """A block trained to hold what it has read: a linear head reconstructs the tokens `DISTANCES` back."""
+    """A block trained to remember: a linear head reconstructs the tokens at the distances `DISTANCES`."""
 
     def make_head(self, embeddings: Tensor, tokens: Tensor) -> nn.Module:
         head = nn.Linear(self.context_dim, len(DISTANCES) * embeddings.shape[1], device=embeddings.device)
@@ -298,7 +311,7 @@ class AutoencodingBlock(TrainedBlock):
         return head
 
     def loss(self, head: Any, contexts: Tensor, seen: Tensor, embeddings: Tensor, config: Any) -> Tensor:
-        """Compute the unexplained share of the variance of the tokens' embeddings."""
+        """Compute the share of the variance of the tokens' embeddings that the head does not explain."""
         read = torch.arange(seen.shape[1] - 1, device=seen.device)[-contexts.shape[1] :, None]
         places = read - seen.new_tensor(DISTANCES)
         wanted = F.embedding(seen[:, places.clamp(min=0)], embeddings)  # (rows, steps, distances, size)
@@ -307,7 +320,7 @@ class AutoencodingBlock(TrainedBlock):
 
 
 def decorrelation(contexts: Tensor) -> Tensor:
-    """Compute notebook 6's Phase 1 loss: units should be uncorrelated, with standard deviations above 1."""
+    """Compute notebook 6's loss for Phase 1. It penalises standard deviations below 1, and correlations."""
     centred = contexts - contexts.mean(dim=0)
     covariance = centred.T @ centred / len(contexts)
     variances = covariance.diagonal()
@@ -317,7 +330,7 @@ def decorrelation(contexts: Tensor) -> Tensor:
 
 
 class Recall(nn.Module):
-    """A Phase 1 loss: linear maps of a context reconstruct the embeddings of the last `RECALLED` tokens."""
+    """A loss for Phase 1: linear maps of a context reconstruct the last `RECALLED` tokens' embeddings."""
 
     def __init__(self, context_dim: int, hidden_size: int) -> None:
         super().__init__()
@@ -330,7 +343,7 @@ class Recall(nn.Module):
 
 
 class NextEmbedding(nn.Module):
-    """A Phase 1 loss: a linear map of a context predicts the embedding of the next token."""
+    """A loss for Phase 1: a linear map of a context predicts the embedding of the next token."""
 
     def __init__(self, context_dim: int, hidden_size: int) -> None:
         super().__init__()
@@ -341,13 +354,13 @@ class NextEmbedding(nn.Module):
 
 
 def split(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Split a stream `[n]` into a part that trains a block and a held-out end that chooses the epoch."""
+    """Split a stream `[n]` into a part for training a block and a held-out end for choosing the epoch."""
     cut = max(2, int(len(tokens) * (1 - HELD_OUT)))
     return tokens[:cut], tokens[cut:]
 
 
 def windows(tokens: Tensor) -> list[Tensor]:
-    """Cut a stream `[n]` into `ROWS` segments. For each window, return them up to its last target."""
+    """Cut a stream `[n]` into `ROWS` segments. Return, for each window, all tokens up to its last target."""
     rows = max(1, min(ROWS, len(tokens) // 2))
     length = (len(tokens) - 1) // rows
     segments = torch.stack([tokens[row * length : (row + 1) * length + 1] for row in range(rows)]).long()

@@ -1,12 +1,12 @@
-"""Measure what contexts encode, and whether the model reads it: `python notebooks/study/probe.py RUN...`.
+"""Measure what contexts encode, and whether the model uses it: `python notebooks/study/probe.py RUN...`.
 
-Decodability: ridge regressions predict the embedding of the token at t - d from the context at t. They are
-fitted on one stream and evaluated on another, for the run's contexts and for contexts of untrained blocks.
-Generalised cross-validation chooses the strength of the ridge for each distance (Golub, Heath and Wahba,
-1979): where nothing is remembered, the weights shrink to zero.
+Decodability is measured by ridge regressions, which predict the embedding of the token at t - d from the
+context at t. They are fitted on one stream and evaluated on another, for the run's contexts and for contexts
+of untrained blocks. Generalised cross-validation chooses the strength of the ridge for each distance d
+(Golub, Heath and Wahba, 1979). Where contexts remember nothing, the weights shrink to zero.
 
-Use: the perplexity of the trained model is computed at the same positions with other contexts. Nothing is
-trained.
+Use is measured by the perplexity of the trained model when it reads wrong contexts at the same positions.
+No model is trained for this.
 """
 
 import json
@@ -28,39 +28,48 @@ from ctxkv_lib.method.model import ContextKV
 from ctxkv_lib.method.scoring import perplexity
 from ctxkv_lib.views.explore import elsewhere
 
-ROWS = {"train": 10_000, "val": 5_000}  # number of tokens that are decoded, from the start of each stream
-UNTRAINED_STDS = (CONTEXT_WEIGHT_STD, 0.01)  # standard deviations of the untrained blocks' weights
-TOLERANCE = 1e-5  # largest error of a component of the untrained blocks' contexts
-SPAN_R2 = 0.01  # a token counts as forgotten if its R² is at most this
-NAMED_ROWS = 1024  # number of positions for `top1`, enough for a precision of 0.015
-STRENGTHS = torch.logspace(-6, 4, 41, dtype=torch.float64)  # multiples of the mean eigenvalue
-POSITIONS = 1024  # number of positions with a full window at which other contexts are read
+# Number of tokens that are used, from the start of each stream.
+ROWS = {"train": 10_000, "val": 5_000}
+# Standard deviations of the weights of the untrained blocks.
+UNTRAINED_STDS = (CONTEXT_WEIGHT_STD, 0.01)
+# Largest error of any number in the contexts of the untrained blocks.
+TOLERANCE = 1e-5
+# A token counts as forgotten if its R² is not above this value.
+SPAN_R2 = 0.01
+# `top1` is computed at this many positions, which is enough for a precision of 0.015.
+NAMED_ROWS = 1024
+# Strengths of the ridge, as multiples of the mean eigenvalue.
+STRENGTHS = torch.logspace(-6, 4, 41, dtype=torch.float64)
+# The model reads wrong contexts at this many positions, all of which have a full window.
+POSITIONS = 1024
 
 
 class Stream(NamedTuple):
     """A stream of tokens, with the context after each token."""
 
     contexts: Tensor  # float32 `[n, context_dim]`
-    tokens: Tensor  # int64 `[n]`, rows of a table of embeddings
+    tokens: Tensor  # int64 `[n]`, row numbers of embeddings
 
 
 @torch.no_grad()
 def encoded(model: ContextKV, caches: Mapping[str, Cache]) -> dict[str, Any]:
-    """Measure on the CPU what cached contexts encode; only the model's table and window are used.
+    """Measure on the CPU what cached contexts encode. Use only the model's token table and window.
 
     Args:
-        caches: caches by split; the regressions are fitted to "train" and evaluated on "val".
+        caches: one cache per split. The regressions are fitted on "train" and evaluated on "val".
 
     Returns:
-        `decodability`, a list of `{distance, r2, top1}`; `memory_span` in tokens; `window_share`, the share
-        of the window that lies within some slot's memory span; `untrained`, the same values for untrained
-        blocks, by the standard deviation of their weights; `offsets`, the offsets of the slots.
+        a dict. `decodability` is a list of `{distance, r2, top1}`. `memory_span` is in tokens. `window_share`
+        is the share of the window that lies within some slot's memory span. `untrained` has the same three
+        values for untrained blocks; its keys are the standard deviations of their weights. `offsets` lists
+        the offsets of the slots.
     """
     ids = [caches[split].ids[:-1][:rows].cpu() for split, rows in ROWS.items()]
     lengths = [len(stream) for stream in ids]
     embeddings, rows = (tensor.cpu() for tensor in distinct_rows(model, torch.cat(ids)))
     tokens, shape = rows.split(lengths), model.config
-    window = min(shape.context_window, *(1 + length // 2 for length in lengths))  # half remain for the fit
+    # The window has at most half of a stream, so the other half remains for the fit.
+    window = min(shape.context_window, *(1 + length // 2 for length in lengths))
 
     def measured(contexts: Sequence[Tensor]) -> dict[str, Any]:
         train, validation = map(Stream, contexts, tokens)
@@ -83,7 +92,7 @@ def encoded(model: ContextKV, caches: Mapping[str, Cache]) -> dict[str, Any]:
 
 
 def distances(interval: int, window: int) -> list[int]:
-    """List all distances up to an interval, and then distances that grow by half, within the window."""
+    """List all distances up to `interval`, and then distances that grow by half, up to `window`."""
     listed = list(range(min(interval, window - 1) + 1))
     while (further := max(listed[-1] + 1, 3 * listed[-1] // 2)) < window:
         listed.append(further)
@@ -96,19 +105,20 @@ def decodability(
     """Measure by ridge regression how well a context encodes the token at each distance back.
 
     Let X be the centred contexts of `train` and Y the embeddings of the tokens at a distance. The weights are
-    W = (X'X + s I)^-1 X'Y = V (V'X'Y / (v + s)), where V and v are the eigenvectors and eigenvalues of X'X,
-    which are computed once. The residual for each strength s follows from V'X'Y without a prediction.
+    W = (X'X + s I)^-1 X'Y = V (V'X'Y / (v + s)), where V are the eigenvectors and v the eigenvalues of X'X. V
+    and v are computed once. The residual for each strength s follows from V'X'Y, without predictions of Y.
 
     Args:
         train, validation: the streams for fitting and for evaluation.
-        embeddings: float32 `[distinct, hidden_size]`, all with the same norm.
-        distances: 0 is the token just read.
+        embeddings: float32 `[distinct, hidden_size]`, one row per distinct token, all with the same norm.
+        distances: numbers of tokens back. Distance 0 is the token that was read last.
 
     Returns:
-        for each distance: `distance`; `r2`, the explained share of the embedding's variance; `top1`, the
-        share of positions at which the right token is the nearest to the decoded embedding.
+        a dict for each distance. `r2` is the explained share of the variance of the embeddings. `top1` is the
+        share of positions at which the right token's embedding is the nearest to the decoded embedding.
     """
-    skipped, results = max(distances), []  # skip the first positions, which lack distant tokens
+    # Skip the first positions, because the most distant tokens would lie before the stream.
+    skipped, results = max(distances), []
     centre = train.contexts[skipped:].mean(dim=0)
     fitted, evaluated = (stream.contexts[skipped:] - centre for stream in (train, validation))
     values, vectors = torch.linalg.eigh((fitted.T @ fitted).double())
@@ -139,7 +149,7 @@ def decodability(
 
 
 def memory_span(by_distance: Sequence[dict[str, float]]) -> int | None:
-    """Return the distance in tokens up to which R² stays above `SPAN_R2`; None if no R² is above it."""
+    """Return the distance in tokens up to which R² stays above `SPAN_R2`, or None if it is never above."""
     remembered = takewhile(lambda row: row["r2"] > SPAN_R2, by_distance)
     return max((int(row["distance"]) for row in remembered), default=None)
 
@@ -152,17 +162,20 @@ def window_share(offsets: Sequence[int], window: int, span: int | None) -> float
 
 @torch.no_grad()
 def other_contexts(model: ContextKV, cache: Cache) -> dict[str, Any]:
-    """Compute perplexity with contexts replaced by zeros, or by contexts from half the stream away.
+    """Compute the perplexity if contexts are replaced by zeros or by contexts from elsewhere.
 
     Zero contexts never occur in training, so they harm even a model that ignores the content of contexts.
-    Contexts from elsewhere, usually another conversation, harm only a model that reads them.
+    Contexts from elsewhere come from half the stream away, usually from another conversation. They harm only
+    a model that uses the content of contexts.
 
     Returns:
-        `positions`, the number of positions; and `changed`, which maps `zero` and `elsewhere` to `ppl`,
-        `percent` (its increase over the run's own contexts) and `error` (the standard error of `percent`).
+        a dict. `positions` is the number of positions. `changed` has the results for `zero` and `elsewhere`:
+        the perplexity `ppl`, its increase `percent` compared with the run's own contexts, and the standard
+        error `error` of this increase.
     """
     first = min(model.config.context_window, len(cache) - 1)
-    seeded = torch.Generator().manual_seed(0)  # the same positions in all runs
+    # The fixed seed draws the same positions in all runs.
+    seeded = torch.Generator().manual_seed(0)
     drawn = torch.randperm(len(cache) - first, generator=seeded)
     chosen = first + drawn[:POSITIONS].sort().values
     batch = model.batch(cache, chosen)

@@ -1,6 +1,7 @@
-"""Names of result rows on the study's pages, and the pairs of rows that are compared."""
+"""The names of the results' rows on the study's pages, and the pairs of rows that are compared."""
 
-NAMES = {  # names on the pages, if they differ from the names in the results
+# Names of rows on the pages. A row that is not listed has the same name as in the results.
+NAMES = {
     "tuned": "`tuned` without copying",
     "tuned with copying": "`tuned`, copying added after training",
     "tuned, copying": "`tuned`",
@@ -28,13 +29,15 @@ NAMES = {  # names on the pages, if they differ from the names in the results
     "kneser_ney_table_caches": "n-grams and four caches, with the token table's text",
 }
 
-LEFT_OUT = (  # rows left out of the table of changes: `tuned` itself, and rows that add nothing new
+# Rows that the table of changes leaves out: `tuned` under another name, and rows that add nothing new.
+LEFT_OUT = (
     "bias nearest, means to 40 tokens",
     "means to 40 tokens, OACD rate 0.0005",
     "means to 40 tokens, untrained",
     "random init, bias from 0, symmetric table, no current-token bias, all weights decay by the step",
 )
-PAIRS = {  # tables of differences: number of test conversations, and pairs of rows
+# For each table of differences: the number of test conversations, and then the pairs of rows.
+PAIRS = {
     "beside_ngrams": (
         10,
         "exact / kneser_ney",

@@ -1,6 +1,7 @@
-"""Search for the settings of a row of part `fair`, one axis after the other, using only validation.
+"""Find the settings with the lowest validation perplexity for rows of part `fair`.
 
-`python notebooks/study/search.py ROW...` prints what it tries. Finished runs are reused.
+`python notebooks/study/search.py ROW...` varies one setting after the other, and prints all settings that it
+tries. Finished runs are reused.
 """
 
 import sys
@@ -16,12 +17,13 @@ AXES = {
     "phase2.weight_decay": (1.0, 2.0, 4.0),
     "layer_dropout": (0.1, 0.2),  # dropout of the row's layer
 }
-START = dict(zip(AXES, (0.0005, 4, 2.0, 0.1), strict=True))  # the values of recipe `tuned`
+# The search starts from the values in recipe `tuned`.
+START = dict(zip(AXES, (0.0005, 4, 2.0, 0.1), strict=True))
 SAMPLES, SEED = 50, 42
 
 
 def search(val_ppl: Callable[[Mapping[str, float]], float]) -> dict[str, float]:
-    """Find the best value of one axis after the other. `val_ppl` trains a row with given settings."""
+    """Find the best value of one setting after the other. `val_ppl` maps settings to a perplexity."""
     best = dict(START)
     for axis, values in AXES.items():
         best = min(({**best, axis: value} for value in values), key=val_ppl)
@@ -29,7 +31,7 @@ def search(val_ppl: Callable[[Mapping[str, float]], float]) -> dict[str, float]:
 
 
 def trained(row: str, settings: Mapping[str, float]) -> float:
-    """Train a row with these settings and return its validation perplexity, without a test."""
+    """Train a row with these settings, without test text, and return its validation perplexity."""
     base = PARTS["fair"][1][row]
     own = {f"layer.{key}" if key == "layer_dropout" else key: value for key, value in settings.items()}
     config = configure({**base, **own, "data.test_samples": 0}, SAMPLES, SEED)

@@ -1,4 +1,4 @@
-"""An ordinary small GPT and LSTM, whose token table is also the output head."""
+"""A small GPT and a small LSTM of the usual kind. Their token table is also the output head."""
 
 import math
 from functools import cached_property
@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from ctxkv_lib.method.losses import frozen_head_cross_entropy
 
-WEIGHTS = 6_301_440  # without token table and output bias; as many as in Phase 2 of `exact`
+# The number of weights without token table and output bias. Phase 2 of recipe `exact` trains as many.
+WEIGHTS = 6_301_440
 CHUNK = 2048  # vocabulary entries per chunk
 
 
 class GPT(nn.Module):
-    """Pre-norm transformer with learned positions, and projections from and to the token table's width."""
+    """Pre-norm transformer with learned positions. Linear layers map from and to the embeddings' size."""
 
-    training_length = evaluation_length = 128  # tokens that are read together
+    training_length = evaluation_length = 128  # tokens per window
 
     def __init__(self, size: int, layers: int, dropout: float) -> None:
         super().__init__()
@@ -40,13 +41,15 @@ class GPT(nn.Module):
 
 
 class LSTM(nn.Module):
-    """One-layer LSTM with dropout before and after it, and a projection to the token table's width."""
+    """One-layer LSTM with dropout before and after it. A linear layer maps to the embeddings' size."""
 
-    training_length, evaluation_length = 64, 1280  # in training, each step starts from the last state
+    # In training, each step starts from the state at the end of the previous step.
+    training_length, evaluation_length = 64, 1280
 
     def __init__(self, size: int, layers: int, dropout: float) -> None:
         super().__init__()
-        linear = 5 * size + 8  # weights: 4 units² + linear · units
+        # Without the output layer's bias, the model has 4 units² + linear · units weights.
+        linear = 5 * size + 8
         units = (math.isqrt(linear**2 + 16 * WEIGHTS) - linear) // 8
         self.lstm, self.write = nn.LSTM(size, units, batch_first=True), nn.Linear(units, size)
         self.dropout = nn.Dropout(dropout)
@@ -60,14 +63,16 @@ class LSTM(nn.Module):
 class LanguageModel(nn.Module):
     """A GPT or LSTM with an output bias, and a token table that is also the output head.
 
-    Only tokens that occur in `counts`, int64 `[vocab_size]`, are trained, and the softmax in training covers
-    only these tokens. This halves the time of training. All other tokens keep their share of the probability.
+    Only tokens whose count in `counts` (int64 `[vocab_size]`) is positive are trained, and in training the
+    softmax covers only these tokens. This halves the training time. The table rows and biases of all other
+    tokens stay unchanged.
     """
 
     def __init__(self, body: nn.Module, table: Tensor, bias: Tensor, counts: Tensor) -> None:
         super().__init__()
         self.known = counts.nonzero().flatten()
-        self.place = (counts > 0).cumsum(0) - 1  # index of each known token among the known tokens
+        # The index of each known token in the list of known tokens.
+        self.place = (counts > 0).cumsum(0) - 1
         self.body, self.whole_table, self.whole_bias = body, table.clone(), bias.clone()
         self.table, self.bias = nn.Parameter(table[self.known]), nn.Parameter(bias[self.known])
 
@@ -76,7 +81,7 @@ class LanguageModel(nn.Module):
         return self.table.detach().bfloat16()
 
     def forward(self, embeddings: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Compute hidden states from token embeddings, both `[rows, length, hidden_size]`."""
+        """Compute hidden states from token embeddings. Both have the shape `[rows, length, hidden_size]`."""
         with torch.autocast("cpu", torch.bfloat16):
             hidden, state = self.body(F.layer_norm(embeddings, embeddings.shape[-1:]), state)
         return hidden.float(), state
@@ -84,8 +89,8 @@ class LanguageModel(nn.Module):
     def set_gradients(self, tokens: Tensor, state: Any) -> Any:
         """Set the gradients of the mean loss over tokens `[rows, length + 1]`. Return the next state.
 
-        Autograd would take twice as long. Here, all products with the table are in bfloat16, and one chunk of
-        the vocabulary at a time stays in the processor's cache.
+        Autograd would take twice as long. This method computes all products with the table in bfloat16, and
+        reads the vocabulary in chunks that fit into the processor's cache.
         """
         tokens, table, bias = self.place[tokens], self.table.detach(), self.bias.detach()
         targets, embeddings = tokens[:, 1:].flatten(), F.embedding(tokens[:, :-1], table).requires_grad_()
@@ -111,10 +116,10 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def token_losses(self, ids: Tensor) -> Tensor:
-        """Compute the losses `[n - 1]` in nats of all tokens of a stream `[n]` except the first.
+        """Compute the losses `[n - 1]` in nats of all tokens in a stream `[n]` except the first token.
 
-        The softmax is over the whole vocabulary. Windows overlap by half. Only the second half of a window
-        counts, except in the first window, which counts completely.
+        The softmax covers the whole vocabulary. Windows overlap by half. All losses in the first window are
+        used; in later windows, only the losses in the second half are used.
         """
         self.eval()
         self.whole_table[self.known], self.whole_bias[self.known] = self.table, self.bias

@@ -1,12 +1,14 @@
-"""Time the package and the plain reference: `python notebooks/study/speed.py [SAMPLES]`.
+"""Time the package and the plain reference code: `python notebooks/study/speed.py [SAMPLES]`.
 
-Both train on the same tokens from the same weights: Phase 1 as published, and one epoch of Phase 2 with
-validation, which recipe `exact` does in the same way. Then both read the validation text token by token. The
-reference is the original's loop and computes in fp32; the package uses bf16 if the processor has units for
-it. The package's times come from its summary. The script takes minutes on a CPU.
+Both start from the same weights and train on the same tokens. They run Phase 1 of recipe `published`, and
+one epoch of Phase 2 with validation, which is the same in recipe `exact`. Then both read the validation text
+token by token. The reference is the original's training loop and computes in fp32. The package computes in
+bf16 if the processor has units for it, and its training times come from the run's summary. The script takes
+minutes on a CPU.
 
-After that, the script times a step of Phase 2 and its parts, and also their matrix products alone, which are
-a lower bound. It does so in fp32, and in bf16 if the processor has units for it.
+After that, the script times one training step of Phase 2 and the parts of the step. It also times the matrix
+products alone, because their time is a lower bound. All these times are measured in fp32, and also in bf16 if
+the processor has units for it.
 """
 
 import statistics
@@ -32,28 +34,30 @@ from ctxkv_lib.method.optimizer import Stepper
 from ctxkv_lib.method.phase2 import batch_gradients, train_step
 from ctxkv_lib.runs.device import choose_precision
 
-ITERATIONS = 4  # iterations of Phase 1; the first only draws contexts
+# The number of iterations of Phase 1. The first iteration only draws random contexts.
+ITERATIONS = 4
 READ = 1_000  # number of tokens to read
-ROUNDS = 15  # rounds in which the parts of a step are timed in turn
+# Each round times all parts of a step once.
+ROUNDS = 15
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """Time one call after two warm-up calls."""
+    """Return the time of one call in seconds, after two warm-up calls."""
     return Timer("f()", globals={"f": function}, num_threads=torch.get_num_threads()).timeit(1).mean
 
 
 def head_products(queries: Tensor, table: Tensor) -> None:
-    """Compute only the products of the output head: the logits, and the average of the table's rows."""
+    """Compute only the output head's matrix products: the logits and the average of the table's rows."""
     for rows in table.split(VOCABULARY_CHUNK):
         torch.mm(torch.mm(queries, rows.T), rows)
 
 
 def layer_products(model: ContextKV, batch: Batch, dtype: torch.dtype) -> Callable[[], None]:
-    """Return a function that computes the layer's products alone, on random numbers.
+    """Return a function that computes only the layer's matrix products, on random numbers.
 
-    A weight matrix has three products: its output, the gradient of its input, and its own gradient. The
-    query's input is the token embedding, which needs no gradient. Contexts take part in two
-    products, and each also needs the gradient of its other factor.
+    Each weight matrix needs three products: the output, the gradient of the input, and the gradient of the
+    weights. The query's input is the token embedding, which needs no gradient. Attention multiplies contexts
+    by queries and by attention weights; the gradients of these two factors need one more product each.
     """
     sizes, (window, _) = model.config, batch.inputs
     weights = {name: weight.to(dtype) for name, weight in model.trained_weights().items() if weight.ndim == 2}
@@ -77,7 +81,7 @@ def layer_products(model: ContextKV, batch: Batch, dtype: torch.dtype) -> Callab
 
 
 def print_step(model: ContextKV, batch: Batch, config: Phase2Config, precision: str) -> None:
-    """Print the median times of a step's parts and of their products in milliseconds, and their ratios."""
+    """Print median times of a step, its parts and their matrix products in milliseconds, and the ratios."""
     dtype, count = DTYPES[precision], len(batch)
     (window, present), table = batch.inputs, model.wte.weight.detach().to(dtype)
     batch = replace(batch, inputs=(window.to(dtype), present))

@@ -1,6 +1,6 @@
 """Draw the pictures of the first page, the README and the notebooks: `python notebooks/study/story.py`.
 
-All numbers come from `results/`. A picture is an SVG file in `notebooks/pictures`.
+All numbers come from `results/`. Each picture is saved as an SVG file in `notebooks/pictures`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,20 +16,25 @@ from tables import Interval, cells_of, change, ppls_of, read, tested
 
 LEFT, RIGHT = 8, 372  # edges of strips and axes
 WINDOW = 640  # tokens
-NEAR = 14  # number of nearest tokens that have their own slot in `tuned`
-BLANK = 0.005  # share of positions at which the most frequent token is correct
-SIZE = 50  # training conversations in the waterfall chart
-MANY = 200  # training conversations in the comparison with alternatives to contexts
+# In recipe `tuned`, this many of the nearest tokens have their own slot.
+NEAR = 14
+# The most frequent token is correct at this share of positions. Tokens with a lower share are left blank.
+BLANK = 0.005
+# Number of training conversations in the waterfall chart.
+SIZE = 50
+# Number of training conversations in the comparison of contexts with alternatives.
+MANY = 200
 BOLD = {"font_weight": 600}
-Row = tuple[str, Interval | None, str]  # name, change in per cent, colour
+# Name, change in per cent (None in a heading), and colour.
+Row = tuple[str, Interval | None, str]
 KEYHOLES = read("keyholes/keyholes")["runs"]
 
 
 def named(recipe: str) -> np.ndarray:
-    """Compute how often a linear readout of the nearest slot correctly names each token of the window.
+    """Compute how often each token in the window can be named from the nearest slot that has read it.
 
     Returns:
-        shares between 0 and 1, `[seeds, 640]`. Column 0 is the present token.
+        shares between 0 and 1, `[seeds, 640]`. Column 0 is the current token.
     """
     back, rows = np.arange(WINDOW), []
     for run in (run for run in KEYHOLES if run["recipe"] == recipe):
@@ -40,7 +45,7 @@ def named(recipe: str) -> np.ndarray:
 
 
 def draw_keyholes() -> Picture:
-    """Draw both recipes' windows as strips. Tokens that can be named more often have more colour."""
+    """Draw both recipes' windows as strips. The more often a token can be named, the stronger its colour."""
     exact, tuned = (named(recipe).mean(axis=0) for recipe in ("exact", "tuned"))
     picture = Picture(
         352,
@@ -71,7 +76,7 @@ def log_place(back: float) -> float:
 
 
 def draw_strip(picture: Picture, y: float, shares: np.ndarray, place: Callable[[float], float]) -> None:
-    """Draw the tokens of the window. `place` runs from 0 (the present, at the right) to 1 (at the left)."""
+    """Draw the window's tokens. `place` maps a distance back to 0 (at the right) up to 1 (at the left)."""
     width, back = RIGHT - LEFT, 0
     for share, alike in groupby(shares.round(3).tolist()):
         start, back = back, back + len(list(alike))
@@ -82,7 +87,7 @@ def draw_strip(picture: Picture, y: float, shares: np.ndarray, place: Callable[[
 
 
 def label_axis(picture: Picture, y: float, ticks: dict[int, str], place: Callable[[float], float]) -> None:
-    """Write distances below a strip."""
+    """Draw ticks below a strip and label them with distances."""
     for back, words in ticks.items():
         x = RIGHT - (RIGHT - LEFT) * place(back + 0.5)
         picture.line((x, y - 12), (x, y - 7))
@@ -93,7 +98,7 @@ def label_axis(picture: Picture, y: float, ticks: dict[int, str], place: Callabl
 
 
 def draw_zoom(picture: Picture, y: float, shares: np.ndarray) -> None:
-    """Draw the tokens between two slots, with the percentage at which each can be named."""
+    """Draw the tokens between two slots. Write below each in how many % of cases it can be named."""
     width = (RIGHT - LEFT) / len(shares)
     picture.text(LEFT, y + 12, "From one slot to the next, named in % of places:")
     for back, share in enumerate(shares.round(3).tolist()):
@@ -185,7 +190,7 @@ def draw_objective() -> Picture:
 def draw_dots(
     title: str, rows: Sequence[Row], ends: tuple[float, float], zero: str = "0: no change"
 ) -> Picture:
-    """Draw changes of the test perplexity in per cent with 95% intervals, one row each, around zero.
+    """Draw changes of the test perplexity in per cent: one row for each change, with its 95% interval.
 
     A row without an interval is a heading.
     """
@@ -224,7 +229,7 @@ def change_of(found: Interval) -> str:
 
 
 def draw_present() -> Picture:
-    """Draw how perplexity changes if `exact` reads wrong earlier contexts, or is trained without them."""
+    """Draw how the perplexity of `exact` changes if earlier contexts are replaced, or never read."""
     results, replaced, absent = read("evidence/evidence"), [], []
     for size in (50, 100, 500):
         runs = [run for run in results["runs"] if (run["recipe"], run["samples"]) == ("exact", size)]
@@ -236,7 +241,7 @@ def draw_present() -> Picture:
 
 
 def draw_instead() -> Picture:
-    """Draw how much contexts and their alternatives improve on reading only the present token."""
+    """Draw by how much contexts or alternatives lower the perplexity of a model without contexts."""
     names = {
         "contexts": ("contexts", ORANGE),
         "tokens at the same slots": ("tokens at the same 32 slots", BLUE),
@@ -263,7 +268,7 @@ DRAWN: dict[str, Callable[[], Picture]] = {
 
 
 def main() -> None:
-    """Write all pictures."""
+    """Save all pictures."""
     for name, draw in DRAWN.items():
         (PICTURES / f"{name}.svg").write_text(draw().svg(), encoding="utf-8")
 

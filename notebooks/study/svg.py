@@ -1,6 +1,6 @@
-"""Pictures as SVG text, 380 units wide, so that their smallest letters have 12 pixels on a phone.
+"""Draw pictures as SVG text, 380 units wide. Their smallest letters have 12 pixels on a phone.
 
-Backgrounds are transparent, and the ink has a contrast of 4.3 both on white and on the site's dark
+Backgrounds are transparent. The colour `INK` has a contrast of 4.3 both on white and on the site's dark
 background, so the same file serves both themes. Colours are from Okabe and Ito's palette, which
 colour-blind readers can distinguish.
 """
@@ -10,22 +10,24 @@ from xml.sax.saxutils import escape, quoteattr
 
 PICTURES = Path(__file__).resolve().parents[1] / "pictures"
 WIDTH = 380  # units of the drawing
-SHOWN = 570  # width of a picture in pixels, if there is room
+# Width of a picture in pixels, if the page is wide enough.
+SHOWN = 570
 INK = "#757b84"
-BLUE, ORANGE, RUST = "#0072b2", "#d55e00", "#b34f00"  # white letters are readable on blue and rust
+# White letters are readable on blue and on rust.
+BLUE, ORANGE, RUST = "#0072b2", "#d55e00", "#b34f00"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 SMALL = 13  # smallest font size in units
 
 
 class Picture:
-    """A drawing to which methods add shapes. x and y are in units, and y grows downwards."""
+    """A drawing. Its methods add shapes. Coordinates are in units, and y grows downwards."""
 
     def __init__(self, height: float, alternative: str) -> None:
         self.height, self.alternative = height, alternative
         self.shapes: list[str] = []
 
     def add(self, tag: str, content: str = "", **attributes: object) -> None:
-        """Add an element. Underscores in the names of attributes become hyphens."""
+        """Add an SVG element. Underscores in the names of attributes become hyphens."""
         listed = "".join(
             f" {name.replace('_', '-')}={quoteattr(_written(value))}" for name, value in attributes.items()
         )
@@ -34,7 +36,7 @@ class Picture:
     def text(
         self, x: float, y: float, words: str, fill: str = INK, size: float = SMALL, **more: object
     ) -> None:
-        """Write a line of text. `text_anchor` is "middle" or "end" if x is not the start of the text."""
+        """Write a line of text. x is its start, or its middle or end if `text_anchor` says so."""
         self.add("text", escape(words), x=x, y=y, fill=fill, font_size=size, **more)
 
     def rect(
@@ -60,7 +62,7 @@ class Picture:
         self.add("polygon", points=head, fill=stroke)
 
     def svg(self) -> str:
-        """Return the content of the SVG file."""
+        """Return the picture as the text of an SVG file."""
         size = f'width="{SHOWN}" height="{_written(SHOWN * self.height / WIDTH)}"'
         head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {_written(self.height)}" {size}'
         head += f' role="img" font-family="{FONT}">\n<title>{escape(self.alternative)}</title>\n'

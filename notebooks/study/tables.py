@@ -1,6 +1,6 @@
 """Rewrite the tables of the study from its results: `python notebooks/study/tables.py`.
 
-The tables are between markers in the files of `PAGES`. `figures.py` draws the same results.
+The tables are between markers in the files in `PAGES`. `figures.py` draws figures from the same results.
 """
 
 import json
@@ -17,30 +17,35 @@ from rows import LEFT_OUT, PAIRS, label
 
 from ctxkv_lib.report.difference import Interval, interval
 
-Cell = dict[str, Any]  # measurements with one seed; cells of n-grams have no `seed`
-Cells = dict[tuple[str, int], list[Cell]]  # keys: variant, and number of training conversations
+# The measurements with one seed. Cells of n-grams have no key `seed`.
+Cell = dict[str, Any]
+# Each key is the name of a variant and a number of training conversations.
+Cells = dict[tuple[str, int], list[Cell]]
 
 TOP = Path(__file__).resolve().parents[2]
 PAGES = ("docs/study.md", "README.md", "notebooks/study/README.md")
-TEN = (10, 50, 100, 200, 500, 1_000, 2_000)  # training conversations for rows with ten test conversations
-FIFTY = TEN[:5]  # training conversations for rows with fifty test conversations
+# Numbers of training conversations in the results on ten test conversations, and in those on fifty.
+TEN = (10, 50, 100, 200, 500, 1_000, 2_000)
+FIFTY = TEN[:5]
 SIZES = {10: TEN, 50: FIFTY}
-DISTANCES = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)  # distances in part `evidence` in tokens
+# Distances back, in tokens, that part `evidence` measures.
+DISTANCES = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
 
 
 def read(name: str) -> Any:
-    """Read a file of results, such as `fair/sweep`."""
+    """Read a file in the folder `results`, such as `fair/sweep`."""
     path = Path(__file__).with_name("results") / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-TEST = read("test_conversations")  # tokens and speakers, by the number of test conversations
-# Groups of test conversations for intervals: single conversations, or all with the same speakers.
+# For ten and for fifty test conversations: the number of tokens in each, and its group of speakers.
+TEST = read("test_conversations")
+# Bootstrap draws consist of groups of conversations: single ones, or all that share speakers.
 GROUPS = {10: [range(10)], 50: [range(50), TEST["speakers"]["50"]]}
 
 
 def cells_in(results: Any) -> Iterator[Cell]:
-    """Yield the cells of a file of results. The name of a variant says whether it has a cache."""
+    """Yield the cells in a file of results. If a variant has a cache, its name says so."""
     for row in results.get("rows", ()):
         yield from ({**row, **cell} for cell in row["cells"])
     for samples, kinds in results.get("ngrams", {}).items():
@@ -52,7 +57,7 @@ def cells_in(results: Any) -> Iterator[Cell]:
 
 
 def cells_of(*names: str) -> Cells:
-    """Read files of results. Cells of later files replace the same cells of earlier files."""
+    """Read files of results. For a variant and size in several files, use the last file's cells."""
     cells: Cells = {}
     for name in names:
         latest: Cells = {}
@@ -66,8 +71,8 @@ def cells_of(*names: str) -> Cells:
 def tested(conversations: int) -> Cells:
     """Read the measurements on ten or on fifty test conversations.
 
-    Some variants were trained twice. Only their runs in `cache` are read, since these have losses per
-    conversation. So tables and intervals use the same runs.
+    Some variants were trained twice. Only their runs in `cache/cache` are used, because these runs have
+    losses per conversation. So tables and intervals use the same runs.
     """
     if conversations == 50:
         parts = ("fair/sweep", "fair/cache", "phase1/sweep", "objectives/sweep", "proposals/sweep")
@@ -76,32 +81,32 @@ def tested(conversations: int) -> Cells:
 
 
 def ppls_of(cells: Cells, variant: str, samples: int) -> list[float]:
-    """List the test perplexities of a variant, one per seed. The list is empty if it has not run."""
+    """List the test perplexities of a variant, one per seed. Return [] if it has no results."""
     return [cell["test_ppl"] for cell in cells.get((variant, samples), ()) if "test_ppl" in cell]
 
 
 def losses(conversations: int, variant: str, samples: int) -> list[list[float]]:
-    """List the mean losses in nats of the test conversations, for each seed that has them."""
+    """List the mean losses of the test conversations in nats, for each seed for which they were saved."""
     cells = tested(conversations).get((variant, samples), ())
     return [cell["test_conversations"] for cell in cells if "test_conversations" in cell]
 
 
 def table(title: str, columns: Sequence[str | int], rows: Iterable[Sequence[str]]) -> str:
-    """Write a Markdown table. `columns` names all columns but the first and aligns them to the right."""
+    """Return a Markdown table. `title` names the first column, and `columns` names the others."""
     names = [column if isinstance(column, str) else f"{column:,}" for column in columns]
     head, *body = (f"| {' | '.join(line)} |" for line in [[title, *names], *rows])
     return "\n".join([head, f"|---{'|---:' * len(columns)}|", *body])
 
 
 def spread(values: Sequence[float]) -> str:
-    """Format the mean and the standard deviation over seeds."""
+    """Format the mean and the standard deviation of values with different seeds."""
     if not values:
         return "–"
     return f"{mean(values):,.1f}" + (f" ± {stdev(values):,.1f}" if len(values) > 1 else "")
 
 
 def levels(cells: Cells, variant: str, sizes: Sequence[int]) -> list[str]:
-    """List the name of a variant and its test perplexity at each size."""
+    """Return a table row: a variant's name, and its test perplexity at each number of conversations."""
     return [label(variant), *(spread(ppls_of(cells, variant, size)) for size in sizes)]
 
 
@@ -111,9 +116,9 @@ def percent(value: float) -> str:
 
 @cache
 def change(conversations: int, pair: str, samples: int) -> list[Interval]:
-    """Compare the sides of a pair `A / B` as `ctxkv.difference` does. Return [] if a side is missing.
+    """Compare A with B in a pair `A / B`, as `ctxkv.difference` does. Return [] if A or B is missing.
 
-    With fifty conversations, a second interval treats all conversations with the same speakers as one.
+    With fifty test conversations, a second interval treats all conversations of the same speakers as one.
     """
     sides = [losses(conversations, name, samples) for name in pair.split(" / ")]
     if not all(sides):
@@ -127,7 +132,7 @@ def change(conversations: int, pair: str, samples: int) -> list[Interval]:
 
 
 def format_change(intervals: Sequence[Interval]) -> str:
-    """Write a change in % and the ends of its intervals."""
+    """Format a change in % with the ends of its intervals."""
     if not intervals:
         return "–"
     ends = "; ".join(f"{percent(interval.low)} to {percent(interval.high)}" for interval in intervals)
@@ -135,7 +140,7 @@ def format_change(intervals: Sequence[Interval]) -> str:
 
 
 def compared(conversations: int, *pairs: str) -> str:
-    """Write the changes of pairs with intervals and, for fifty conversations, intervals by speakers."""
+    """Return a table of the differences between the rows of each pair, with their intervals."""
     sizes, lines = SIZES[conversations], []
     for pair in pairs:
         name = " / ".join(map(label, pair.split(" / ")))
@@ -144,7 +149,7 @@ def compared(conversations: int, *pairs: str) -> str:
 
 
 def validation() -> str:
-    """Write a comparison with the original at its sizes, 100 and 500 conversations."""
+    """Return a table that compares our runs with the original's, with 100 and 500 conversations."""
     cells = cells_of("full/sweep")
     lines = [("the original, UltraChat (NVIDIA L4)", 361.0, 175.7)]  # numbers from its report
     for variant, name in (
@@ -159,7 +164,7 @@ def validation() -> str:
 
 
 def ngrams() -> str:
-    """Write the test perplexity of recipes and n-grams on ten test conversations."""
+    """Return a table of the test perplexity of recipes and n-grams on ten test conversations."""
     chosen = ("exact", "exact, directional table", "kneser_ney", "kneser_ney_cache", "kneser_ney_caches")
     others = ("tuned, copying", "tuned", "kneser_ney_table_caches")
     lines = [levels(tested(10), name, TEN) for name in chosen + others]
@@ -169,7 +174,7 @@ def ngrams() -> str:
 
 
 def models() -> str:
-    """Write the test perplexity of contexts and their alternatives on fifty test conversations."""
+    """Return a table of the test perplexity with contexts and alternatives, on fifty test conversations."""
     others = ("no contexts", "tokens at the same slots", "last 32 tokens", "all 640 tokens", "GRU")
     further, lines = ("gated, end to end", "contexts with copying", "kneser_ney_table_caches"), []
     for name in ("contexts", *others, *further):
@@ -181,7 +186,7 @@ def models() -> str:
 
 
 def first_study() -> str:
-    """Write the test perplexity of rows that only the first study has, on ten test conversations."""
+    """Return a table of the rows that only the first study has, on ten test conversations."""
     cells = cells_of("baselines/sweep")
     names = (
         "contexts",
@@ -197,7 +202,7 @@ def first_study() -> str:
 
 
 def alternatives() -> str:
-    """Write the test perplexity and time of ordinary and of our models on fifty test conversations."""
+    """Return a table that compares our models with ordinary models, on fifty test conversations."""
     ours = ("exact", "contexts", "contexts with copying", "GRU", "kneser_ney_table_caches")
     theirs = dict.fromkeys(name for name, _ in cells_of("alternatives/sweep"))
     sizes, lines = (10, 50, 200), []
@@ -211,7 +216,7 @@ def alternatives() -> str:
 
 
 def memory() -> str:
-    """Write what each model keeps per sequence, what a token costs, and the perplexity."""
+    """Return a table of each model's memory per sequence, multiplications per token, and perplexity."""
     lines, seconds = [], read("epochs/epochs")["seconds"]
     for name, cost in costs().items():
         kept = [format_bytes(cost.kept_bytes(tokens)) for tokens in (640, 100_000)]
@@ -239,7 +244,7 @@ def phase1() -> str:
 
 
 def proposals() -> str:
-    """Write the original's proposals, each changed alone in `exact` with 100 conversations, on the fifty."""
+    """Return a table of the original's proposals, each tried alone in `exact` with 100 conversations."""
     cells, lines = cells_of("proposals/sweep"), []
     for name in dict.fromkeys(name for name, _ in cells):
         changed = [] if name == "base" else change(50, f"{name} / base", 100)
@@ -248,7 +253,7 @@ def proposals() -> str:
 
 
 def changes() -> str:
-    """Write the validation perplexity of variants of `tuned` with 50 conversations, lowest first."""
+    """Return a table of variants of `tuned` with 50 conversations, lowest validation perplexity first."""
     variants = {
         name: cells
         for (name, samples), cells in cells_of("levers/sweep", "memory/sweep").items()
@@ -288,13 +293,13 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def written(text: str) -> str:
-    """Return a page with new tables between each `<!-- table: NAME -->` and `<!-- /table -->`."""
+    """Return a page's text with a new table after each marker `<!-- table: NAME -->`."""
     pattern = r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)"
     return re.sub(pattern, lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}", text, flags=re.S)
 
 
 def main() -> None:
-    """Rewrite the tables of all pages."""
+    """Rewrite the tables on all pages."""
     for path in (TOP / page for page in PAGES):
         path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -1,7 +1,7 @@
-"""Train a part of the study: `python notebooks/study/train.py PART`. All parts take days on 2 cores.
+"""Train a part of the study: `python notebooks/study/train.py PART`.
 
-Finished runs are reused. `ctxkv.difference` compares them. README.md says which rows of the results are
-missing here because they can no longer be trained.
+All parts together take days on 2 cores. Finished runs are reused, and `ctxkv.difference` compares them.
+README.md lists the rows of the results that are missing here because they can no longer be trained.
 """
 
 import sys
@@ -13,14 +13,16 @@ import pandas as pd
 
 import ctxkv_lib as ctxkv
 
-Settings = Mapping[str, Any]  # settings of a variant, including `recipe`
+# The settings of a variant, including its `recipe`.
+Settings = Mapping[str, Any]
 
 SEEDS = (42, 43, 44)
 FIFTY = {"data.validation_samples": 50, "data.test_samples": 50}
 EXACT, COPYING, OF_TOKENS = {"recipe": "exact"}, {"recipe": "tuned"}, {"recipe": "tuned"}
 UNTRAINED = {"phase1.max_iterations": 0}
 PROPOSED = {**EXACT, "data.test_samples": 50}
-TUNED = {"recipe": "tuned", "layer.copy_weight": 0.0}  # only the row `tuned, copying` copies
+# Copying is on only in the row `tuned, copying`.
+TUNED = {"recipe": "tuned", "layer.copy_weight": 0.0}
 OTHER = {**TUNED, "layer": "plugins:OtherSlots"}
 PER_HEAD = {**OTHER, "layer.slot_bias": "per_head"}
 LEARNED = {**OTHER, "layer.slot_bias": "learned"}
@@ -34,10 +36,12 @@ SYMMETRIC = {"data.neighbours": "around", "layer.layer_dropout": 0.2}
 TOKENS = {"block": "plugins:TokenBlock", "model.context_dim": 768, "model.intermediate_size": 2560}
 LAST = {**TOKENS, "layer.slots": "uniform", "model.interval": 1}
 PREDICTIVE = {"block": "plugins:PredictiveBlock", "model.intermediate_size": 2560, **UNTRAINED}
-FAST = {"phase2.learning_rate": 0.001, "phase2.max_epochs": 8}  # found by search.py for contexts and the GRU
-DECAYED = {**FAST, "phase2.weight_decay": 4.0}  # found by search.py for the other rows
+# `search.py` found these settings for the rows `contexts` and `GRU` of part `fair`.
+FAST = {"phase2.learning_rate": 0.001, "phase2.max_epochs": 8}
+# `search.py` found these settings for the other rows of part `fair`.
+DECAYED = {**FAST, "phase2.weight_decay": 4.0}
 
-# The numbers of training conversations and the variants of each part.
+# For each part: the numbers of training conversations, and the settings of each variant.
 PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
     "answer": ((10, 50, 200), {
         "exact": EXACT,
@@ -89,7 +93,8 @@ PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
         "bias nearest, means to 160 tokens": {**TUNED, "block.longest_mean": 160.0},
         "bias nearest, random init, std 0.01": {**TUNED, **RANDOM, "phase1.weight_std": 0.01},
     }),
-    "full": ((100, 500), {  # `tuned` was also trained with 1,000 and 2,000
+    # Recipe `tuned` was also trained with 1,000 and 2,000 conversations.
+    "full": ((100, 500), {
         "published": {"recipe": "published"}, "exact": EXACT, "tuned": TUNED, "tuned, copying": COPYING,
     }),
     "fair": ((10, 50, 100, 200, 500), {
@@ -116,7 +121,8 @@ PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
         "exact, next embedding": {**EXACT, **FIFTY, "loss": "plugins:NextEmbedding"},
         "exact, one slot": {**EXACT, **FIFTY, "model.max_contexts": 1},
     }),
-    "proposals": ((100,), {  # changes that the original proposes, one at a time
+    # Each variant makes one of the changes that the original proposes.
+    "proposals": ((100,), {
         "base": PROPOSED,
         "interval 50": {**PROPOSED, "model.interval": 50},
         "interval 100": {**PROPOSED, "model.interval": 100},
@@ -140,7 +146,7 @@ def train(
     seeds: Iterable[int] = SEEDS,
     preset: str = "offline",
 ) -> dict[tuple[str, int, int], ctxkv.Run]:
-    """Run all variants at all sizes with all seeds. Return the runs by variant, size and seed."""
+    """Train all variants with all sizes and seeds. Return the runs by variant, size and seed."""
     runs = {}
     for size, seed, (name, variant) in product(samples, seeds, variants.items()):
         runs[name, size, seed] = run = ctxkv.run(configure(variant, size, seed, preset))
