@@ -11,15 +11,15 @@ from ..errors import DamagedFile
 from ..files import cache_dir, checksum, digest, read_json, source_digest, write_json
 from .hub import package_file
 
-# Row numbers in `_usable_texts` for each split. All other rows are for training. The size of one split does
-# not change which rows another split uses.
+# Row numbers in `_usable_texts` for each split. All other rows are for training.
+# The size of one split does not change which rows another split uses.
 HELD_BACK = {"validation": range(0, 50), "test": range(50, 100), "corpus": range(100, 1100)}
 
 _EMAIL = re.compile(r"\S@\S+\.\w")
 # Numbers with at least 7 digits. This also excludes some long numbers that are not phone numbers.
 _PHONE = re.compile(r"\d(?:[ ().-]{0,2}\d){6}")
-# Common English words. They make up about 40% of the words in an English chat, but less than 20% in a chat
-# that is in Spanish or is nonsense.
+# Common English words. They make up about 40% of the words in English chats.
+# In the few chats that are in Spanish or are nonsense, the share of common English words is below 20%.
 _COMMON_WORDS = """
 the a an and or but if i you he she it we they is are am was were be been to of in on for with that this have
 has had do does did not no my your me so what how who when where yes can would will just about

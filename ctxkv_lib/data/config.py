@@ -90,7 +90,7 @@ class DataConfig:
         return self.table == "cooccurrence" or self.unigram == "corpus"
 
     def size(self, split: Split) -> int:
-        """Return the number of conversations in a split. Raises UserError if the number is not chosen yet."""
+        """Return the number of conversations in a split. Raises UserError if the number is not set yet."""
         size: int | None = getattr(self, self.size_setting(split))
         if size is None:
             raise UserError(

@@ -22,7 +22,7 @@ from .texts import files_from, read_texts
 TENTH = 0.1
 # TENTH gives validation and the test at most this number of conversations each. More would only cost time.
 MOST = 100
-# Validation gets at most this share of the conversations, even if it has less text than LEAST_WINDOWS.
+# Validation gets at most this share of the conversations, even if that is too little text.
 VALIDATION_LIMIT = 1 / 3
 # Minimum amount of text for reliable results, in context windows.
 LEAST_WINDOWS = 2
@@ -54,7 +54,7 @@ class Conversations:
 
 
 def load_conversations(data: DataConfig, split: Split) -> Conversations:
-    """Read the conversations of a split, with the size that `data.samples`, `data.test_samples` etc. give.
+    """Read the conversations of a split. Settings such as `data.samples` give the number of conversations.
 
     Raises UserError if the source has too few conversations, or is missing, damaged or unreachable.
     """
@@ -183,6 +183,6 @@ def _sizes(data: DataConfig) -> dict[str, int]:
 
 
 def _enough(texts: Iterable[str], most: int, context_window: int) -> int:
-    """Return how many of the first texts fill `LEAST_WINDOWS` windows, or `most` if all are too short."""
+    """Return how many of the first texts fill `LEAST_WINDOWS` windows, or `most` if no number does."""
     wanted = LEAST_WINDOWS * context_window * CHARACTERS_A_TOKEN
     return next((n for n, total in enumerate(accumulate(map(len, texts)), start=1) if total >= wanted), most)

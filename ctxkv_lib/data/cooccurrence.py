@@ -58,7 +58,7 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbou
 
 
 def count_pairs(stream: TokenStream, vocab_size: int, reach: int) -> torch.Tensor:
-    """Count how often each token (row) occurs at most `reach` tokens before each other token (column).
+    """Count how often the row's token occurs at most `reach` tokens before the column's token.
 
     Both tokens must be in the same conversation. Returns a sparse, coalesced COO tensor, float32
     `[vocab_size, vocab_size]`.

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ..errors import UserError, is_disk_full
 
-# Repositories, each pinned to a commit so that its content never changes. The owner must be part of the name:
-# huggingface_hub 2 refuses "gpt2" alone.
+# Repositories, each pinned to a commit so that its content never changes.
+# The owner is part of each name, since huggingface_hub 2 refuses "gpt2" without its owner.
 GPT2 = ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e")
 ULTRACHAT = ("HuggingFaceH4/ultrachat_200k", "8049631c405ae6576f93f445c6b8166f76f5505a")
 
@@ -28,7 +28,7 @@ def hub_errors(failure: str, advice: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    # Catch every exception, since its class depends on the versions of four libraries.
+    # Catch all exceptions, since the class of an error depends on the versions of four libraries.
     except Exception as error:
         # hf_xet raises a general error if the disk is full, and mentions the disk only in the message.
         if is_disk_full(error):
@@ -72,7 +72,7 @@ def dataset_files(name: str, split: str | None) -> list[Path]:
     with hub_errors(failure, "check the name and the network connection, or name a file"):
         from datasets import DownloadManager, disable_progress_bars, load_dataset_builder
 
-        disable_progress_bars()  # huggingface_hub shows another bar
+        disable_progress_bars()  # huggingface_hub shows its own bar
         repo, _, configuration = name.partition(":")
         config = load_dataset_builder(repo, configuration or None).config
         splits = {str(key): [*urls] for key, urls in config.data_files.items()}
@@ -83,7 +83,10 @@ def dataset_files(name: str, split: str | None) -> list[Path]:
 
 
 def package_file(package: str, path: str) -> Path:
-    """Return the path of a data file in a package without importing it. Raises UserError if it is missing."""
+    """Return the path of a data file in an installed package, without importing the package.
+
+    Raises a UserError if the package or the file is missing.
+    """
     spec = importlib.util.find_spec(package)
     file = Path(spec.origin).parent / path if spec and spec.origin else None
     if file is None or not file.is_file():

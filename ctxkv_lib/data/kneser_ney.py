@@ -1,4 +1,4 @@
-"""Estimate the discounts of modified Kneser-Ney smoothing, for token frequencies and n-gram baselines.
+"""Estimate discounts for modified Kneser-Ney smoothing of token frequencies and n-gram baselines.
 
 Reference: Chen and Goodman, "An empirical study of smoothing techniques for language modeling" (TR-10-98,
 1998).

@@ -134,7 +134,7 @@ def _parsed(path: Path, text: str, first_line: int = 1) -> Any:
 
 
 def _table(path: Path) -> Records:
-    """Read records from a CSV or TSV file. It needs a header line, whose names may be in upper case.
+    """Read records from a CSV or TSV file. The first line is a header, in upper or lower case.
 
     In CSV, the separator is whichever of `,`, `;` and tab is most frequent in the header.
     """

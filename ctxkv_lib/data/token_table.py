@@ -78,7 +78,7 @@ def corpus_counts(data: DataConfig, corpus: Conversations) -> torch.Tensor:
 
 
 def check_width(table: str, hidden_size: int) -> None:
-    """Raise a UserError if the width of a token table cannot be `hidden_size`."""
+    """Raise a UserError if a table of this kind cannot have vectors of length `hidden_size`."""
     if table == "gpt2" and hidden_size != GPT2_WIDTH:
         raise UserError(
             f"model.hidden_size is {hidden_size}, allowed with data.table=gpt2: {GPT2_WIDTH}; "

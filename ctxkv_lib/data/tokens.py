@@ -103,8 +103,8 @@ def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFa
 def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
     """Join the conversations with two newlines between them, and tokenise the result once.
 
-    `starts` gives, for each conversation, the token that contains its first character. That token may begin
-    with a newline.
+    `starts` gives, for each conversation, the index of the token with the conversation's first character.
+    This token may begin with a newline.
     """
 
     def make() -> dict[str, torch.Tensor]:

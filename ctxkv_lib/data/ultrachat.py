@@ -7,15 +7,15 @@ from ..errors import UserError
 from .hub import ULTRACHAT, download
 from .texts import text_of
 
-# Shards of the Hub's split train_sft. Each shard has 69,000 rows and 240 MB. The first shard has all rows for
-# validation, test and corpus, and 63,000 rows for training.
+# Shards of the Hub's split train_sft. Each shard has 69,000 rows and 240 MB.
+# The first shard has all rows for validation, test and corpus, and 63,000 rows for training.
 SHARDS = (
     "data/train_sft-00000-of-00003-a3ecf92756993583.parquet",
     "data/train_sft-00001-of-00003-0a1804bcb6ae68c6.parquet",
     "data/train_sft-00002-of-00003-ee46ed25cfae92c6.parquet",
 )
-# Row numbers of each split, counted over all shards. The size of one split does not change which rows another
-# split uses. The published experiment validated on the first 20 rows of `validation`.
+# Row numbers of each split, counted over all shards. The size of one split does not change the others.
+# The published experiment validated on the first 20 rows of `validation`.
 SPLITS = {
     "train": (range(50_000), range(56_000, 207_865)),
     "validation": (range(50_000, 50_500),),

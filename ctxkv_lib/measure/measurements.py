@@ -1,4 +1,4 @@
-"""Compute the n-gram baselines of a finished run on request, as a stage that follows the test."""
+"""Compute the n-gram baselines of a finished run on request. This stage of the run follows the test."""
 
 from typing import Any
 
@@ -36,8 +36,8 @@ def measure(run: Run) -> Run:
     with claimed(run.path) as folder:
         finished_run(folder)
         if not is_finished(folder, stages[:1]):
-            # Drop outdated n-gram baselines here. Otherwise the driver would drop the results of the whole
-            # run before it computes the baselines, and the run could not be opened.
+            # Drop outdated n-gram baselines here, so that the driver does not drop the run's results first.
+            # Without the results, the run could not be opened to compute the baselines.
             folder.drop(NGRAMS)
         run_stages(folder, stages, torch.device("cpu"), lambda _: None)
         return finished_run(folder)

@@ -105,7 +105,7 @@ def ngram_baselines(
 
 
 def recent_shares(ids: Ids, window: int) -> Floats:
-    """For each token except the first, compute its share of the previous `window` tokens: `[n - 1]`."""
+    """Return the share of each token (except the first) among the `window` tokens before it: `[n - 1]`."""
     place = np.arange(len(ids))
     since, codes = np.maximum(place - window, 0), ids * len(ids)
     ranks = np.sort(codes + place)  # sorted by token and place
@@ -146,9 +146,9 @@ def kneser_ney(train: Ids, ids: Ids, priors: Mapping[str, Floats]) -> dict[tuple
         history_of[numbers] = histories
         size = len(history_of)
         counts = np.bincount(numbers[order - 1 : count], minlength=size)
-        # Below the highest order, an n-gram counts once for each different token before it. So each pair of
-        # a preceding token and an n-gram is kept only once. With `return_counts`, numpy sorts the pairs
-        # instead of hashing them, which is faster because the hashes collide.
+        # Below the highest order, an n-gram counts once for each different token before it.
+        # So each pair of a preceding token and an n-gram is kept only once.
+        # With `return_counts`, numpy sorts the pairs. Hashing them would be slow, since the hashes collide.
         before = tokens[: max(0, count - order)]
         pairs, _ = np.unique(before * size + numbers[order:count], return_counts=True)
         continuations = np.bincount(pairs % size, minlength=size)

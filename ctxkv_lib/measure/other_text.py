@@ -60,7 +60,10 @@ def score_texts(model: ContextKV, tokenizer: Any, texts: Sequence[str]) -> dict[
 
 
 def _scores(model: ContextKV, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss in nats and whether the prediction is correct, for each token after the first."""
+    """Return, for each token after the first, the loss in nats and whether the prediction is correct.
+
+    Both tensors are on the CPU. The losses are float32, and the other tensor is bool.
+    """
     cache = read_stream(model, EXACT, ids)
     losses, correct = token_scores(model, cache, torch.arange(len(cache)))
     return losses.cpu(), correct.cpu()

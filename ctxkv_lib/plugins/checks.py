@@ -2,7 +2,7 @@
 
 Each plug-in is called with a few rows or tokens. The checks find wrong shapes and types, numbers that are not
 finite, rows that depend on each other, layers that read later tokens, random numbers in evaluation, and
-weights that are not registered in torch. After training, the model is compared with its saved copy.
+weights that torch does not register. After training, the model is compared with its saved copy.
 """
 
 import inspect

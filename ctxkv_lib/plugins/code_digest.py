@@ -114,19 +114,19 @@ def _named_values(function: FunctionType) -> Iterator[Any]:
 def _imported_inside(instructions: list[Instruction], package: str | None) -> list[ModuleType]:
     """Return the modules that a function imports in its body.
 
-    An import is three instructions: push the level of a relative import, push the names, and import.
+    An import consists of three instructions: push the level of a relative import, push the names, and import.
     """
     modules = []
     for (_, level), (operation, name) in zip(instructions, instructions[2:], strict=False):
         if operation == "IMPORT_NAME":
-            with suppress(Exception):  # an import may raise anything
+            with suppress(Exception):  # imports may raise any exception
                 modules.append(import_module("." * level + name, package))
     return modules
 
 
 def _instructions(code: CodeType) -> list[Instruction]:
     """Return the instructions of code and of its inner functions, without line numbers and docstrings."""
-    # In Python 3.11, `argval` of KW_NAMES lacks the names of keyword arguments, so `co_consts` is read.
+    # In Python 3.11, `argval` of KW_NAMES lacks the names of keyword arguments, but `co_consts` has them.
     instructions = [
         (step.opname, code.co_consts[step.arg or 0] if step.opname == "KW_NAMES" else step.argval)
         for step in dis.get_instructions(code)

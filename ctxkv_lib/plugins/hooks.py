@@ -31,7 +31,7 @@ from ..progress import log
 class Hook:
     """A part of the method that a plug-in can replace."""
 
-    help: str  # for the command-line option
+    help: str  # help text of the option
     # The arguments with which the plug-in is called to make a module.
     arguments: tuple[str, ...]
     # Whether the plug-in makes a module of the model. If so, `ContextKV.part` returns that module.
@@ -41,8 +41,8 @@ class Hook:
 
 
 _CHECKS = "ctxkv_lib.plugins.checks:"
-# `method.block.Block`, `method.objective` and `method.layer.Layer` document what plug-ins take and return. A
-# loss may also be a function that computes the loss itself. Such a function does not get these arguments.
+# `method.block.Block`, `method.objective` and `method.layer.Layer` document what plug-ins take and return.
+# If a loss is a function that computes the loss itself, it is not called with the arguments listed here.
 HOOKS = {
     "block": Hook("your own ContextBlock", ("context_dim", "hidden_size"), True, f"{_CHECKS}try_block"),
     "loss": Hook("your own Phase 1 loss", ("context_dim", "hidden_size"), False, f"{_CHECKS}try_loss"),
@@ -54,8 +54,8 @@ READS = ("contexts", "tokens")  # what a layer may read
 OF_PACKAGE, TUNED = "ctxkv_lib.", "ctxkv_lib.method.tuned:"
 # Suffix for the name of a plug-in that is an object. It stands for the values in the object.
 BOUND = "(...)"
-# The plug-ins that this process was given, by name and digest. Since then, a notebook cell may have redefined
-# the name.
+# The plug-ins that this process was given, by name and digest.
+# A notebook cell may have redefined the name since then.
 _given: dict[tuple[str, str], Any] = {}
 # Maps a plug-in's digest after training to its digest before, for plug-ins that modify their own state.
 _digest_before: dict[str, str] = {}
@@ -67,7 +67,7 @@ class PlugIn:
 
     # `module:Name`, or `module:Name(...)` for an object, which exists only in this process.
     name: str
-    # The version of Python and the digest of the code, or "package" and a digest for code of this package.
+    # Python's version and a digest of the code. For code of this package, "package" replaces the version.
     code: str = ""
     # The values of the plug-in's `Settings`. Without `Settings`, the dict is empty.
     settings: dict[str, Any] = field(default_factory=dict)
@@ -117,7 +117,7 @@ class PlugIn:
             self._refuse_other_tensors(self.build() if kind is None else partial(kind.forward, None))
 
     def _refuse_other_tensors(self, compute: Any) -> None:
-        """Raise a UserError if Phase 1 cannot call `compute`: a loss, or `forward` of a loss class."""
+        """Raise a UserError if Phase 1 cannot call `compute`, i.e. a loss or `forward` of a loss class."""
         asked = asked_tensors(compute)
         if not _fits(compute, () if asked else TENSORS[:1], dict.fromkeys(asked)):
             raise UserError(
@@ -132,7 +132,7 @@ class PlugIn:
         return getattr(self.load(), "reads", READS[0])
 
     def load(self) -> Any:
-        """Return the class or function. Raises a UserError if it does not exist any more or has changed."""
+        """Return the class or function. Raises a UserError if it no longer exists or has changed."""
         if (self.name, self.code) not in _given:
             self.require_same_code()
         return self._part()
@@ -156,7 +156,7 @@ class PlugIn:
         log(f"The run was made with {other}: {self.name} may compute something different here.")
 
     def build(self) -> Any:
-        """Return the class or function, with the plug-in's settings bound to its argument `settings`."""
+        """Return the class or function. If there are settings, they are bound to the argument `settings`."""
         part = self.load()
         kind = getattr(part, "Settings", None)
         return partial(part, settings=kind(**self.settings)) if kind else part
@@ -216,7 +216,7 @@ def _name_of(part: Any) -> str:
 
 
 def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a plug-in in JSON's types, or {} if the plug-in has no `Settings`.
+    """Return the settings of a plug-in as a dict that JSON can hold, or {} if the plug-in has no `Settings`.
 
     `values` replace the defaults. Raises a UserError if a setting is invalid or cannot be written as JSON.
     """

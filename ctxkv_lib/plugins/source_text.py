@@ -12,9 +12,9 @@ from .hooks import OF_PACKAGE, PlugIn
 
 
 def source_text(plugin: PlugIn) -> str:
-    """Return the source text of a plug-in. The first line is a comment that names the file or notebook cell.
+    """Return the source text of a plug-in. The first line has the file's name or "notebook cell".
 
-    Return "" if the text cannot be found, was edited after it was run, or belongs to this package.
+    Return "" if the text cannot be found, was edited after the code was run, or belongs to this package.
     """
     codes = [] if plugin.name.startswith(OF_PACKAGE) else _codes_of(plugin.load())
     for file in dict.fromkeys(code.co_filename for code in codes):
