@@ -1,1 +1,1 @@
-"""Sources of text, tokens and the frozen token table."""
+"""Load conversations, turn them into tokens, and load or make the frozen token table."""

@@ -11,13 +11,15 @@ from ..errors import DamagedFile
 from ..files import cache_dir, checksum, digest, read_json, source_digest, write_json
 from .hub import package_file
 
-# Rows of each split, in the order of `_usable_texts`. The rows of a split do not depend on the size of
-# another split. All other rows are for training.
+# Row numbers in `_usable_texts` for each split. All other rows are for training.
+# The size of one split does not change which rows another split uses.
 HELD_BACK = {"validation": range(0, 50), "test": range(50, 100), "corpus": range(100, 1100)}
 
 _EMAIL = re.compile(r"\S@\S+\.\w")
-_PHONE = re.compile(r"\d(?:[ ().-]{0,2}\d){6}")  # 7 digits or more; some other long numbers match, too
-# Words that make up about 40% of an English text, but less than 20% of the few chats in Spanish or nonsense.
+# Numbers with at least 7 digits. This also excludes some long numbers that are not phone numbers.
+_PHONE = re.compile(r"\d(?:[ ().-]{0,2}\d){6}")
+# Common English words. They make up about 40% of the words in English chats.
+# In the few chats that are in Spanish or are nonsense, the share of common English words is below 20%.
 _COMMON_WORDS = """
 the a an and or but if i you he she it we they is are am was were be been to of in on for with that this have
 has had do does did not no my your me so what how who when where yes can would will just about
@@ -27,12 +29,12 @@ _ENGLISH_SHARE = 0.2
 
 
 def available(split: str) -> int:
-    """Count the conversations of a split; raises UserError if the package is not installed."""
+    """Return the number of conversations in a split. Raises UserError if chitchat-dataset is missing."""
     return len(_texts_of(split))
 
 
 def read(split: str, count: int) -> list[str]:
-    """Read the first `count` conversations of a split; raises UserError if the package is not installed."""
+    """Read the first `count` conversations of a split. Raises UserError if chitchat-dataset is missing."""
     return _texts_of(split)[:count]
 
 
@@ -42,9 +44,10 @@ def _texts_of(split: str) -> list[str]:
     return texts[rows.start : rows.stop]
 
 
-@lru_cache(maxsize=1)  # every split needs the texts
+# Keep the texts in memory, since every split is read from them.
+@lru_cache(maxsize=1)
 def _usable_texts(path: Path) -> list[str]:
-    """Read the usable conversations from the shared cache, or choose them, which takes a second."""
+    """Return the conversations that pass the filter, from the shared cache if they are there."""
     file = cache_dir() / f"chitchat-{digest([checksum(path), source_digest('data.chitchat')])}.json"
     with suppress(OSError, DamagedFile, LookupError, TypeError):
         cached = read_json(file)
@@ -56,7 +59,7 @@ def _usable_texts(path: Path) -> list[str]:
 
 
 def _choose_texts(path: Path) -> list[str]:
-    """List English conversations of 4 messages or more without contact details, sorted by hash."""
+    """Return English conversations with 4 or more messages and no contact details, in a fixed order."""
     dataset = json.loads(path.read_text(encoding="utf-8"))
     names = sorted(dataset, key=lambda name: hashlib.sha256(name.encode()).digest())
     chats = (_messages(dataset[name]["messages"]) for name in names)
@@ -64,7 +67,7 @@ def _choose_texts(path: Path) -> list[str]:
 
 
 def _messages(turns: list[list[dict[str, str]]]) -> list[str]:
-    """Join consecutive utterances of one sender into one message, with spaces."""
+    """Turn each sender's consecutive utterances into one message, joined by spaces."""
     joined = (" ".join(utterance["text"].strip() for utterance in turn).strip() for turn in turns)
     return [message for message in joined if message]
 

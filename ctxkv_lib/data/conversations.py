@@ -1,8 +1,9 @@
-"""Read the conversations of a split from one of `sources` or from the user's own data, which is split here.
+"""Read the conversations of a split from a built-in source, or divide the user's own data into splits.
 
-A smaller training set is the beginning of a larger training set, and the other splits do not depend on its
-size. The best epoch is chosen on `validation`, nothing is chosen on `test`, and a token table is made from
-`corpus`. The splits overlap only with `data.corpus=chitchat+own`, when the corpus contains the training text.
+A smaller training set is the beginning of a larger training set, and the other splits do not depend on the
+number of training conversations. The best epoch is chosen on `validation`, nothing is chosen on `test`, and
+the token table is built from `corpus`. Splits overlap only if `data.corpus=chitchat+own`, because `corpus`
+then includes the training text.
 """
 
 import math
@@ -17,12 +18,16 @@ from .config import FITTED, DataConfig, Split
 from .sources import SOURCES
 from .texts import files_from, read_texts
 
-TENTH = 0.1  # share of the user's conversations for validation, and for the test if there are ten or more
-MOST = 100  # largest size of either split; more conversations would only cost time
-VALIDATION_LIMIT = 1 / 3  # largest share for validation, even if that holds less than LEAST_WINDOWS
-LEAST_WINDOWS = 2  # minimum text of a split, in context windows; results on less text say little
-CHARACTERS_A_TOKEN = 4  # characters per token in English text
-MOST_NAMED = 5  # maximum number of files that are named in one line
+# Share of the user's conversations that validation gets. The test gets the same share.
+TENTH = 0.1
+# TENTH gives validation and the test at most this number of conversations each. More would only cost time.
+MOST = 100
+# Validation gets at most this share of the conversations, even if that is too little text.
+VALIDATION_LIMIT = 1 / 3
+# Minimum amount of text for reliable results, in context windows.
+LEAST_WINDOWS = 2
+CHARACTERS_A_TOKEN = 4  # average in English text
+MOST_NAMED = 5  # maximum file names per message
 PURPOSES = {
     "samples": "training",
     "validation_samples": "validation",
@@ -33,29 +38,31 @@ PURPOSES = {
 
 @dataclass(frozen=True)
 class Conversations:
-    """Conversations in order, with a digest."""
+    """A list of conversations, with a digest of their texts."""
 
-    texts: list[str]  # messages joined with newlines, without roles; do not change the list
+    # One text per conversation: its messages joined with newlines, without roles. Do not change the list.
+    texts: list[str]
     fingerprint: str
 
     @classmethod
     def of(cls, texts: list[str]) -> "Conversations":
-        return cls(texts, digest([digest(text) for text in texts]))  # one text at a time, to save memory
+        # To save memory, the texts are digested separately.
+        return cls(texts, digest([digest(text) for text in texts]))
 
     def __len__(self) -> int:
         return len(self.texts)
 
 
 def load_conversations(data: DataConfig, split: Split) -> Conversations:
-    """Read a split. Its size is set by `data.samples`, `data.validation_samples` and so on.
+    """Read the conversations of a split. Settings such as `data.samples` give the number of conversations.
 
-    Raises UserError if the source has fewer conversations, or is missing, damaged or unreachable.
+    Raises UserError if the source has too few conversations, or is missing, damaged or unreachable.
     """
     return Conversations.of(own_texts(data, split) if data.path else _source_texts(data, split, data.source))
 
 
 def check_splits(data: DataConfig) -> None:
-    """Raise the errors of `load_conversations` that can be found without a download."""
+    """Check the splits without a download. Raises the same errors as `load_conversations`."""
     for split in get_args(Split):
         if split == "corpus" and not data.reads_corpus:
             continue
@@ -66,7 +73,7 @@ def check_splits(data: DataConfig) -> None:
 
 
 def _size(data: DataConfig, split: Split, source: str) -> int:
-    """Return the size of a split; raise UserError if the source has fewer conversations for it."""
+    """Return the size of a split. Raises UserError if the source has too few conversations."""
     name, size, available = data.size_setting(split), data.size(split), SOURCES[source].available(split)
     if size > available:
         raise UserError(
@@ -81,10 +88,12 @@ def _source_texts(data: DataConfig, split: Split, source: str) -> list[str]:
 
 
 def own_texts(data: DataConfig, split: Split) -> list[str]:
-    """Read a split of the user's data. Training comes first; test, table text and validation come last.
+    """Read a split of the user's data.
 
-    With `data.corpus=chitchat+own`, experiments of all sizes share one text for the token table. Raises
-    UserError if the splits are larger than the data.
+    The training split is taken from the start of the data. The test split, the text for the token table and
+    the validation split are taken from the end, in this order. With `data.corpus=chitchat+own`, the text for
+    the token table does not depend on the number of training conversations. Raises UserError if the splits
+    need more conversations than the data has.
     """
     train, held_back, tested = (data.size(name) for name in ("train", "validation", "test"))
     texts, sizes = read_texts(str(data.path), data.split), _sizes(data)
@@ -105,12 +114,12 @@ def own_texts(data: DataConfig, split: Split) -> list[str]:
 
 
 def fitting_sizes(data: DataConfig, context_window: int) -> dict[str, Any]:
-    """Choose sizes of splits that fit the user's data: `{name: value}` for the settings that are None.
+    """Choose split sizes that fit the user's data. Returns `{name: value}` for the settings that are None.
 
-    Validation comes first. It gets a tenth of the conversations, or more if `LEAST_WINDOWS` needs more, but
-    at most a third. Then the test gets a tenth of all conversations, and training gets the rest. The token
-    table gets its text from chitchat-dataset and from all of the user's conversations except validation and
-    test. Raises UserError if the data cannot be read, or has fewer than two conversations.
+    Validation gets a tenth of the conversations, or more if a tenth has less text than `LEAST_WINDOWS`, but
+    at most a third. The test also gets a tenth of all conversations, and training gets the rest. The token
+    table is built from chitchat-dataset and from all of the user's conversations except validation and test.
+    Raises UserError if the data cannot be read, or has fewer than two conversations.
     """
     missing = [name for name in FITTED if getattr(data, name) is None]
     if not missing:
@@ -123,7 +132,8 @@ def fitting_sizes(data: DataConfig, context_window: int) -> dict[str, Any]:
     enough = max(min(MOST, math.ceil(tenth)), _enough(reversed(texts), count, context_window))
     sizes: dict[str, Any] = {"validation_samples": min(max(1, int(VALIDATION_LIMIT * count)), enough)}
     sizes["corpus"] = "chitchat+own" if data.reads_corpus else "own"
-    sizes |= {"samples": 1, "test_samples": 0}  # minimum sizes; both splits share what is left
+    # Start with the minimum sizes. Training and the test then share the remaining conversations.
+    sizes |= {"samples": 1, "test_samples": 0}
     sizes = {name: sizes[name] for name in missing}
     left = max(0, count - sum(_sizes(replace(data, **sizes)).values()))
     if "test_samples" in sizes:
@@ -134,7 +144,7 @@ def fitting_sizes(data: DataConfig, context_window: int) -> dict[str, Any]:
 
 
 def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tuple[int, int]:
-    """Choose two training sizes to compare: all of the training data, and a smaller part with enough text."""
+    """Choose two training sizes to compare: a part of the training data with enough text, and all of it."""
     texts = read_texts(str(data.path), data.split)
     enough = _enough(texts, len(texts), context_window)
     larger = data.size("train")
@@ -144,8 +154,9 @@ def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tup
 def describe_split(data: DataConfig) -> str:
     """Describe how the user's data is split and how the token table is made.
 
-    If the data is a folder, files without training conversations are named: a folder that is sorted by
-    language or author may have a whole file in the test. Raises UserError if the data is too small.
+    If the data is a folder, the description names the files without training conversations. For example, if
+    each file has a different author, all texts by one author may be in the test. Raises UserError if the data
+    is too small.
     """
     own_texts(data, "train")
     sizes = ", ".join(f"{count:,} for {PURPOSES[name]}" for name, count in _sizes(data).items())
@@ -165,13 +176,13 @@ def describe_split(data: DataConfig) -> str:
 
 
 def _sizes(data: DataConfig) -> dict[str, int]:
-    """Return the number of the user's conversations that each setting asks for."""
+    """Return the number of the user's conversations in each split, by the name of its setting."""
     holds_corpus = data.reads_corpus and data.corpus == "own"
     names = [name for name in PURPOSES if holds_corpus or name != "corpus_samples"]
     return {name: count for name in names if (count := getattr(data, name))}
 
 
 def _enough(texts: Iterable[str], most: int, context_window: int) -> int:
-    """Count the first texts that together hold `LEAST_WINDOWS`; return `most` if all texts hold less."""
+    """Return how many of the first texts fill `LEAST_WINDOWS` windows, or `most` if no number does."""
     wanted = LEAST_WINDOWS * context_window * CHARACTERS_A_TOKEN
     return next((n for n, total in enumerate(accumulate(map(len, texts)), start=1) if total >= wanted), most)

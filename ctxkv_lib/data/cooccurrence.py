@@ -1,7 +1,7 @@
-"""Make token vectors from a text: a truncated SVD of the pointwise mutual information (PMI) of token pairs.
+"""Compute token vectors from text: a truncated SVD of the pointwise mutual information (PMI) of token pairs.
 
-References: Levy and Goldberg, "Neural word embedding as implicit matrix factorization" (2014); for the
-smoothing, Levy, Goldberg and Dagan, "Improving distributional similarity with lessons learned from word
+Reference: Levy and Goldberg, "Neural word embedding as implicit matrix factorization" (2014). The smoothing
+follows Levy, Goldberg and Dagan, "Improving distributional similarity with lessons learned from word
 embeddings".
 """
 
@@ -10,23 +10,29 @@ from torch.nn.functional import normalize
 
 from .tokens import TokenStream
 
-SEED = 0  # runs with different seeds share one table
-AROUND, AROUND_DIMS = 4, 200  # data.neighbours=around: tokens on each side, and SVD components
-SIDES, SIDE_DIMS = (1, 2), 100  # data.neighbours=sides: distances, and SVD components per distance and side
-SMOOTHING = 0.75  # exponent of the context counts, which tempers the PMI of rare tokens
-NOISE = 0.15  # norm of the noise that tells unseen tokens apart; all other vectors have norm 1
-_BLOCK = 1 << 20  # tokens counted at a time; each takes a few hundred bytes
+# The seed of the table is fixed, so that runs with different seeds share one table.
+SEED = 0
+# For data.neighbours=around: the number of tokens on each side, and the number of SVD components.
+AROUND, AROUND_DIMS = 4, 200
+# For data.neighbours=sides: the distances in tokens, and the number of SVD components per distance and side.
+SIDES, SIDE_DIMS = (1, 2), 100
+# Exponent for the counts of the second token in a pair. A value below 1 lowers the PMI of rare tokens.
+SMOOTHING = 0.75
+# Norm of the random vectors that unseen tokens get. All other vectors have a norm of about 1.
+NOISE = 0.15
+# Number of tokens per chunk when pairs are counted. Each token needs a few hundred bytes of memory.
+_BLOCK = 1 << 20
 
 
 def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbours: str) -> torch.Tensor:
-    """Make one vector per token from the text of a stream: float32 `[vocab_size, hidden_size]`.
+    """Compute one vector per token from a token stream. Returns float32 `[vocab_size, hidden_size]`.
 
-    With `neighbours` "around" (symmetric), tokens with the same neighbours have similar vectors. With "sides"
-    (directional), a token's vector holds, for each distance, its factors of the PMI matrix as the first and
-    as the second token of a pair, so tokens between the same neighbours are similar. A random rotation gives
-    all components the same weight. All vectors are scaled to a norm of about 1, because the SVD gives
-    frequent tokens larger vectors, which would dominate the output head. Tokens that do not occur get noise
-    of norm `NOISE`.
+    With `neighbours="around"` (symmetric), tokens with the same neighbours get similar vectors. With "sides"
+    (directional), left and right neighbours are counted separately. For each distance, a token's vector then
+    joins two SVD factors: one for the token as the first of a pair, and one for the token as the second. A
+    random rotation gives all components the same weight. All vectors are scaled to a norm of about 1.
+    Otherwise frequent tokens would have larger vectors and dominate the output head. Tokens that do not occur
+    in the stream get random vectors of norm `NOISE`.
     """
     generator = torch.Generator().manual_seed(SEED)
     occurs = torch.bincount(stream.ids.int(), minlength=vocab_size) > 0
@@ -52,9 +58,10 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbou
 
 
 def count_pairs(stream: TokenStream, vocab_size: int, reach: int) -> torch.Tensor:
-    """Count how often a token (row) occurs at most `reach` tokens before another (column) in a conversation.
+    """Count how often the row's token occurs at most `reach` tokens before the column's token.
 
-    Returns a sparse, coalesced COO tensor, float32 `[vocab_size, vocab_size]`.
+    Both tokens must be in the same conversation. Returns a sparse, coalesced COO tensor, float32
+    `[vocab_size, vocab_size]`.
     """
     counts = _sparse(torch.empty(2, 0).long(), torch.empty(0).long(), vocab_size)
     for first in range(0, len(stream.ids), _BLOCK):
@@ -72,7 +79,7 @@ def count_pairs(stream: TokenStream, vocab_size: int, reach: int) -> torch.Tenso
 
 
 def positive_pmi(counts: torch.Tensor) -> torch.Tensor:
-    """Compute `max(0, log(p(a, b) / (p(a) q(b))))`, where q(b) is smoothed; sparse like `counts`."""
+    """Compute the positive PMI, `max(0, log(p(a, b) / (p(a) q(b))))` with smoothed q, as a sparse tensor."""
     row, column = counts.indices()
     n = counts.shape[0]
     of_row = torch.zeros(n).index_add_(0, row, counts.values())
@@ -83,13 +90,15 @@ def positive_pmi(counts: torch.Tensor) -> torch.Tensor:
 
 
 def _sparse(indices: torch.Tensor, values: torch.Tensor, n: int, is_coalesced: bool = True) -> torch.Tensor:
-    with torch.sparse.check_sparse_tensor_invariants():  # torch 2.11 warns about the equivalent argument
+    # Use the context manager because torch 2.11 warns about the argument `check_invariants`.
+    with torch.sparse.check_sparse_tensor_invariants():
         return torch.sparse_coo_tensor(indices, values, (n, n), is_coalesced=is_coalesced or None)
 
 
 def _factors(matrix: torch.Tensor, dims: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute `U sqrt(S)` and `V sqrt(S)` of a truncated SVD, each float32 `[n, min(n, dims)]`."""
-    with torch.random.fork_rng(devices=[]):  # svd_lowrank draws from the global generator
+    """Return `U sqrt(S)` and `V sqrt(S)` from a truncated SVD, each float32 `[n, min(n, dims)]`."""
+    # `svd_lowrank` draws from the global random generator, so restore the generator's state afterwards.
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         u, s, v = torch.svd_lowrank(matrix, q=min(dims + 10, matrix.shape[0]), niter=3)
     scale = s[:dims].sqrt()

@@ -1,4 +1,4 @@
-"""Estimate the discounts of modified Kneser-Ney smoothing, for token frequencies and n-gram baselines.
+"""Estimate discounts for modified Kneser-Ney smoothing of token frequencies and n-gram baselines.
 
 Reference: Chen and Goodman, "An empirical study of smoothing techniques for language modeling" (TR-10-98,
 1998).
@@ -7,11 +7,12 @@ Reference: Chen and Goodman, "An empirical study of smoothing techniques for lan
 import numpy as np
 from numpy.typing import NDArray
 
-FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # used where the formula is undefined; KenLM's --discount_fallback
+# Discounts where the formula is undefined. They are the defaults of KenLM's option --discount_fallback.
+FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
 
 
 def discounts(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Estimate the discounts for counts of 0 (no discount), 1, 2, and 3 or more: float64 `[4]`."""
+    """Estimate the discounts for counts of 0 (no discount), 1, 2, and 3 or more. Returns float64 `[4]`."""
     n1, n2, n3, n4 = (np.count_nonzero(counts == n) for n in (1, 2, 3, 4))
     if min(n1, n2, n3) > 0:
         share = n1 / (n1 + 2 * n2)
@@ -22,7 +23,8 @@ def discounts(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def smoothed_unigram(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Turn counts int64 `[vocab_size]` into probabilities, discounted towards the uniform distribution."""
+    """Turn token counts, int64 `[vocab_size]`, into probabilities smoothed with the uniform distribution."""
     taken, total = discounts(counts)[np.minimum(counts, 3)], counts.sum()
-    kept = taken.cumsum()[-1] / total  # cumsum adds one by one, as bincount does
+    # Like `bincount`, `cumsum` adds one number after the other, so both round in the same way.
+    kept = taken.cumsum()[-1] / total
     return (counts - taken) / total + kept / len(counts)

@@ -1,9 +1,9 @@
-"""The sources of conversations besides the user's own data, in one table.
+"""A table of the built-in sources of conversations.
 
-To add a source, write an entry in `SOURCES` and a module with two functions. Follow `chitchat` if an
-installed package has the conversations, and add an extra to `pyproject.toml`. Follow `ultrachat` if the Hub
-has the conversations, and pin the commit in `hub`. All other code reads this table: the setting `data.source`
-(`config`), the splits (`conversations`), `report.info` and the licence in `report.model_card`.
+To add a source, add an entry to `SOURCES`, and write a module with the functions `available` and `read`. If
+the conversations come from an installed package, copy the module `chitchat`, and add an extra to
+`pyproject.toml`. If the conversations come from the Hub, copy `ultrachat`, and pin the commit in `hub`. No
+other code has to change: the setting `data.source`, the splits, `report.info` and model cards read the table.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,10 @@ class Source:
     Attributes:
         meaning: describes the source in the list of settings.
         title: names the source in messages.
-        licence: the licence of its text, as the Hub abbreviates it.
-        available: counts the conversations of a split (train, validation, test or corpus) without a download.
-        read: returns the first conversations of a split, called with the split and a number.
+        licence: the licence of the text, abbreviated as on the Hub.
+        available: takes a split (train, validation, test or corpus) and returns its number of conversations,
+            without a download.
+        read: takes a split and a number, and returns that many conversations from the start of the split.
         is_installed: whether `read` works without a download.
     """
 

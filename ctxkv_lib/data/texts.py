@@ -17,14 +17,14 @@ from ..files import visible_files
 from ..progress import status_line
 from .hub import dataset_files
 
-Records = Iterator[tuple[str, Any]]  # the place of each record, such as "line 3", and its content
+# Pairs of a record's place in its file, such as "line 3", and the record itself.
+Records = Iterator[tuple[str, Any]]
 
-CHATS = ("messages", "conversations")  # fields that hold a list of messages, as OpenAI and ShareGPT name them
-CHATGPT, CLAUDE = (
-    ("mapping", "current_node"),
-    ("chat_messages",),
-)  # fields of the files that users export from these services
-# The known forms of a record, by their fields. The first form whose fields are all present is read.
+# Names of the field with the list of messages: OpenAI uses the first name, and ShareGPT uses the second.
+CHATS = ("messages", "conversations")
+# Fields of a conversation in a user's export from ChatGPT and from Claude.
+CHATGPT, CLAUDE = ("mapping", "current_node"), ("chat_messages",)
+# The known forms of a record, each as a list of fields. The first form whose fields are all present is used.
 FORMS: tuple[tuple[str, ...], ...] = (
     *((name,) for name in CHATS),
     CHATGPT,
@@ -38,16 +38,18 @@ FORMS: tuple[tuple[str, ...], ...] = (
 )
 ALLOWED = "; ".join(" and ".join(form) for form in FORMS)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")  # owner/name, or owner/name:configuration
-LONGEST_CELL = 2**31 - 1  # in characters; the largest limit that csv accepts on all systems
+# Maximum length of a CSV cell in characters. Python's csv module accepts no higher limit on some systems.
+LONGEST_CELL = 2**31 - 1
 PARQUET_ROWS = 256  # rows read at a time
 
 
 def read_texts(source: str | Path, split: str | None = None) -> list[str]:
     """Read the text of each conversation, in order. Callers share the list and must not change it.
 
-    `source` is a file, a folder (its files are read in the order of their paths), or a data set on the Hub.
-    `split` names a split of that data set; None means its only split, or train. Raises a UserError if there
-    is nothing to read, or if a record holds no conversation; the error names the file and the place.
+    `source` is a file, a folder, or a data set on the Hub. The files of a folder are read in the order of
+    their paths. `split` is for a data set on the Hub: if it is None, the data set's only split is read, or
+    train if there are several splits. Raises a UserError if there is nothing to read. If a record is not a
+    conversation, the error names the file and the place of the record.
     """
     texts, _ = _read_files(source, split)
     if not texts:
@@ -56,7 +58,7 @@ def read_texts(source: str | Path, split: str | None = None) -> list[str]:
 
 
 def files_from(source: str | Path, row: int) -> list[Path]:
-    """List the files of a folder whose conversations all come at or after `row` of `read_texts`."""
+    """List the files of a folder whose conversations all have index `row` or higher in `read_texts`."""
     _, starts = _read_files(source, None)
     return [file for file, start in starts.items() if start >= row]
 
@@ -79,9 +81,10 @@ def _read_files(source: str | Path, split: str | None) -> tuple[list[str], dict[
         return _read(tuple(files), *((state.st_mtime_ns, state.st_size) for state in states))
 
 
-@lru_cache(maxsize=1)  # every split needs the same texts
+# Keep the texts in memory, since every split is read from them.
+@lru_cache(maxsize=1)
 def _read(files: tuple[Path, ...], *_: tuple[int, int]) -> tuple[list[str], dict[Path, int]]:
-    """Read all texts; also return, for each file that has texts, the row of its first text."""
+    """Return all texts and, for each file that contains texts, the index of its first text."""
     texts: list[str] = []
     starts: dict[Path, int] = {}
     for file in files:
@@ -102,7 +105,7 @@ def _kind(path: Path) -> str:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Decode a file line by line, so that an error can name its line; a byte order mark is dropped."""
+    """Decode a file line by line, so that errors can name the line. A byte order mark is dropped."""
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             try:
@@ -112,7 +115,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _json(path: Path) -> Records:
-    """Read JSON: either one array, or one record per line."""
+    """Read records from a JSON file: either one array of records, or one record per line."""
     if next(filter(str.strip, _lines(path)), "").lstrip().startswith("["):
         yield from ((f"item {n}", record) for n, record in enumerate(_parsed(path, "".join(_lines(path))), 1))
         return
@@ -131,17 +134,19 @@ def _parsed(path: Path, text: str, first_line: int = 1) -> Any:
 
 
 def _table(path: Path) -> Records:
-    """Read CSV or TSV with a header line, whose names may be in upper case.
+    """Read records from a CSV or TSV file. The first line is a header, in upper or lower case.
 
     In CSV, the separator is whichever of `,`, `;` and tab is most frequent in the header.
     """
     csv.field_size_limit(LONGEST_CELL)
-    lines, begin = _lines(path), 1  # begin: the line where the current record begins
+    # `begin` is the number of the line where the current record begins.
+    lines, begin = _lines(path), 1
     header = next(lines, "")
     separator = "\t" if _kind(path) == ".tsv" else max(",;\t", key=header.count)
     reader = csv.DictReader(chain([header], lines), delimiter=separator, strict=True)
     try:
-        reader.fieldnames = [name.lower() for name in reader.fieldnames or ()]  # spreadsheets write "Text"
+        # Spreadsheets may capitalise the names of fields.
+        reader.fieldnames = [name.lower() for name in reader.fieldnames or ()]
         _form(f"{path}, line 1", reader.fieldnames)
         begin += reader.line_num
         for record in reader:
@@ -169,7 +174,7 @@ def _parquet(path: Path) -> Records:
 
 
 def _plain(path: Path) -> Records:
-    """Read plain text: each block between blank lines is one conversation."""
+    """Read conversations from a text file. Blank lines separate the conversations."""
     lines = (line.replace("\r\n", "\n") for line in _lines(path))
     groups = groupby(lines, key=lambda line: bool(line.strip()))
     blocks = ("".join(group).strip() for has_text, group in groups if has_text)
@@ -186,7 +191,7 @@ KINDS = f"{', '.join(FILE_READERS)}, all but .parquet also as .gz"
 
 
 def _form(where: str, names: Iterable[str]) -> tuple[str, ...]:
-    """Return the form of a record that has the fields `names`; raise a UserError if no form fits."""
+    """Return the form of a record with the fields `names`. Raises a UserError if the form is unknown."""
     found = [*names]
     if form := next((form for form in FORMS if {*form} <= {*found}), None):
         return form
@@ -195,10 +200,11 @@ def _form(where: str, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def text_of(where: str, record: Any) -> str:
-    """Join the texts of a record, without roles; raise a UserError naming `where` if its form is unknown.
+    """Join the messages of a record into one text, without roles.
 
-    An empty conversation is an error, too, except in an export from a service, which users cannot edit. Then
-    the text is empty.
+    Raises a UserError if the record has no known form, or if the conversation is empty. The error names the
+    record's place, `where`. If an export from ChatGPT or Claude has an empty conversation, the result is an
+    empty text instead, since users cannot edit exports.
     """
     if not isinstance(record, dict):
         raise UserError(f'{where} is not a record; write an object with fields, like {{"messages": [...]}}.')
@@ -224,7 +230,7 @@ EXPECTED = {
 
 
 def _messages(record: dict[str, Any], form: tuple[str, ...]) -> Iterator[str]:
-    """Yield the texts of a record with this form; a value that is not text fails when texts are joined."""
+    """Yield the messages of a record with this form. The caller checks that the messages are texts."""
     if form == CHATGPT:
         yield from filter(None, _texts(map(_shown, _path_to_current(record))))
     elif form == CLAUDE:
@@ -238,7 +244,7 @@ def _messages(record: dict[str, Any], form: tuple[str, ...]) -> Iterator[str]:
 
 
 def _texts(contents: Iterable[Any]) -> Iterator[Any]:
-    """Yield the text of each message's content; for a list of parts, join the texts and leave out images."""
+    """Yield the text of each message. If a message has several parts, join the texts and skip images."""
     for content in contents:
         if not isinstance(content, list):
             yield content
@@ -249,17 +255,18 @@ def _texts(contents: Iterable[Any]) -> Iterator[Any]:
 
 
 def _path_to_current(record: dict[str, Any]) -> list[Any]:
-    """List the messages of a ChatGPT export from the root to `current_node`, without abandoned branches."""
+    """List the messages of a ChatGPT conversation from the root to `current_node`, in order."""
     nodes, messages, name = dict(record["mapping"]), [], record["current_node"]
     while name is not None:
-        node = nodes.pop(name)  # a cycle then ends in a KeyError
+        # Remove each node that is read, so that a cycle raises a KeyError.
+        node = nodes.pop(name)
         messages.append(node.get("message"))
         name = node.get("parent")
     return messages[::-1]
 
 
 def _shown(message: dict[str, Any] | None) -> list[Any]:
-    """Return the parts of a message, or an empty list if neither the user nor the assistant sees it."""
+    """Return the parts of a message, or an empty list if ChatGPT does not show the message."""
     if message is None or message["author"]["role"] not in ("user", "assistant"):
         return []
     is_hidden = (message.get("metadata") or {}).get("is_visually_hidden_from_conversation")

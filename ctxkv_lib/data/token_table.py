@@ -1,7 +1,7 @@
-"""Load or make the frozen token table: GPT-2's `wte`, a table made from text alone, or random numbers.
+"""Load or make the frozen token table: GPT-2's `wte`, a table computed from text, or random numbers.
 
-Input embeddings are normed, so the scale of a table affects only the output head. In a table made
-from text, the vectors of tokens that occur have a norm of 1; in GPT-2's table, the norm is about 4.
+Input embeddings are normalised, so the scale of the table affects only the output head. In a table that is
+computed from text, each token of the text has a vector of norm 1. In GPT-2's table, the norm is about 4.
 """
 
 from dataclasses import dataclass
@@ -19,28 +19,30 @@ from .hub import GPT2, download
 from .tokens import GPT2_VOCAB_SIZE, cached_tensors, load_tokenizer, tokenizer_digest, train_stream
 
 WTE, GPT2_WIDTH = "wte.weight", 768
-LONG_ROW = 0.99  # `data.row_length` sets this quantile of the row norms
+# `data.row_length` sets this quantile of the norms of the table's rows.
+LONG_ROW = 0.99
 
 
 @dataclass(frozen=True)
 class TokenTable:
-    """One vector per token, on the CPU."""
+    """A table with one vector per token, on the CPU."""
 
     weight: torch.Tensor  # float32 [vocab_size, hidden_size]
-    fingerprint: str  # changes with anything the table depends on, including the code
+    # A digest of everything that determines the table, including the code.
+    fingerprint: str
 
 
 def load_table(
     data: DataConfig, hidden_size: int, seed: int, corpus: Conversations | None = None
 ) -> TokenTable:
-    """Read or make the table that `data.table` names.
+    """Load or make the kind of table that `data.table` names.
 
     Args:
-        seed: the random seed, which table=random uses.
-        corpus: the split `corpus`, which table=cooccurrence uses.
+        seed: the random seed for `data.table=random`.
+        corpus: the conversations from which the table is computed if `data.table=cooccurrence`.
 
     Raises:
-        UserError: the source cannot be read, or its width is not `hidden_size`.
+        UserError: the table cannot be read, or `hidden_size` is not the width of GPT-2's table.
     """
     if data.table == "gpt2":
         weight = _gpt2_table(hidden_size)
@@ -71,12 +73,12 @@ def corpus_ids(data: DataConfig, corpus: Conversations) -> torch.Tensor:
 
 
 def corpus_counts(data: DataConfig, corpus: Conversations) -> torch.Tensor:
-    """Count each token in the split `corpus`: int64 `[vocab_size]`."""
+    """Count how often each token occurs in the split `corpus`. Returns int64 `[vocab_size]`."""
     return torch.bincount(corpus_ids(data, corpus).int(), minlength=GPT2_VOCAB_SIZE)
 
 
 def check_width(table: str, hidden_size: int) -> None:
-    """Raise a UserError if the table named in `data.table` cannot have this width."""
+    """Raise a UserError if a table of this kind cannot have vectors of length `hidden_size`."""
     if table == "gpt2" and hidden_size != GPT2_WIDTH:
         raise UserError(
             f"model.hidden_size is {hidden_size}, allowed with data.table=gpt2: {GPT2_WIDTH}; "
@@ -85,13 +87,13 @@ def check_width(table: str, hidden_size: int) -> None:
 
 
 def _cooccurrence_key(data: DataConfig, corpus: Conversations | None, hidden_size: int) -> str:
-    """Digest what a co-occurrence table is made from."""
+    """Return a digest of everything that determines a co-occurrence table."""
     text = [corpus and corpus.fingerprint, tokenizer_digest(data.tokenizer)]
     return digest([source_digest("data.cooccurrence"), text, hidden_size, data.neighbours])
 
 
 def _cooccurrence_table(data: DataConfig, corpus: Conversations | None, hidden_size: int) -> torch.Tensor:
-    """Make a table from the split `corpus` alone, or take it from the shared cache."""
+    """Compute the table from the split `corpus`, or read the table from the shared cache."""
     assert corpus is not None
 
     def make() -> dict[str, torch.Tensor]:
@@ -103,7 +105,7 @@ def _cooccurrence_table(data: DataConfig, corpus: Conversations | None, hidden_s
 
 
 def _gpt2_table(hidden_size: int) -> torch.Tensor:
-    """Read the table from GPT-2's checkpoint, which is mapped from its file in the Hub's cache."""
+    """Memory-map the table from GPT-2's checkpoint in the Hub's cache."""
     check_width("gpt2", hidden_size)
     path = download(GPT2, "model.safetensors")
     try:

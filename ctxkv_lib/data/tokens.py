@@ -1,4 +1,4 @@
-"""Load GPT-2's tokenizer, and turn conversations into one stream of token ids with boundaries."""
+"""Load GPT-2's tokenizer, and turn conversations into one stream of token ids."""
 
 import time
 from collections.abc import Callable
@@ -22,34 +22,36 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
-GPT2_SIZES = (
-    GPT2_VOCAB_SIZE,
-    GPT2_VOCAB_SIZE - 257,
-    GPT2_VOCAB_SIZE - 1,
-)  # tokens, merges, and the id of END_OF_TEXT
-LEFTOVER_SECONDS = 3600  # age at which a half-written file in the shared cache counts as abandoned
-_BATCH = 256  # texts tokenised at a time, to limit memory
+# The number of tokens, the number of merges, and the id of END_OF_TEXT.
+GPT2_SIZES = (GPT2_VOCAB_SIZE, GPT2_VOCAB_SIZE - 257, GPT2_VOCAB_SIZE - 1)
+# Age in seconds at which a half-written file in the shared cache counts as abandoned.
+LEFTOVER_SECONDS = 3600
+# Number of texts that are tokenised at a time, to limit memory.
+_BATCH = 256
 Maker = Callable[[], dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class TokenStream:
-    """The tokens of all conversations, mapped from a file of the shared cache."""
+    """The tokens of all conversations, memory-mapped from a file in the shared cache."""
 
-    ids: torch.Tensor  # uint16 [num_tokens]; torch has few operations for uint16, so slice, then call .int()
-    starts: torch.Tensor  # int64 [num_conversations], the index of each conversation's first token
+    # Token ids, uint16 [num_tokens]. Torch has few operations for uint16, so slice first, then call .int().
+    ids: torch.Tensor
+    # Index of each conversation's first token, int64 [num_conversations].
+    starts: torch.Tensor
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
-    """Load GPT-2's tokenizer from the source `name`; raise a UserError if its files are not GPT-2's.
+    """Load GPT-2's tokenizer. `name` says where its files come from, as in `data.tokenizer`.
 
-    All callers share one object, so copy it before you change it.
+    All callers share one tokenizer, so copy it before you change it. Raises a UserError if the files are not
+    GPT-2's.
     """
     return _tokenizer(name, *_tokenizer_files(name))
 
 
 def _tokenizer_files(name: str) -> tuple[Path, Path]:
-    """Return the files of the vocabulary and of the merges."""
+    """Return the paths of the vocabulary file and of the merges file."""
     if name == "gpt2":
         return download(GPT2, "vocab.json"), download(GPT2, "merges.txt")
     vocabulary, merges = (
@@ -67,8 +69,10 @@ def _tokenizer(name: str, vocabulary_file: Path, merges_file: Path) -> "PreTrain
         vocabulary, merges = models.BPE.read_file(str(vocabulary_file), str(merges_file))
         if (len(vocabulary), len(merges), vocabulary.get(END_OF_TEXT)) != GPT2_SIZES:
             raise ValueError(f"it has {len(vocabulary):,} tokens and {len(merges):,} merges, not GPT-2's")
-        return GPT2Tokenizer(vocab=vocabulary, merges=merges)  # type: ignore[arg-type]  # tuples work, too
-    except Exception as error:  # tokenizers raises a plain Exception
+        # The type hints of `merges` do not allow tuples, but tuples work.
+        return GPT2Tokenizer(vocab=vocabulary, merges=merges)  # type: ignore[arg-type]
+    # Catch every exception, since the library `tokenizers` raises the class Exception itself.
+    except Exception as error:
         raise UserError(
             f"data.tokenizer={name} cannot be used ({error}); delete {vocabulary_file.resolve()} and "
             f"{merges_file.resolve()}, and install or download them again."
@@ -76,7 +80,7 @@ def _tokenizer(name: str, vocabulary_file: Path, merges_file: Path) -> "PreTrain
 
 
 def tokenizer_digest(name: str) -> str:
-    """Digest everything that a text's ids depend on: the tokenizer's files and the code of this module."""
+    """Return a digest of what determines token ids: the tokenizer's files and the code of this module."""
     return digest([source_digest("data.tokens"), *map(checksum, _tokenizer_files(name))])
 
 
@@ -86,7 +90,8 @@ def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFa
     def make() -> dict[str, torch.Tensor]:
         texts, parts, starts = conversations.texts, [np.empty(0, np.uint16)], [0]
         for first in progress_bar(range(0, len(texts), _BATCH), "Tokenising"):
-            batch = texts[first : first + _BATCH]  # the tokenizer distributes a batch over all cores
+            # The tokenizer uses all CPU cores for the texts of a batch.
+            batch = texts[first : first + _BATCH]
             for ids in tokenizer(batch, add_special_tokens=False, return_attention_mask=False)["input_ids"]:
                 parts.append(np.array(ids, np.uint16))
                 starts.append(starts[-1] + len(ids))
@@ -96,15 +101,17 @@ def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFa
 
 
 def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
-    """Join the texts with two newlines, and tokenise the result once.
+    """Join the conversations with two newlines between them, and tokenise the result once.
 
-    `starts` gives the token with each conversation's first character, which newlines may precede.
+    `starts` gives, for each conversation, the index of the token with the conversation's first character.
+    This token may begin with a newline.
     """
 
     def make() -> dict[str, torch.Tensor]:
         texts = conversations.texts
         encoded = tokenizer("\n\n".join(texts), add_special_tokens=False, return_offsets_mapping=True)
-        ends = np.asarray([end for _, end in encoded["offset_mapping"]])  # in characters; never decreasing
+        # The end of each token in characters, in ascending order.
+        ends = np.asarray([end for _, end in encoded["offset_mapping"]])
         lengths = np.asarray([len(text) + len("\n\n") for text in texts])
         starts = np.searchsorted(ends, np.cumsum(lengths) - lengths, side="right")
         ids = torch.tensor(encoded["input_ids"], dtype=torch.uint16)
@@ -123,15 +130,20 @@ def _content_digest(tokenizer: "PreTrainedTokenizerFast") -> str:
 
 
 def cached_tensors(name: str, key: str, make: Maker) -> dict[str, torch.Tensor]:
-    """Map tensors from the shared cache, or make and write them; `key` digests everything they depend on."""
+    """Memory-map tensors from a file in the shared cache. If the file is missing, make the tensors first.
+
+    `key` must be a digest of everything that determines the tensors.
+    """
     path = cache_dir() / f"{name}-{key}.safetensors"
     if path.exists():
         try:
             return read_tensors(path)
         except DamagedFile as error:
             log(f"{path} is damaged ({error.reason}) and will be remade.")
-    for leftover in path.parent.glob(".*.part"):  # an old file was left by a killed process
-        with suppress(OSError):  # another process may be about to rename it
+    # Remove old temporary files, which processes leave behind if they are killed.
+    for leftover in path.parent.glob(".*.part"):
+        # Another process may rename or remove the file at the same moment.
+        with suppress(OSError):
             if leftover.stat().st_mtime < time.time() - LEFTOVER_SECONDS:
                 remove(leftover)
     write_tensors(path, make())

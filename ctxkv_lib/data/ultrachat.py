@@ -1,4 +1,4 @@
-"""Read UltraChat-200k from the Hugging Face Hub, with the rows of the published experiment."""
+"""Read UltraChat-200k from the Hugging Face Hub, with the same rows as the published experiment."""
 
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -7,15 +7,15 @@ from ..errors import UserError
 from .hub import ULTRACHAT, download
 from .texts import text_of
 
-# Shards of train_sft, with 69,000 rows and 240 MB each. The first has all rows that are held back, and 63,000
-# for training.
+# Shards of the Hub's split train_sft. Each shard has 69,000 rows and 240 MB.
+# The first shard has all rows for validation, test and corpus, and 63,000 rows for training.
 SHARDS = (
     "data/train_sft-00000-of-00003-a3ecf92756993583.parquet",
     "data/train_sft-00001-of-00003-0a1804bcb6ae68c6.parquet",
     "data/train_sft-00002-of-00003-ee46ed25cfae92c6.parquet",
 )
-# Row numbers of each split, counted over all shards. The rows of a split do not depend on the size of another
-# split. The published experiment validated on the first 20 rows of `validation`.
+# Row numbers of each split, counted over all shards. The size of one split does not change the others.
+# The published experiment validated on the first 20 rows of `validation`.
 SPLITS = {
     "train": (range(50_000), range(56_000, 207_865)),
     "validation": (range(50_000, 50_500),),
@@ -25,26 +25,28 @@ SPLITS = {
 
 
 def available(split: str) -> int:
-    """Count the conversations of a split."""
+    """Return the number of conversations in a split."""
     return sum(map(len, SPLITS[split]))
 
 
 def row_numbers(split: str, count: int) -> list[int]:
-    """Return the numbers of the first `count` rows of a split."""
+    """Return the row numbers of the first `count` conversations in a split."""
     return [*islice(chain(*SPLITS[split]), count)]
 
 
 def read(split: str, count: int) -> list[str]:
-    """Read the first `count` conversations of a split; raises UserError if the Hub cannot be reached."""
+    """Read the first `count` conversations of a split. Raises UserError if the Hub cannot be reached."""
     wanted = {*row_numbers(split, count)}
-    return [*islice(_texts(wanted), count)]  # does not read shards after the last wanted row
+    # `islice` stops after the last wanted row, so later shards are not downloaded.
+    return [*islice(_texts(wanted), count)]
 
 
 def _texts(wanted: set[int]) -> Iterator[str]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
-    start = 0  # the number of the row group's first row
+    # `start` is the row number at which the next row group starts.
+    start = 0
     for shard in SHARDS:
         path = download(ULTRACHAT, shard, "dataset")
         try:

@@ -1,1 +1,1 @@
-"""Measurements of a finished run that are made on request."""
+"""Measure a finished run on request: compute n-gram baselines, or evaluate the model on other text."""

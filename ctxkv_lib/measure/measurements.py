@@ -1,4 +1,4 @@
-"""Measure the n-gram baselines of a finished run on request, as a stage of its folder after the test."""
+"""Compute the n-gram baselines of a finished run on request. This stage of the run follows the test."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ CODE = ("data.kneser_ney", "measure.ngrams")
 
 @friendly_errors()
 def measure(run: Run) -> Run:
-    """Compute the n-gram baselines of a finished run if they are missing, and rewrite its results.
+    """Compute the n-gram baselines of a finished run if they are missing, and rewrite the run's results.
 
     Raises:
         UserError: files are missing or damaged, or the user's own conversations have changed.
@@ -36,6 +36,8 @@ def measure(run: Run) -> Run:
     with claimed(run.path) as folder:
         finished_run(folder)
         if not is_finished(folder, stages[:1]):
-            folder.drop(NGRAMS)  # otherwise the driver drops the results first, and the run cannot be opened
+            # Drop outdated n-gram baselines here, so that the driver does not drop the run's results first.
+            # Without the results, the run could not be opened to compute the baselines.
+            folder.drop(NGRAMS)
         run_stages(folder, stages, torch.device("cpu"), lambda _: None)
         return finished_run(folder)

@@ -1,8 +1,8 @@
-"""n-gram baselines on the same token ids: interpolated modified Kneser-Ney, with and without a unigram cache.
+"""Compute n-gram baselines: interpolated modified Kneser-Ney models with and without a unigram cache.
 
 Each order has three discounts, and orders below the highest use continuation counts, as in Chen and Goodman,
-"An empirical study of smoothing techniques for language modeling" (TR-10-98, 1998). A stream is one sequence
-without boundaries, as the model reads it.
+"An empirical study of smoothing techniques for language modeling" (TR-10-98, 1998). The baselines read the
+same token ids as the model and, like the model, ignore the boundaries between conversations.
 """
 
 from collections.abc import Mapping
@@ -22,18 +22,20 @@ from ..runs.opened import OpenRun
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-MOST_COUNTED = 5_000_000  # maximum number of training tokens; n-grams take about 250 bytes per token
+# Maximum number of tokens from which n-grams are counted. The counts take about 250 bytes per token.
+MOST_COUNTED = 5_000_000
 ORDERS = (2, 3, 4, 5)
-CACHE_STEPS = 50  # steps of expectation maximisation, which fits the weight of the cache
+# Steps of the expectation maximisation that fits the weight of the unigram cache.
+CACHE_STEPS = 50
 
 
 def of_run(opened: OpenRun) -> dict[str, Any]:
-    """Compute the summary's entry `ngrams`.
+    """Compute the entry `ngrams` of a run's summary.
 
     Returns:
-        `kneser_ney` and `kneser_ney_cache`, as returned by `ngram_baselines` for the training tokens, and
-        `kneser_ney_table_cache`, which also counts the text from which a co-occurrence table is made. A
-        baseline is missing if there are too many tokens to count.
+        `kneser_ney` and `kneser_ney_cache`, the results of `ngram_baselines` for the training tokens. If the
+        token table is computed from text, `kneser_ney_table_cache` is the baseline that also counts this
+        text. A baseline is missing if it would count more than `MOST_COUNTED` tokens.
     """
     data, starts = opened.run.config.data, {}
     streams = {split: cache.ids for split, cache in opened.caches.items()}
@@ -48,7 +50,8 @@ def of_run(opened: OpenRun) -> dict[str, Any]:
         corpus = load_conversations(data, "corpus")
         priors["table text"] = smoothed_unigram(corpus_counts(data, corpus).numpy())
         if data.table == "cooccurrence":
-            apart = train if data.corpus == "own" else train[:0]  # other corpora contain the training text
+            # With `data.corpus=chitchat+own`, the corpus already contains the training text.
+            apart = train if data.corpus == "own" else train[:0]
             texts["_table"] = np.concatenate([corpus_ids(data, corpus).numpy(), apart])
     results: dict[str, Any] = {}
     for name, counted in texts.items():
@@ -57,7 +60,8 @@ def of_run(opened: OpenRun) -> dict[str, Any]:
             continue
         rows = ngram_baselines(counted, ids, priors, opened.run.config.model.context_window, starts)
         results |= {kind.replace("_ney", f"_ney{name}"): row for kind, row in rows.items()}
-    results.pop("kneser_ney_table", None)  # keep only the stronger baseline, with a cache
+    # Of the two baselines that count the table's text, keep only `kneser_ney_table_cache`, which is stronger.
+    results.pop("kneser_ney_table", None)
     return results
 
 
@@ -68,20 +72,20 @@ def ngram_baselines(
     window: int,
     starts: Mapping[str, Ids],
 ) -> dict[str, dict[str, Any]]:
-    """Compute perplexities of the best n-gram model, alone and with a unigram cache.
+    """Compute the perplexities of the best n-gram models with and without a unigram cache.
 
     Args:
-        train: int64 `[n]`, the tokens to count.
-        streams: `{"val": ids, ...}`, predicted from the second token on. The order, the prior and the
-            cache's weight are chosen on "val", like the model's best epoch, so the baseline is strong.
-        priors: `{name: float64 [vocab_size]}`, distributions with which the unigrams are interpolated.
+        train: int64 `[n]`, the token ids from which n-grams are counted.
+        streams: `{"val": ids, ...}`, the token ids to predict from the second token on. The order, the prior
+            and the weight of the cache are chosen on "val", as the model's best epoch is.
+        priors: `{name: float64 [vocab_size]}`, distributions that are interpolated with the unigrams.
         window: number of preceding tokens that the cache counts.
-        starts: positions of the conversations' first tokens, int64, for some of the streams.
+        starts: for some of the streams, the index of each conversation's first token, int64.
 
     Returns:
         `kneser_ney` and `kneser_ney_cache`, each with `order`, `prior`, `cache_weight` and `{name}_ppl` for
-        each stream. Streams in `starts` also have `{name}_conversations`, the mean loss of each conversation
-        in nats.
+        each stream. For each stream in `starts`, `{name}_conversations` lists the mean loss per token of
+        each conversation in nats.
     """
     models = {name: kneser_ney(train, ids, priors) for name, ids in streams.items()}
     recent = {name: recent_shares(ids, window) for name, ids in streams.items()}
@@ -101,16 +105,16 @@ def ngram_baselines(
 
 
 def recent_shares(ids: Ids, window: int) -> Floats:
-    """Compute the frequency of each token (except the first) in the `window` tokens before it: `[n - 1]`."""
+    """Return the share of each token (except the first) among the `window` tokens before it: `[n - 1]`."""
     place = np.arange(len(ids))
     since, codes = np.maximum(place - window, 0), ids * len(ids)
-    ranks = np.sort(codes + place)  # sorted by token, then by place
+    ranks = np.sort(codes + place)  # sorted by token and place
     seen = np.searchsorted(ranks, codes + place) - np.searchsorted(ranks, codes + since)
     return seen[1:] / (place - since)[1:]
 
 
 def cache_weight(model: Floats, cache: Floats) -> float:
-    """Fit the weight of `cache` in a mixture of two models' probabilities `[n]` by maximum likelihood."""
+    """Fit the weight of `cache` in a mixture of `cache` and `model` (each `[n]`) by maximum likelihood."""
     weight = 0.5
     for _ in range(CACHE_STEPS):
         share = weight * cache
@@ -119,29 +123,32 @@ def cache_weight(model: Floats, cache: Floats) -> float:
 
 
 def kneser_ney(train: Ids, ids: Ids, priors: Mapping[str, Floats]) -> dict[tuple[str, int], Floats]:
-    """Compute the probability of each token of a stream (except the first) from n-gram counts of `train`.
+    """Compute the probability of each token of `ids` (except the first) from n-gram counts of `train`.
 
-    The n-grams of `train` and `ids` are numbered together, order by order. The number of a token is its rank
-    among the tokens that occur. The number of a longer n-gram is the rank of its pair `(number of its
-    history, last token)`. For example, in the tokens `a b a`, a is 0 and b is 1, so `a b` is the pair (0, b),
-    and `b a` is (1, a). If `a b` has the number 5, then `a b a` is (5, a).
+    The n-grams of `train` and `ids` are numbered together, separately for each order. A token's number is its
+    rank among the tokens that occur. A longer n-gram is described by a pair: the number of its history (all
+    tokens but the last) and its last token. The n-gram's own number is the rank of this pair. For example, if
+    the token `a` has number 0, then `a b` is the pair (0, b). If this pair has rank 5, then the number of
+    `a b` is 5, and `a b a` is the pair (5, a).
 
     Returns:
-        probabilities, float64 `[n - 1]`, by prior and order.
+        the probabilities by prior and order, each float64 `[n - 1]`.
     """
     tokens, count, place = np.concatenate([train, ids]), len(train), np.arange(len(ids))
-    lower = {name: prior[ids] for name, prior in priors.items()}  # probabilities at the order below
+    lower = {name: prior[ids] for name, prior in priors.items()}  # probabilities for the order below
     numbers, probabilities = np.zeros_like(tokens), {}
     for order in range(1, max(ORDERS) + 1):
-        histories = np.roll(numbers, 1)  # wrong for the first tokens of a stream, which do not use them
+        # The first tokens of a stream get wrong histories here, but their histories are not used.
+        histories = np.roll(numbers, 1)
         codes = histories * len(next(iter(priors.values()))) + tokens
         numbers = np.unique(codes, return_inverse=True)[1]
         history_of = np.zeros(numbers.max() + 1, np.int64)
         history_of[numbers] = histories
         size = len(history_of)
         counts = np.bincount(numbers[order - 1 : count], minlength=size)
-        # Below the highest order, an n-gram counts once for each different token before it, so pairs of
-        # that token and the n-gram are made unique. (`return_counts` makes numpy sort, since hashes collide.)
+        # Below the highest order, an n-gram counts once for each different token before it.
+        # So each pair of a preceding token and an n-gram is kept only once.
+        # With `return_counts`, numpy sorts the pairs. Hashing them would be slow, since the hashes collide.
         before = tokens[: max(0, count - order)]
         pairs, _ = np.unique(before * size + numbers[order:count], return_counts=True)
         continuations = np.bincount(pairs % size, minlength=size)
@@ -156,14 +163,15 @@ def kneser_ney(train: Ids, ids: Ids, priors: Mapping[str, Floats]) -> dict[tuple
 
 
 def _interpolated(counts: Ids, history_of: Ids, grams: Ids, histories: Ids, below: Floats) -> Floats:
-    """Interpolate discounted counts with `below`, the probabilities at the order below.
+    """Interpolate discounted counts with `below`, the probabilities for the next lower order.
 
-    `counts` and `history_of`, int64 `[n-grams]`, hold the count of each n-gram and the number of its history.
-    `grams` and `histories`, int64 `[n]`, hold the numbers of the n-grams to predict and of their histories.
+    `counts` and `history_of`, int64 `[n-grams]`, give the count of each n-gram and the number of its history.
+    `grams` and `histories`, int64 `[n]`, give the numbers of the n-grams to predict and of their histories.
     """
     taken = discounts(counts)[np.minimum(counts, 3)]
     size = history_of.max() + 1
     total = np.bincount(history_of, counts, size)
-    safe = np.maximum(total, 1)  # a history without a continuation gives all its weight to the order below
+    # Avoid a division by 0. A history without a continuation gives all its weight to the lower order.
+    safe = np.maximum(total, 1)
     left = np.where(total > 0, np.bincount(history_of, taken, size) / safe, 1)
     return (counts - taken)[grams] / safe[histories] + left[histories] * below

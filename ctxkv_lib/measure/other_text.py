@@ -1,4 +1,4 @@
-"""Evaluate a trained model on other text, with exact contexts, as in generation."""
+"""Evaluate a trained model on other text. The contexts are exact, as in generation."""
 
 import math
 import re
@@ -20,18 +20,21 @@ from ..runs.opened import EXACT, open_run
 from ..runs.stages import read_stream
 from ..runs.summary import Run
 
-POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # bin edges: preceding tokens in the conversation
-LONGEST_WORD = 20  # maximum mean length of a word in characters; above it, spaces do not separate words
+# Bin edges for the number of preceding tokens in the conversation.
+POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)
+# Maximum mean word length in characters. If the mean is higher, spaces do not separate words.
+LONGEST_WORD = 20
 
 
 def score_texts(model: ContextKV, tokenizer: Any, texts: Sequence[str]) -> dict[str, Any]:
-    """Measure how well the model predicts texts. Each is read separately, after one end-of-text token.
+    """Measure how well the model predicts texts. Each text is read separately, after one end-of-text token.
 
     Returns:
-        `conversations` and `tokens`, the number of each; `ppl`, the perplexity per token; `word_ppl`, the
-        perplexity per word, with words counted as by lm-evaluation-harness (None if it is infinite or the
-        text has no spaces); `bits_per_byte`; and `accuracy`. `by_position` has the results of `binned` by the
-        number of preceding tokens, and `by_history`, if the model has contexts, by contexts in the window.
+        the numbers of `conversations` and `tokens`; `ppl`, the perplexity per token; `word_ppl`, the
+        perplexity per word as in lm-evaluation-harness (None if it is infinite or if spaces do not separate
+        words); `bits_per_byte`; and `accuracy`. `by_position` lists scores by the number of preceding tokens
+        (see `binned`). If the model has contexts, `by_history` lists scores by the number of contexts in the
+        window.
     """
     encoded = [ids for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"] if ids]
     scored = [_scores(model, torch.tensor([tokenizer.eos_token_id, *ids])) for ids in encoded]
@@ -57,24 +60,28 @@ def score_texts(model: ContextKV, tokenizer: Any, texts: Sequence[str]) -> dict[
 
 
 def _scores(model: ContextKV, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return loss in nats (float32) and correctness (bool) of each token after the first, on the CPU."""
+    """Return, for each token after the first, the loss in nats and whether the prediction is correct.
+
+    Both tensors are on the CPU. The losses are float32, and the other tensor is bool.
+    """
     cache = read_stream(model, EXACT, ids)
     losses, correct = token_scores(model, cache, torch.arange(len(cache)))
     return losses.cpu(), correct.cpu()
 
 
 def word_count(texts: Sequence[str]) -> int:
-    """Count words as lm-evaluation-harness does; return 0 if spaces do not separate words, as in Japanese."""
-    spaces = sum(len(re.findall(r"[^\S\n]+", text)) for text in texts)  # line breaks separate messages
+    """Count words as lm-evaluation-harness does. Return 0 if spaces do not separate words, as in Japanese."""
+    # Line breaks are not counted, since they separate messages and not words.
+    spaces = sum(len(re.findall(r"[^\S\n]+", text)) for text in texts)
     if LONGEST_WORD * spaces < sum(map(len, texts)):
         return 0
     return sum(len(re.split(r"\s+", text)) for text in texts)
 
 
 def binned(values: Tensor, edges: Sequence[float], losses: Tensor, correct: Tensor) -> list[dict[str, Any]]:
-    """Score the tokens by bins of `values`; each bin is `{from, to, tokens, ppl, accuracy}`.
+    """Score the tokens in each bin of `values`. A bin is `{from, to, tokens, ppl, accuracy}`.
 
-    Empty bins are left out; `to` is None if the bin has no upper limit.
+    Empty bins are left out. If a bin has no upper limit, its `to` is None.
     """
     bins = ((start, stop, (values >= start) & (values < stop)) for start, stop in pairwise(edges))
     return [
@@ -94,16 +101,16 @@ def binned(values: Tensor, edges: Sequence[float], losses: Tensor, correct: Tens
 def evaluate_texts(
     run: Run | Path | str, data: Sequence[str] | Path | str, split: str | None = None
 ) -> dict[str, Any]:
-    """Measure how well a finished run predicts other conversations.
+    """Measure how well the model of a finished run predicts other conversations.
 
     Args:
         run: a finished run, or its folder.
-        data: a list of texts, one per conversation; or a file, a folder of files, or the name of a data set
-            on the Hub.
+        data: a list with one text per conversation, a file, a folder of files, or the name of a data set on
+            the Hub.
         split: the split to read, if `data` is a data set on the Hub.
 
     Returns:
-        the result of `score_texts`, the `fingerprint` of the texts, and the name of their `file`, if any.
+        the result of `score_texts`, the `fingerprint` of the texts, and `file`, the file's name or None.
 
     Raises:
         UserError: the conversations cannot be read, a text is empty, or the run is not finished.

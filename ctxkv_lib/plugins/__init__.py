@@ -1,1 +1,1 @@
-"""A user's own parts: name them, identify them by their code, try them, and build them."""
+"""Name, identify, check and build plug-ins: a user's own classes and functions."""

@@ -1,9 +1,8 @@
-"""Find silent mistakes in a user's part before anything is trained.
+"""Check a user's plug-in before training, to find mistakes that raise no exception.
 
-Each part is tried on a few positions. This finds wrong shapes and types, numbers that are not finite, rows
-that depend on each other, layers that read ahead, random numbers in evaluation, and weights that torch does
-not know of. After training, the model is compared with its saved copy. Every other mistake raises an ordinary
-exception.
+Each plug-in is called with a few rows or tokens. The checks find wrong shapes and types, numbers that are not
+finite, rows that depend on each other, layers that read later tokens, random numbers in evaluation, and
+weights that torch does not register. After training, the model is compared with its saved copy.
 """
 
 import inspect
@@ -22,14 +21,16 @@ from ..method.oacd import Objective
 from ..method.scoring import token_scores
 from .hooks import HOOKS, PlugIn, imported
 
-TRIED = 64  # number of rows or tokens in a trial
-COMPARED_POSITIONS = 256  # positions at which a model is compared with its saved copy
-CLOSE = 1e-4  # tolerance for the rounding of float32, with a margin
+TRIED = 64  # rows or tokens per check
+# Number of positions at which a trained model is compared with its saved copy.
+COMPARED_POSITIONS = 256
+# Absolute tolerance in comparisons. It is larger than the rounding errors of float32.
+CLOSE = 1e-4
 
 
 @torch.no_grad()
 def try_plugins(model: ContextKV, plugins: Mapping[str, PlugIn]) -> None:
-    """Try the plug-in of each hook. Raises a UserError that says what is wrong."""
+    """Check each plug-in of the model. Raises a UserError that describes the first mistake."""
     model.eval()
     for hook, plugin in plugins.items():
         imported(HOOKS[hook].trial)(model, plugin)
@@ -37,7 +38,8 @@ def try_plugins(model: ContextKV, plugins: Mapping[str, PlugIn]) -> None:
 
 def try_block(model: ContextKV, plugin: PlugIn) -> None:
     embeddings = model.embed(torch.arange(2, device=model.device))
-    contexts = torch.zeros(2, model.config.context_dim, device=model.device)  # the contexts before a stream
+    # Before the first token of a stream, the context is a zero vector.
+    contexts = torch.zeros(2, model.config.context_dim, device=model.device)
     block, name = model.context_block, plugin.name
     _refuse_hidden_weights(name, block)
     _refuse_other_meanings(name, block, Block)
@@ -50,7 +52,8 @@ def try_block(model: ContextKV, plugin: PlugIn) -> None:
     _refuse_other_calls(name, step, contexts, embeddings)
     _refuse_mixed_rows(name, step, contexts, embeddings)
     buffers = {key: buffer.clone() for key, buffer in block.named_buffers()}
-    block.train()  # in training mode, a BatchNorm mixes rows and changes its buffers
+    # Repeat the check in training mode, where a BatchNorm mixes rows and changes its buffers.
+    block.train()
     _refuse_mixed_rows(name, step, contexts, embeddings)
     block.eval()
     for key, buffer in block.named_buffers():
@@ -72,7 +75,8 @@ def _try_on_contexts(model: ContextKV, name: str) -> None:
     embeddings = model.embed(torch.arange(2, device=model.device))
     window = torch.zeros(2, len(offsets), model.config.context_dim, device=model.device)
     present = torch.ones(2, len(offsets), dtype=torch.bool, device=model.device)
-    present[0, 1:] = False  # at the start of a stream only slot 0 is present
+    # At the start of a stream, only slot 0 is present.
+    present[0, 1:] = False
     if not _takes(model.layer.forward, 3):
         hint = 'write reads = "tokens" in the class if it reads rows of tokens. ' * _takes(
             model.layer.forward, 2
@@ -123,7 +127,8 @@ def try_loss(model: ContextKV, plugin: PlugIn) -> None:
     objective = Objective(compute, (embeddings, ids[:-1]), (embeddings, ids[1:]))
     contexts, previous = torch.randn(2, TRIED, model.config.context_dim, generator=draw).to(model.device)
     contexts.requires_grad_()
-    with torch.enable_grad():  # a loss may change the clone in place, since it is not a leaf
+    with torch.enable_grad():
+        # A loss may change its contexts in place. Torch allows this for a clone but not for a leaf.
         value = objective.loss(contexts.clone(), previous, slice(TRIED))
     if not isinstance(value, Tensor) or value.shape != () or not value.isfinite():
         raise UserError(f"{plugin.name} returned {_in_words(value)}; a loss must return a finite scalar.")
@@ -135,7 +140,7 @@ def try_loss(model: ContextKV, plugin: PlugIn) -> None:
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool:
-    """Return whether a function can be called with `count` arguments."""
+    """Return whether a function can be called with `count` positional arguments."""
     try:
         inspect.signature(function).bind(*range(count))
     except TypeError:
@@ -144,7 +149,7 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
 
 
 def _refuse_hidden_weights(name: str, part: nn.Module) -> None:
-    """Refuse modules and tensors that torch neither trains nor saves."""
+    """Raise a UserError if torch would neither train nor save some of the part's modules or tensors."""
     known = {id(value) for value in (*part.modules(), *part.parameters(), *part.buffers())}
     for place, module in part.named_modules():
         for attribute, value in vars(module).items():
@@ -160,7 +165,7 @@ def _refuse_hidden_weights(name: str, part: nn.Module) -> None:
 
 
 def _refuse_other_meanings(name: str, part: nn.Module, base: type[nn.Module]) -> None:
-    """Refuse weights whose name has a meaning in `base`, and an `init_weights` that cannot be called."""
+    """Raise a UserError if a weight hides an attribute of `base`, or if `init_weights` cannot be called."""
     registered = {**part._parameters, **part._buffers, **part._modules}
     if taken := sorted(registered.keys() & (vars(base).keys() | base.__annotations__.keys())):
         raise UserError(
@@ -174,7 +179,7 @@ def _refuse_other_meanings(name: str, part: nn.Module, base: type[nn.Module]) ->
 
 
 def _components(value: Any) -> Iterator[Any]:
-    """Yield the modules and tensors in a plain attribute, except tensors that were computed from weights."""
+    """Yield the modules and tensors in an attribute's value, except tensors computed from weights."""
     if isinstance(value, nn.Module) or (isinstance(value, Tensor) and value.grad_fn is None):
         yield value
     elif isinstance(value, Mapping):
@@ -194,7 +199,7 @@ def _refuse_wrong(name: str, output: Any, shape: torch.Size) -> None:
 
 
 def _refuse_other_calls(name: str, compute: Callable[..., Tensor], *inputs: Tensor) -> None:
-    """Refuse a plug-in whose result in evaluation is different when it is called again."""
+    """Raise a UserError if a second call with the same inputs has a different result in evaluation mode."""
     if not torch.allclose(compute(*inputs), compute(*inputs), atol=CLOSE):
         raise UserError(
             f"{name} returned something else in evaluation when it was called again with the same values; "
@@ -203,14 +208,16 @@ def _refuse_other_calls(name: str, compute: Callable[..., Tensor], *inputs: Tens
 
 
 def _refuse_mixed_rows(name: str, compute: Callable[..., Tensor], *inputs: Tensor) -> None:
-    """Refuse a plug-in if a row it returns depends on the other row, or on earlier calls.
+    """Raise a UserError if a row of the result depends on other rows of the inputs or on earlier calls.
 
-    `inputs` have two rows. In the second row, each number x is replaced by 1 - x, so that the rows differ.
+    Each tensor in `inputs` has two rows. In the second row, each number x is replaced by 1 - x, so that the
+    rows differ.
     """
     inputs = tuple(x if x.dtype == torch.bool else torch.stack([x[0], 1 - x[1]]) for x in inputs)
     outputs = []
     for rows in ([0, 1], [0, 0], [1, 1]):
-        torch.manual_seed(0)  # a block in training may draw random numbers
+        # Each call uses the same seed, since a block may draw random numbers in training mode.
+        torch.manual_seed(0)
         outputs.append(compute(*(x[rows] for x in inputs)))
     both, first, second = outputs
     if not torch.allclose(both, torch.stack([first[0], second[1]]), atol=CLOSE):
@@ -231,8 +238,8 @@ def _in_words(value: Any) -> str:
 def refuse_unsaved(model: ContextKV, loaded: ContextKV, cache: Cache) -> None:
     """Raise a UserError if a trained model differs from `loaded`, its saved copy.
 
-    `loaded` was built with another seed, so that weights that were not saved differ. Both models are compared
-    at the first positions of `cache`.
+    `loaded` was built with a different seed, so a weight that was not saved has a different value. Both
+    models are compared at the first positions of `cache`.
     """
     positions = torch.arange(min(COMPARED_POSITIONS, len(cache)))
 

@@ -1,11 +1,12 @@
-"""Digest a user's class or function and everything that it computes with, as it is in memory.
+"""Compute a digest of a user's class or function and of everything that it uses, from the objects in memory.
 
-A run must not reuse results of different code. A name does not identify code, since every run of a cell
-redefines `__main__:Block`. Source text does not identify it either: it lacks values, closures and helpers,
-and comments change it. The user's own functions, classes, objects and values that a part names are digested
-with it. Installed packages, this package and Python itself are identified by name only. The digest misses
-names that are looked up as strings (for example through `globals()`), patched libraries, and anything that a
-part reads from files, the environment or the clock.
+A run must not reuse results of different code. A name does not identify code, since every run of a notebook
+cell redefines `__main__:Block`. Source text does not identify code either: every comment changes the text,
+and the text lacks values, closures and helper functions. The digest therefore covers the class or function
+and all of the user's functions, classes, objects and values that its code names. Objects from Python,
+installed packages and this package are identified by name only. The digest misses names that are looked up as
+strings (for example through `globals()`), patched libraries, and anything that the code reads from files, the
+environment or the clock.
 """
 
 import dis
@@ -25,20 +26,21 @@ from ..errors import is_of_user
 from ..files import PACKAGE
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))  # types described by repr
-# Attributes that Python adds to a class.
+# Attributes that Python itself adds to a class.
 WRITTEN_BY_PYTHON = ("__doc__", "__firstlineno__", "__static_attributes__", "__annotate_func__")
 OF_THIS_MACHINE = ("device", "_Environ")
 DIGITS = 12
 
-Instruction = tuple[Any, Any]  # the operation's name, and its argument
+Instruction = tuple[Any, Any]  # operation name and argument
 
 
 def code_digest(part: Any) -> str:
-    """Return the digest of a user's class or function: 12 hexadecimal digits.
+    """Return a digest of a user's class or function, as 12 hexadecimal digits.
 
-    The part is taken apart into components, as `pickle` would do. Components that are not plain values are
-    numbered in the order in which they are found. The number stands for the component, which is taken apart
-    later. So circular references do no harm, and it matters whether two components are the same object.
+    The class or function is taken apart into components, as `pickle` would do. Each component that is not a
+    plain value gets a number, in the order of discovery. The number is digested in place of the component,
+    and the component itself is taken apart later. So circular references do no harm, and two references to
+    one object differ from references to two equal objects.
     """
     hasher, values, number_of = hashlib.sha256(), [part], {id(part): 0}
 
@@ -60,7 +62,7 @@ def code_digest(part: Any) -> str:
 
 
 def _components(value: Any) -> Iterator[Any]:
-    """Yield the components of a value."""
+    """Yield the components from which the digest of a value is computed."""
     if isinstance(value, torch.Tensor):
         dense = value.detach().cpu().to_dense().resolve_conj().resolve_neg().contiguous().flatten()
         yield from (str(value.dtype), (*value.shape,), dense.view(torch.uint8).numpy().tobytes())
@@ -77,18 +79,21 @@ def _components(value: Any) -> Iterator[Any]:
         yield from (getattr(value, "__module__", ""), value.__name__, getattr(value, "__wrapped__", None))
     elif type(value).__name__ not in OF_THIS_MACHINE:
         yield from (getattr(value, name, None) for name in ("__wrapped__", "fget", "fset"))
-        try:  # take the value apart as `pickle` would
+        try:
+            # Take the value apart as `pickle` would.
             for component in value.__reduce_ex__(4):
                 yield (*component,) if isinstance(component, Iterator) else component
-        except Exception:  # a lock has no components, and a user's object may raise anything
+        except Exception:
+            # The value cannot be taken apart. For example, it is a lock.
             yield _without_address(value)
 
 
 def _named_values(function: FunctionType) -> Iterator[Any]:
-    """Yield the current values of all names that a function uses and that are defined outside of it.
+    """Yield the current values of all names that a function uses but does not define itself.
 
-    They are globals, variables of enclosing functions, and modules that the function imports. From a user's
-    module, every attribute that an instruction names is included (`clip` for `tools.clip`), perhaps too many.
+    Such names are globals, variables of enclosing functions, and modules that the function imports. From a
+    user's module, every attribute is included whose name occurs in the function's instructions (`clip` for
+    `tools.clip`). This may include too many attributes.
     """
     instructions, scope = _instructions(function.__code__), function.__globals__
     names = {name for _, name in instructions if isinstance(name, str)}
@@ -97,7 +102,8 @@ def _named_values(function: FunctionType) -> Iterator[Any]:
     values += [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
     values += _imported_inside(instructions, scope.get("__package__"))
     entered = set()
-    for value in values:  # the loop appends the attributes of modules
+    # The loop itself appends the attributes of modules to `values`.
+    for value in values:
         if not isinstance(value, ModuleType):
             yield value
         elif _is_module_of_user(value.__name__) and value.__name__ not in entered:
@@ -108,23 +114,24 @@ def _named_values(function: FunctionType) -> Iterator[Any]:
 def _imported_inside(instructions: list[Instruction], package: str | None) -> list[ModuleType]:
     """Return the modules that a function imports in its body.
 
-    Python does this in three instructions: push the level of a relative import, push the names, and import.
+    An import consists of three instructions: push the level of a relative import, push the names, and import.
     """
     modules = []
     for (_, level), (operation, name) in zip(instructions, instructions[2:], strict=False):
         if operation == "IMPORT_NAME":
-            with suppress(Exception):  # a user's module may raise anything
+            with suppress(Exception):  # imports may raise any exception
                 modules.append(import_module("." * level + name, package))
     return modules
 
 
 def _instructions(code: CodeType) -> list[Instruction]:
-    """Return the instructions of code and of the functions inside it, without line numbers and docstrings."""
+    """Return the instructions of code and of its inner functions, without line numbers and docstrings."""
+    # In Python 3.11, `argval` of KW_NAMES lacks the names of keyword arguments, but `co_consts` has them.
     instructions = [
         (step.opname, code.co_consts[step.arg or 0] if step.opname == "KW_NAMES" else step.argval)
-        for step in dis.get_instructions(code)  # Python 3.11 gives no keyword names here
+        for step in dis.get_instructions(code)
     ]
-    # A class body sets its docstring and line number like any attribute: load a value, then store it by name.
+    # A class body sets an attribute, such as its docstring, by two instructions: load a value, then store it.
     dropped = set[int]()
     for place, (operation, name) in enumerate(instructions):
         if operation == "STORE_NAME" and name in WRITTEN_BY_PYTHON:
@@ -136,7 +143,7 @@ def _instructions(code: CodeType) -> list[Instruction]:
 
 
 def _is_module_of_user(name: str) -> bool:
-    """Return whether a module is the user's, and not part of Python, this package or an installed package."""
+    """Return whether a module belongs to the user, not to Python, this package or an installed package."""
     top = str(name).partition(".")[0]
     module = sys.modules.get(top)
     file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")

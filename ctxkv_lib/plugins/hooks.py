@@ -1,13 +1,13 @@
 """Plug-ins: a user's classes and functions that replace parts of the method.
 
-A configuration names a plug-in as `module:Name`, with its settings and the digest of its code. The name alone
-does not identify the code: each run of a notebook cell defines another `__main__:Block`. So `PlugIn.of`
-digests what the part computes with, as it is in memory (`code_digest`), and keeps the part itself in
-`_given`, by name and digest. The digest is used in two places: `runs.inputs.settings_table` lists it among
-the inputs of a stage, and `runs.names.run_folder_of` makes it a part of the folder's name. A later process
-has only the name and the digest: `PlugIn.load` imports the name and refuses a part with a different digest.
-With a different version of Python, or for a part of this package, it only prints a message, since the code
-may well be the same.
+A configuration stores a plug-in as a name (`module:Name`), the plug-in's settings and a digest of its code.
+The name alone does not identify the code, since each run of a notebook cell defines a new `__main__:Block`.
+So `PlugIn.of` computes a digest of the class or function in memory (`code_digest`), and keeps the class or
+function in `_given`, by name and digest. The digest is used in two places: `runs.inputs.settings_table` lists
+it among the inputs of a stage, and `runs.names.run_folder_of` makes it a part of the folder's name. A later
+process has only the name and the digest. `PlugIn.load` then imports the name and refuses code with a
+different digest. If the Python version differs, or if the code belongs to this package, `PlugIn.load` only
+prints a message, since the results may well be the same.
 """
 
 import dataclasses
@@ -29,50 +29,59 @@ from ..progress import log
 
 @dataclass(frozen=True)
 class Hook:
-    """A place where a user's part may replace a part of the method."""
+    """A part of the method that a plug-in can replace."""
 
-    help: str  # help text of its command-line option
-    arguments: tuple[str, ...]  # arguments of the class or function that makes the module
-    is_module: bool  # whether the result is a part of the model, which `ContextKV.part` returns
-    trial: str  # `module:name` of the function that tries the part before training
+    help: str  # help text of the option
+    # The arguments with which the plug-in is called to make a module.
+    arguments: tuple[str, ...]
+    # Whether the plug-in makes a module of the model. If so, `ContextKV.part` returns that module.
+    is_module: bool
+    # The function that checks the plug-in before training, as `module:name`.
+    trial: str
 
 
 _CHECKS = "ctxkv_lib.plugins.checks:"
-# `method.block.Block`, `method.objective` and `method.layer.Layer` document what each part takes and returns.
-# A loss may also be a function, which is itself the objective and is not called with these arguments.
+# `method.block.Block`, `method.objective` and `method.layer.Layer` document what plug-ins take and return.
+# If a loss is a function that computes the loss itself, it is not called with the arguments listed here.
 HOOKS = {
     "block": Hook("your own ContextBlock", ("context_dim", "hidden_size"), True, f"{_CHECKS}try_block"),
     "loss": Hook("your own Phase 1 loss", ("context_dim", "hidden_size"), False, f"{_CHECKS}try_loss"),
     "layer": Hook("your own layer, all that Phase 2 trains", ("config",), True, f"{_CHECKS}try_layer"),
 }
-OF_PHASE_1 = ("block", "loss")  # hooks that do not exist if the layer reads tokens
+# Hooks for Phase 1. If the layer reads tokens, there is no Phase 1, so these hooks cannot be used.
+OF_PHASE_1 = ("block", "loss")
 READS = ("contexts", "tokens")  # what a layer may read
 OF_PACKAGE, TUNED = "ctxkv_lib.", "ctxkv_lib.method.tuned:"
-BOUND = "(...)"  # the end of an object's name; an object holds values besides its code
-# Parts that this process was given, by name and digest; a cell may since have redefined the name.
+# Suffix for the name of a plug-in that is an object. It stands for the values in the object.
+BOUND = "(...)"
+# The plug-ins that this process was given, by name and digest.
+# A notebook cell may have redefined the name since then.
 _given: dict[tuple[str, str], Any] = {}
-# Maps a part's digest after training to its digest before, for parts that modify their own state.
+# Maps a plug-in's digest after training to its digest before, for plug-ins that modify their own state.
 _digest_before: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
 class PlugIn:
-    """One plug-in of a configuration."""
+    """A plug-in in a configuration."""
 
-    name: str  # `module:Name`; for an object, which only this process has, it ends in `(...)`
-    code: str = ""  # Python's version, or "package" for a part of this package, and the digest of the code
-    settings: dict[str, Any] = field(default_factory=dict)  # the fields of its `Settings`, if it has any
+    # `module:Name`, or `module:Name(...)` for an object, which exists only in this process.
+    name: str
+    # Python's version and a digest of the code. For code of this package, "package" replaces the version.
+    code: str = ""
+    # The values of the plug-in's `Settings`. Without `Settings`, the dict is empty.
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return {"plugin": self.name, "code": self.code, **self.settings}
 
     @classmethod
     def of(cls, part: Any, hook: str = "") -> "PlugIn":
-        """Make a plug-in with default settings from a class, a function, or its `module:Name`.
+        """Make a plug-in with default settings. `part` is a class, a function, or a name `module:Name`.
 
-        A loss may be any callable that is not a module, such as a `functools.partial`. Raises a UserError for
-        anything else, for a part that does not take the arguments of its hook, and for a layer that reads
-        something unknown.
+        A loss may also be another callable, such as a `functools.partial`, but not a module. Raises a
+        UserError if `part` is anything else, if it does not take the arguments of its hook, or if a layer
+        reads neither contexts nor tokens.
         """
         name, part = (part, imported(part)) if isinstance(part, str) else (None, part)
         is_loss = hook == "loss" and callable(part) and not hasattr(part, "forward")
@@ -92,7 +101,7 @@ class PlugIn:
         return plugin
 
     def _refuse_other_hook(self, hook: str) -> None:
-        """Raise a UserError if the part cannot be called with the arguments of the hook."""
+        """Raise a UserError if the plug-in cannot be called with the arguments of the hook."""
         part, names, is_module = self.load(), HOOKS[hook].arguments, HOOKS[hook].is_module
         settings = {} if getattr(part, "Settings", None) is None else {"settings": None}
         kind = _class_in(part)
@@ -108,7 +117,7 @@ class PlugIn:
             self._refuse_other_tensors(self.build() if kind is None else partial(kind.forward, None))
 
     def _refuse_other_tensors(self, compute: Any) -> None:
-        """Raise a UserError if Phase 1 cannot call a loss, or the `forward` of its class."""
+        """Raise a UserError if Phase 1 cannot call `compute`, i.e. a loss or `forward` of a loss class."""
         asked = asked_tensors(compute)
         if not _fits(compute, () if asked else TENSORS[:1], dict.fromkeys(asked)):
             raise UserError(
@@ -119,11 +128,11 @@ class PlugIn:
 
     @property
     def reads(self) -> Any:
-        """Return what a layer reads, one of `READS`; the default is contexts."""
+        """Return what a layer reads: "contexts" (the default) or "tokens"."""
         return getattr(self.load(), "reads", READS[0])
 
     def load(self) -> Any:
-        """Return the class or function; raises a UserError if it is gone or has changed."""
+        """Return the class or function. Raises a UserError if it no longer exists or has changed."""
         if (self.name, self.code) not in _given:
             self.require_same_code()
         return self._part()
@@ -133,7 +142,7 @@ class PlugIn:
         return _given[key] if key in _given else imported(self.name)
 
     def require_same_code(self) -> None:
-        """Raise a UserError if the code of the part, or code it uses, has changed since the run was made."""
+        """Raise a UserError if the plug-in's code, or code it uses, has changed since the run was made."""
         code = _code_of(self.name, self._part())
         if code == self.code:
             return
@@ -147,13 +156,13 @@ class PlugIn:
         log(f"The run was made with {other}: {self.name} may compute something different here.")
 
     def build(self) -> Any:
-        """Return the class or function, with its settings bound if it has any."""
+        """Return the class or function. If there are settings, they are bound to the argument `settings`."""
         part = self.load()
         kind = getattr(part, "Settings", None)
         return partial(part, settings=kind(**self.settings)) if kind else part
 
     def make(self, *arguments: Any) -> Any:
-        """Make the module; raises a UserError if the part makes something else."""
+        """Make the plug-in's module. Raises a UserError if the result is not a `torch.nn.Module`."""
         from torch import nn
 
         module = self.build()(*arguments)
@@ -162,13 +171,13 @@ class PlugIn:
         return module
 
     def objective(self, model: Any) -> Any:
-        """Return what Phase 1 of a model minimises: a function, or a new module on the model's device."""
+        """Return the loss that Phase 1 minimises: a function, or a new module on the model's device."""
         if _class_in(self.load()) is None:
             return self.build()
         return self.make(model.config.context_dim, model.config.hidden_size).to(model.device)
 
     def keep_code(self) -> None:
-        """Keep the digest of the code, even if the plug-in has modified its own state in training."""
+        """Keep the digest from before training, even if training has modified the plug-in's own state."""
         _digest_before[_code_of(self.name, self.load())] = self.code
 
 
@@ -177,13 +186,13 @@ def _is_defined(part: Any) -> bool:
 
 
 def _class_in(part: Any) -> Any:
-    """Return the class if a part is a class or a partial of a class; otherwise return None."""
+    """Return the class if `part` is a class or a `functools.partial` of a class; otherwise return None."""
     kind = part.func if isinstance(part, partial) else part
     return kind if inspect.isclass(kind) else None
 
 
 def _fits(function: Any, arguments: Sequence[str], named: Mapping[str, Any]) -> bool:
-    """Return whether a function takes these arguments; True if it has no signature (some C functions)."""
+    """Return whether a function takes these arguments. If it has no signature, return True."""
     try:
         inspect.signature(function).bind(*arguments, **named)
     except TypeError:
@@ -194,22 +203,22 @@ def _fits(function: Any, arguments: Sequence[str], named: Mapping[str, Any]) -> 
 
 
 def _name_of(part: Any) -> str:
-    """Return `module:Name`, followed by `(...)` for an object.
+    """Return the name of a plug-in: `module:Name`, or `module:Name(...)` if the plug-in is an object.
 
-    A partial is named after its function, and any other object is named after its class.
+    A `functools.partial` is named after its function. Any other object is named after its class.
     """
     if isinstance(part, partial):
         return _name_of(part.func).removesuffix(BOUND) + BOUND
     named = part if hasattr(part, "__qualname__") else type(part)
-    # `wraps` copies names, so a decorated function belongs to its decorator's module.
+    # `__module__` may be wrong for a decorated function, since `functools.wraps` copies it.
     module = getattr(named, "__globals__", {}).get("__name__", named.__module__)
     return f"{module}:{named.__qualname__}{'' if _is_defined(part) else BOUND}"
 
 
 def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a plug-in with the given values, in JSON's types; {} if it has no `Settings`.
+    """Return the settings of a plug-in as a dict that JSON can hold, or {} if the plug-in has no `Settings`.
 
-    Raises a UserError if the settings are invalid or cannot be written as JSON.
+    `values` replace the defaults. Raises a UserError if a setting is invalid or cannot be written as JSON.
     """
     kind = getattr(part, "Settings", None)
     if kind is None:
@@ -229,14 +238,15 @@ def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 def _code_of(name: str, part: Any) -> str:
     if name.startswith(OF_PACKAGE) and not name.endswith(BOUND):
         return f"package-{source_digest(name.partition(':')[0].removeprefix(OF_PACKAGE))}"
-    from .code_digest import code_digest  # imported here because it imports torch
+    # The import is here because `code_digest` imports torch, which is slow.
+    from .code_digest import code_digest
 
     code = f"{sys.version_info.major}.{sys.version_info.minor}-{code_digest(part)}"
     return _digest_before.get(code, code)
 
 
 def imported(name: str) -> Any:
-    """Import `module:Name`; raises a UserError if it does not exist."""
+    """Import `module:Name`, and return the object. Raises a UserError if the name does not exist."""
     module, colon, path = name.partition(":")
     if not (module and colon and path):
         raise UserError(f"{name!r} does not name a plug-in; write package.module:Name.")

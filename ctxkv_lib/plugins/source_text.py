@@ -1,4 +1,4 @@
-"""The source text of a user's part, which is kept with a run: the whole file or notebook cell."""
+"""Find the source text of a plug-in, i.e. its whole file or notebook cell, so that a run can keep it."""
 
 import inspect
 import linecache
@@ -12,17 +12,18 @@ from .hooks import OF_PACKAGE, PlugIn
 
 
 def source_text(plugin: PlugIn) -> str:
-    """Return the text that defines a part, after a line with the name of its file or "notebook cell".
+    """Return the source text of a plug-in. The first line has the file's name or "notebook cell".
 
-    Return "" if the text cannot be found, if it was edited after it was run, or for a part of this package.
+    Return "" if the text cannot be found, was edited after the code was run, or belongs to this package.
     """
     codes = [] if plugin.name.startswith(OF_PACKAGE) else _codes_of(plugin.load())
     for file in dict.fromkeys(code.co_filename for code in codes):
         linecache.checkcache(file)
-        text = "".join(linecache.getlines(file))  # IPython keeps the text of its cells there
+        # IPython stores the text of notebook cells in `linecache`.
+        text = "".join(linecache.getlines(file))
         try:
             compiled = [*_nested(compile(text, file, "exec"))]
-        except (SyntaxError, ValueError):  # the text was edited after it was run
+        except (SyntaxError, ValueError):  # the text has been edited
             continue
         if all(code in compiled for code in codes if code.co_filename == file):
             place = Path(file).name if Path(file).is_file() else "notebook cell"
@@ -31,7 +32,7 @@ def source_text(plugin: PlugIn) -> str:
 
 
 def _codes_of(part: Any) -> list[CodeType]:
-    """Return the code of a function, or of all methods of a class. An object stands for its class."""
+    """Return the code objects of a function or of all methods of a class. For an object, use its class."""
     while isinstance(part, partial):
         part = part.func
     if inspect.ismethod(part):
@@ -44,7 +45,7 @@ def _codes_of(part: Any) -> list[CodeType]:
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:
-    """Yield code and the code of all functions and classes inside it."""
+    """Yield a code object and the code objects of all functions and classes inside it."""
     yield code
     for value in code.co_consts:
         if isinstance(value, CodeType):
