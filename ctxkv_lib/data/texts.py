@@ -68,7 +68,7 @@ def _read_files(source: str | Path, split: str | None) -> tuple[list[str], dict[
     if not path.exists() and _kind(path) not in FILE_READERS and HUB_NAME.fullmatch(str(source)):
         files = dataset_files(str(source), split)
     elif split is not None:
-        raise UserError(f"data.split is {split!r}; allowed: none but for a data set on the Hub.")
+        raise UserError(f"data.split is {split!r}; allowed: None, unless the data is a data set on the Hub.")
     elif not path.exists():
         known = f"a file ({KINDS}), a folder of such files, or a data set on the Hub as owner/name"
         raise UserError(f"{path.absolute()} does not exist; name {known}.")

@@ -115,7 +115,7 @@ def _try_on_tokens(model: ContextKV, name: str) -> None:
     _refuse_other_calls(name, read, rows)
     other_end = torch.cat([rows[:, :-1], -rows[:, -1:]], dim=1)
     if not torch.allclose(read(other_end)[:, :-1], hidden[:, :-1], atol=CLOSE):
-        raise UserError(f"{name} reads ahead: the hidden state of a column may not depend on later ones.")
+        raise UserError(f"{name} reads ahead: the hidden state of a column may not depend on later columns.")
     _refuse_mixed_rows(name, read, rows)
 
 

@@ -225,7 +225,7 @@ def test_missing_conversations_are_refused(tmp_path):
         read_texts(tmp_path)
     with pytest.raises(UserError, match=r"does not exist; .* or a data set on the Hub as owner/name\.$"):
         read_texts("no_such_thing")
-    with pytest.raises(UserError, match=r"data\.split is 'train'; allowed: none but for a data set on the"):
+    with pytest.raises(UserError, match=r"data\.split is 'train'; allowed: None, unless the data is a"):
         read_texts(tmp_path, "train")
 
 

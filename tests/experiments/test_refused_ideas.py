@@ -150,7 +150,7 @@ class ListedWeights(Blind):
         ("layer", WITHOUT_HEADS, r"Other returned weights of shape \[2, 2\]; allowed: \[n, heads"),
         ("layer", with_slots(0, -1), r"slot_offsets of .* are \[0, -1\]; allowed: whole numbers, asc"),
         ("layer", with_slots(0, 1.5), r"slot_offsets of .* are \[0, 1\.5\]"),
-        ("layer", AHEAD, r"Other reads ahead: the hidden state of a column may not depend on later ones"),
+        ("layer", AHEAD, r"Other reads ahead: the hidden state of a column may not depend on later columns"),
         ("layer", AlongRows, r"What .*AlongRows returns in a row depends on other rows .*batch_first=True"),
         ("block", Listed, r"Listed keeps modules or tensors in the plain attribute more, .*nn\.ModuleList"),
         ("layer", Plain, r"Plain keeps modules or tensors in the plain attribute directions, .*register_buf"),
