@@ -177,7 +177,7 @@ def test_more_seeds_are_estimated_from_their_spread(printed_by, monkeypatch):
     assert re.search(r"interval 11 +-2\.0 .*clearly better +3 +6 +conversations and seeds", printed)
     assert "interval 10: about 4 more seeds would give a clear difference.\n" in printed
     assert "interval 12: even 100 seeds would leave the difference unclear; use more test conv" in printed
-    assert "interval 13: one seed says nothing about others; add 2 or more.\n" in printed
+    assert "interval 13: one seed says nothing about other seeds; add 2 or more.\n" in printed
     assert "interval 11:" not in printed
     assert "simple estimate: it assumes that the difference and its spread over seeds" in printed
 
