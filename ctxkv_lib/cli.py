@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "Only run and compare work in several processes; start this command in a single process."
             )
         options.command(options)
-        # Errors in writing are handled below. An error while the interpreter exits could not be handled.
+        # Flush here, so that a write error is handled below. When the interpreter exits, it is too late.
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
@@ -184,7 +184,7 @@ def parser() -> argparse.ArgumentParser:
 def _config(options: argparse.Namespace, samples: int | None) -> ExperimentConfig:
     """Build the configuration from the options in `EXPERIMENT`.
 
-    If none of them is given and --out contains a run, return that run's configuration.
+    If none of these options is given and --out contains a run, return that run's configuration.
     """
     out = getattr(options, "out", None)
     if out and (out / "config.json").is_file() and not any(vars(options)[key] for key in EXPERIMENT):

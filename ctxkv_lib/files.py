@@ -49,7 +49,7 @@ def mib(num_bytes: float) -> float:
 
 
 def cache_dir() -> Path:
-    """Return the folder for tokens and tables that runs share: `$CTXKV_CACHE`, or `~/.cache/ctxkv`."""
+    """Return the folder of the tokens and token tables: `$CTXKV_CACHE` or `~/.cache/ctxkv`. Runs share it."""
     return expanded(os.environ.get("CTXKV_CACHE") or "~/.cache/ctxkv")
 
 

@@ -47,8 +47,8 @@ def interval(losses: Floats, base: Floats, tokens: Floats, draws: int = DRAWS) -
 
     Args:
         losses: mean loss per token of each conversation in nats, `[seeds, conversations]`.
-        base: losses of the base in the same form. If both sides have the same number of seeds, they are
-            compared in pairs, row by row. Otherwise, the seeds of each side are drawn separately.
+        base: losses of the base in the same form. If `losses` and `base` have the same number of seeds, they
+            are compared in pairs, row by row. Otherwise, their seeds are drawn separately.
         tokens: number of predicted tokens in each conversation, `[conversations]`. They weight the losses.
 
     We simulated two equally good variants with the spreads observed in the study. With three seeds, the

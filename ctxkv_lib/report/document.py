@@ -148,7 +148,7 @@ def _comparison(runs: Mapping[str, Run], results: pd.DataFrame, t: Translate) ->
 
 
 def _trainings(runs: Mapping[str, Run], t: Translate) -> Iterator[str]:
-    """Yield sentences on each run: how training ended, whether it overfitted, and the test PPL's error."""
+    """Yield sentences on each run: how training ended, whether the model overfitted, and the test error."""
     for name, run in runs.items():
         best, end = run.summary["phase2"], run.summary["phase2"]["epochs"][-1]
         overfits = end["train_ppl"] < best["train_ppl"] and end["val_ppl"] > best["val_ppl"]

@@ -33,7 +33,7 @@ print(tokenizer.decode(ids[0]))
 
 
 def model_card(run: Run) -> str:
-    """Write the model card as Markdown, with the Hub's metadata at the top."""
+    """Write the model card as Markdown, with metadata for the Hugging Face Hub at the top."""
     about = {"this run": {**run.summary, "config": run.config.to_dict()}}
     source = SOURCES.get(run.config.data.source)  # None for the user's own conversations
     return TEXT.format(

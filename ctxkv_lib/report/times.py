@@ -33,10 +33,10 @@ def measure_times(config: ExperimentConfig, train_tokens: int, val_tokens: int) 
     """Measure how long training takes. The model is untrained, and tokens and contexts are random.
 
     Returns:
-        `tokens`, the length of the training stream; `iteration_seconds`, the time of a Phase 1 iteration, or
-        None if Phase 1 trains nothing; `iterations`, the maximum number of iterations; `epoch_seconds`, the
-        time of an epoch with validation; `epochs`, the minimum and maximum number of epochs; and
-        `usual_epochs`, the range that is usual in practice, if it is known.
+        a dictionary with `tokens` (length of the training stream), `iteration_seconds` (time per Phase 1
+        iteration, or None if Phase 1 trains nothing), `iterations` (maximum number of iterations),
+        `epoch_seconds` (time per epoch, including validation), `epochs` (minimum and maximum number of
+        epochs), and `usual_epochs` (range that is usual in practice, or None if it is unknown).
     """
     device = choose_device(config.runtime.device)
     precision = choose_precision(config.runtime.precision, device)
