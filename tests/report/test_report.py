@@ -29,7 +29,7 @@ EVERY_KIND = [
 
 
 def row(report, name):
-    """Return the cells after `name` in the first table row that starts with it."""
+    """Return the cells after the name in the first table row that starts with `name`."""
     (line, *_) = [line for line in report.splitlines() if line.startswith(f"| {name} |")]
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 

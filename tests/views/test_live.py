@@ -30,7 +30,7 @@ ppl_curves({{"this run": sample_run().summary}})
 
 @pytest.fixture
 def live(monkeypatch):
-    """Return curves as in a notebook. They keep their drawings, and only tests move their clock."""
+    """Return `LiveCurves` as in a notebook, but keep all drawings, and let the test set the clock."""
     view = LiveCurves(stop_rate=0.8)
     view.shown, view.now = [], SimpleNamespace(seconds=100.0)
     monkeypatch.setattr(module, "in_notebook", lambda: True)
