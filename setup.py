@@ -1,4 +1,4 @@
-"""This file exists only for tools that look for it. The metadata is in pyproject.toml."""
+"""Set up the package for tools that need a setup.py. All metadata is in pyproject.toml."""
 
 from setuptools import setup
 

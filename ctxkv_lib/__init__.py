@@ -10,10 +10,10 @@
 
 The names in `__init__.pyi` are the public API; notebooks and scripts need no other names. Where to look:
 
-- `ctxkv_lib.method`: the model, Origin-Anchored Centroid Dispersion (OACD) and both phases; its module
-  `modeling` has the model for transformers.
-- `ctxkv_lib.data`: where conversations, tokens and token tables come from.
-- `ctxkv_lib.plugins`: parts of the model that users replace with their own.
+- `ctxkv_lib.method`: the model, and both phases of training. Phase 1 uses Origin-Anchored Centroid Dispersion
+  (OACD). The module `method.modeling` contains the model for Hugging Face transformers.
+- `ctxkv_lib.data`: loads conversations, tokens and token tables.
+- `ctxkv_lib.plugins`: lets users replace parts of the method with their own code.
 - `ctxkv_lib.runs` and `ctxkv_lib.experiments`: the settings, stages and run folder of an experiment.
 - `ctxkv_lib.report`: tables and written reports.
 - `ctxkv_lib.views`: figures, explorers and live curves, made from run folders.
@@ -27,14 +27,14 @@ from pathlib import Path
 
 __version__ = "0.4.0"
 
-# The public names come from the stub that type checkers read. Each name is imported when it is first used,
-# so that `ctxkv --help` answers at once.
+# The public names are read from `__init__.pyi`, the stub for type checkers. Each name is imported when it is
+# first used, so that `ctxkv --help` answers at once.
 _STUB = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
 _MODULE_OF = {name: module for module, name in re.findall(r"(?m)^from (\S+) import (\w+) as", _STUB)}
 __all__ = [*_MODULE_OF]
 
-# This must be set before torch loads libgomp. By default, libgomp's waiting threads spin 300,000 times and
-# starve other work.
+# GOMP_SPINCOUNT must be set before torch loads libgomp. By default, libgomp's waiting threads spin 300,000
+# times and starve other work.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
@@ -43,7 +43,8 @@ def __getattr__(name: str) -> object:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_MODULE_OF[name], __name__), name)
-    globals()[name] = value  # later look-ups find the name without this function
+    # Later look-ups find the name in the module and do not call this function.
+    globals()[name] = value
     return value
 
 

@@ -1,11 +1,12 @@
-"""The `ctxkv` command, and `python -m ctxkv_lib`."""
+"""Entry point of the command `ctxkv` and of `python -m ctxkv_lib`."""
 
 import sys
 
 
 def main() -> int:
-    """Run one command with `cli.main`. Ctrl-C prints one line, even while that module loads."""
-    sys.path.append("")  # finds plug-ins in the current folder, as `python -m` does
+    """Run `cli.main`. Ctrl-C prints a one-line message, even while the module `cli` is being imported."""
+    # Plug-ins in the current folder can then be imported, as with `python -m`.
+    sys.path.append("")
     try:
         from .cli import main
 

@@ -1,4 +1,4 @@
-"""The `ctxkv` command. Each command does its own heavy imports, so that `ctxkv --help` answers at once."""
+"""The command `ctxkv`. Slow modules are imported by the subcommands, so `ctxkv --help` answers at once."""
 
 import argparse
 import json
@@ -31,11 +31,11 @@ DATA = "your own conversations: a file, a folder of files, or a data set on the 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one `ctxkv` command.
 
     Returns:
         The exit code: 0 after success, 2 after an error that the user can fix, 130 after Ctrl-C, and 141 if
-        the output was closed, as in a pipeline. An error in the user's own code is raised.
+        the output is a pipe that its reader has closed. An error in the user's own code is raised.
     """
     options = parser().parse_args(arguments)
     if ranks.rank():
@@ -48,10 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "Only run and compare work in several processes; start this command in a single process."
             )
         options.command(options)
-        sys.stdout.flush()  # an error at the interpreter's exit could not be handled
+        # Flush here, so that a write error is handled below. When the interpreter exits, it is too late.
+        sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
-        return _fail("Stopped. Finished stages and saved epochs are kept; run it again to continue.", 130)
+        return _fail("Stopped. Finished stages and saved epochs are kept; run again to continue.", 130)
     except ranks.PeerFailed as error:
         return 2 if ranks.rank() else _fail(str(error))
     except UserError as error:
@@ -64,14 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int = 2) -> int:
-    with suppress(OSError):  # stderr may be closed, or its disk may be full
+    with suppress(OSError):  # stderr may be closed
         print(f"ctxkv: {one_line(message)}", file=sys.stderr)
     _drop_unwritten(sys.stderr)
     return code
 
 
 def _drop_unwritten(output: Any) -> None:
-    """Discard text that cannot be written; otherwise the interpreter would try again when it exits."""
+    """Discard buffered text if it cannot be written; otherwise, the interpreter would retry when it exits."""
     try:
         output.flush()
     except OSError:
@@ -79,10 +80,10 @@ def _drop_unwritten(output: Any) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors end with the closest name, as in "Did you mean --samples?"."""
+    """Argument parser whose errors suggest the closest known name, as in "Did you mean --samples?"."""
 
     def parse_known_args(self, *arguments: Any) -> Any:  # type: ignore[override]
-        """Refuse a command's unknown options here; argparse would leave them to the parent parser."""
+        """Refuse a subcommand's unknown options here; argparse would pass them on to the parent parser."""
         options, unknown = super().parse_known_args(*arguments)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -100,14 +101,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def _path(text: str) -> Path:
-    """Convert an argument to a path. This expands `~`, which the shell leaves in `--out=~/runs`."""
+    """Convert an argument to a path, and expand `~`, which the shell does not expand in `--out=~/runs`."""
     if not text or "\0" in text or not is_utf8(text):
         raise argparse.ArgumentTypeError("a path must be UTF-8, not empty, and without a NUL character")
     return Path(os.path.expanduser(text))
 
 
 def parser() -> argparse.ArgumentParser:
-    """Make the parser. The attribute `command` of the parsed options is the function to call."""
+    """Create the parser. The parsed options have an attribute `command`, which is the function to call."""
     presets = "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
     recipes = f"{', '.join(RECIPES)} (default: the preset's recipe)"
     result = Parser(prog="ctxkv", description="Train and explore Context-KV attention.")
@@ -124,27 +125,27 @@ def parser() -> argparse.ArgumentParser:
     def experiment(add: Callable[..., Any], many: bool = False) -> None:
         add("--preset", metavar="P", help=f"{presets} (default: colab)")
         add("--recipe", metavar="R", help=recipes)
-        add("--data", metavar="X", help=f"{DATA}; sizes that you do not give are chosen to fit it")
+        add("--data", metavar="X", help=f"{DATA}; split sizes that you do not set are chosen to fit")
         add("--split", metavar="NAME", help="split of a data set on the Hub (default: train)")
         add("--set", action="append", metavar="K=V", help="a setting, e.g. phase2.batch_size=256; repeatable")
         for name, hook in HOOKS.items():
             add(f"--{name}", metavar="MODULE:NAME", help=hook.help)
         several = {"nargs": "+"} if many else {}
-        add("--samples", type=int, metavar="N", help="training conversations", **several)
+        add("--samples", type=int, metavar="N", help="number of training conversations", **several)
 
     def results(add: Callable[..., Any]) -> None:
         add("--out", type=_path, metavar="DIR", help="results folder (default: named after the experiment)")
         add("--measure", action="store_true", help="also compute n-gram baselines for finished runs")
-        add("--again", action="store_true", help="replace a finished result even if the code or data differs")
-        add("--no-model", action="store_true", help="leave out model/, the folder for transformers")
+        add("--again", action="store_true", help="replace a finished result even if code or data has changed")
+        add("--no-model", action="store_true", help="do not write model/, the folder for transformers")
 
     def as_json(add: Callable[..., Any]) -> None:
         add("--json", action="store_true", help="print JSON")
 
     experiment(add := command(info))
-    add("--train-tokens", type=int, metavar="N", help="training tokens (counted if you give --data)")
-    add("--val-tokens", type=int, metavar="N", help="validation tokens")
-    add("--time", action="store_true", help="estimate the training time here (takes a few seconds)")
+    add("--train-tokens", type=int, metavar="N", help="number of training tokens (counted with --data)")
+    add("--val-tokens", type=int, metavar="N", help="number of validation tokens")
+    add("--time", action="store_true", help="estimate the training time on this machine in a few seconds")
     as_json(add)
     for function in (run, compare):
         experiment(add := command(function), many=function is compare)
@@ -153,10 +154,10 @@ def parser() -> argparse.ArgumentParser:
     add("run", type=_path, nargs="+", metavar="RUN", help="run folder")
     add("--lang", "--language", default="en", choices=("en", "ja"), help="language (default: en)")
     add = command(difference)
-    add("run", type=_path, nargs="+", metavar="RUN", help="run folders, of any variants and seeds")
+    add("run", type=_path, nargs="+", metavar="RUN", help="run folders, with any settings and seeds")
     add("--base", type=_path, nargs="+", required=True, metavar="RUN", help="run folders to compare with")
     add = command(list_folders)
-    add("root", type=_path, nargs="?", metavar="ROOT", help="root folder (default: $CTXKV_RUNS, or runs)")
+    add("root", type=_path, nargs="?", metavar="ROOT", help="folder to list (default: $CTXKV_RUNS, or runs)")
     as_json(add)
     add("--csv", action="store_true", help="print CSV")
     add = command(generate)
@@ -181,7 +182,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _config(options: argparse.Namespace, samples: int | None) -> ExperimentConfig:
-    """Build the configuration. If no option sets it and --out holds a run, use that run's configuration."""
+    """Build the configuration from the options in `EXPERIMENT`.
+
+    If none of these options is given and --out contains a run, return that run's configuration.
+    """
     out = getattr(options, "out", None)
     if out and (out / "config.json").is_file() and not any(vars(options)[key] for key in EXPERIMENT):
         try:
@@ -206,11 +210,11 @@ def _loading() -> Any:
 
 
 def _say_where(out: Path) -> None:
-    print_on_terminal(f"Working in {out}. Ctrl-C stops; run the same command to continue.")
+    print_on_terminal(f"Working in {out}. Press Ctrl-C to stop; run the same command to continue.")
 
 
 def info(options: argparse.Namespace) -> None:
-    """Print sizes and parameter counts without downloading anything; --time also estimates training time."""
+    """Print parameter counts and cache sizes without a download; --time also estimates the training time."""
     with _loading():
         from .report.info import describe, format_info
 
@@ -241,7 +245,7 @@ def list_folders(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run one experiment; run the same command again to continue or reuse it."""
+    """Run one experiment; run the same command again to continue, or to reuse its results."""
     config = with_fitting_sizes(_config(options, options.samples))
     with _loading():
         from .experiments import run
@@ -295,14 +299,14 @@ def report(options: argparse.Namespace) -> None:
 
 
 def difference(options: argparse.Namespace) -> None:
-    """Compare the test perplexity of runs with that of base runs, with intervals and verdicts."""
+    """Print how the test perplexity of runs differs from base runs, with 95% intervals and verdicts."""
     from .report.difference import difference, format_difference
 
     print(format_difference(difference(options.run, options.base)))
 
 
 def generate(options: argparse.Namespace) -> None:
-    """Generate text from a trained run."""
+    """Generate text with the model of a finished run."""
     with _loading():
         from .runs.generation import generate_text
     sampling = {known.name: getattr(options, known.name) for known in fields(Sampling)}
@@ -310,7 +314,7 @@ def generate(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Measure perplexity and accuracy of a run on other text."""
+    """Measure the perplexity and accuracy of a finished run's model on other text."""
     with _loading():
         from .measure.other_text import evaluate_texts
         from .report.tables import format_scores

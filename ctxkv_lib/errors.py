@@ -9,18 +9,19 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-# Texts in torch's out-of-memory errors, from its CPU allocator, mps, the CUDA driver, cuBLAS and cuDNN.
+# Texts that identify out-of-memory errors from torch's CPU allocator, mps, the CUDA driver, cuBLAS and cuDNN.
 NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
-LONGEST_MESSAGE = 1000  # characters; longer messages are cut in the middle, since users may type long values
-# Folders of code that is not the user's: this package, and Python's standard library.
+# Maximum length of a message in characters. A longer message, e.g. about a long value, is cut in the middle.
+LONGEST_MESSAGE = 1000
+# Folders that do not contain the user's code: this package and Python's standard library.
 LIBRARIES = (Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")))
 
 
 class OneLine:
-    """An exception that a notebook shows as its message alone."""
+    """An exception that a notebook shows without a traceback, as one line of text."""
 
     def _render_traceback_(self) -> list[str]:
-        """Return what IPython shows instead of a traceback."""
+        """Return the message, which IPython shows instead of a traceback."""
         return [str(self)]
 
 
@@ -29,7 +30,7 @@ class UserError(OneLine, ValueError):
 
 
 class DamagedFile(UserError):
-    """A file does not have the content that was written."""
+    """A file is damaged: its content is not what was written."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path} cannot be used: {reason}; to restore it, rerun the command that made it.")
@@ -37,19 +38,19 @@ class DamagedFile(UserError):
 
 
 class Interrupted(OneLine, KeyboardInterrupt):
-    """The user pressed Ctrl-C or a notebook's stop button. Scripts can catch it as a KeyboardInterrupt."""
+    """Raised after Ctrl-C or a notebook's stop button. Scripts can catch it as a KeyboardInterrupt."""
 
     def __init__(self) -> None:
-        super().__init__("Stopped. Finished stages and saved epochs are kept; run it again to continue.")
+        super().__init__("Stopped. Finished stages and saved epochs are kept; run again to continue.")
 
 
 @contextmanager
 def friendly_errors() -> Iterator[None]:
-    """Turn an interrupt, full memory or a diverged training run into an error with a one-sentence message.
+    """Turn interrupts, out-of-memory errors and diverged training into errors with one-sentence messages.
 
-    The frames of these errors are cleared, because a notebook keeps its last error and all tensors in the
-    error's frames. All other errors keep their frames, so that `%debug` shows what happened in the user's own
-    code. An OSError from the user's own code gets a note that says so; otherwise it would look like an error
+    The frames of these errors are cleared, because a notebook keeps its last error, and with it all tensors
+    in the frames. All other errors keep their frames, so that `%debug` can inspect the user's own code. An
+    OSError from the user's own code gets a note with the file's name; otherwise, it would look like an error
     of this package.
     """
     from .method.loop import Diverged
@@ -77,13 +78,13 @@ def friendly_errors() -> Iterator[None]:
 
 
 def user_file(error: BaseException) -> str | None:
-    """Return the last file of the user's own code that an error passed through; None if there is none."""
+    """Return the last file of the user's own code in an error's traceback, or None if there is none."""
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
     return next((file for file in reversed(files) if is_of_user(Path(file))), None)
 
 
 def is_of_user(file: Path) -> bool:
-    """Return whether a file is the user's code, and not part of this package, Python or another package."""
+    """Return whether a file is the user's own code, i.e. not part of Python or of an installed package."""
     is_installed = not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
     is_library = is_installed or any(file.is_relative_to(folder) for folder in LIBRARIES)
     return not is_library and not file.name.startswith("<")  # e.g. <frozen importlib._bootstrap>
@@ -91,7 +92,7 @@ def is_of_user(file: Path) -> bool:
 
 @contextmanager
 def as_user_errors() -> Iterator[None]:
-    """Turn each ValueError in the block into a UserError, because the values come from the user."""
+    """Turn a ValueError from the block into a UserError, since the values in the block come from the user."""
     try:
         yield
     except UserError:
@@ -101,7 +102,7 @@ def as_user_errors() -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that the memory of the host or a GPU is full, without importing torch."""
+    """Return whether an error means that the host's or a GPU's memory is full. This does not import torch."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     is_of_torch = isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
@@ -109,7 +110,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Return whether an error says that a disk is full. Some libraries say so only in the error's text."""
+    """Return whether an error says that a disk is full. Some libraries report this only in the text."""
     return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
 
 
@@ -123,8 +124,8 @@ def in_a_sentence(error: OSError) -> str:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a question that proposes the known names closest to `word`, or an empty string.
 
-    `word` may also be only the last part of a name, or its initials: both `learning_rate` and `lr` match
-    phase2.learning_rate.
+    `word` may also be the last part of a name, or the initials of that part: both `learning_rate` and `lr`
+    match `phase2.learning_rate`.
     """
     names = [*known]
     group, dot, last = word.lstrip("-").replace("-", "_").rpartition(".")
@@ -145,5 +146,5 @@ def one_line(message: str) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Return whether text can be encoded as UTF-8. Invalid bytes on a command line become surrogates."""
+    """Return whether text can be encoded as UTF-8. Invalid bytes on a command line make this impossible."""
     return text == text.encode(errors="ignore").decode()

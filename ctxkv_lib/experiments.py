@@ -1,4 +1,4 @@
-"""Run one experiment, from its conversations to its report, or compare several."""
+"""Run one experiment, from loading conversations to writing the report, or run and compare several."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -58,15 +58,16 @@ def run(
 
     Args:
         out: run folder. The default is `run_folder_of(config)`.
-        listener: called with every metric in order. The metrics of reused stages have `"replayed": True`.
-            With None, a line per epoch is printed, except in a notebook.
-        again: replace a finished result even if the code or data differs, and check all files of the run.
-        save_model: write `model/`, the folder for transformers. A later call can add it.
-        plugins: `block`, `loss` or `layer`, each a class or function that replaces the method's part, or its
-            name `module:Name`. docs/own-idea.md says what each part receives and returns.
+        listener: function that is called with every metric in order. The metrics of reused stages have
+            `"replayed": True`. With None, one line per epoch is printed, except in a notebook.
+        again: replace a finished result even if code or data has changed, and check all files of the run.
+        save_model: write the folder `model/`, which transformers can load. A later call can still write it.
+        plugins: replacements for `block`, `loss` or `layer`: a class, a function, or its name `module:Name`.
+            docs/own-idea.md says what each part receives and returns.
 
     Raises:
-        UserError: The input is wrong, a source cannot be reached, or the folder holds another experiment.
+        UserError: The input is wrong, a data source cannot be reached, or the folder contains a different
+            experiment.
     """
     with claimed_experiment(config, out, again, plugins, save_model) as (folder, inputs, stages):
         listener = listener or epoch_printer(config.phase2)
@@ -87,7 +88,7 @@ def prepare(
     again: bool = False,
     **plugins: Any,
 ) -> OpenRun:
-    """Run Phase 1 and compute the caches. A call of `run` with the same arguments continues from there."""
+    """Run Phase 1 and compute the context caches. `run` with the same arguments continues from there."""
     with claimed_experiment(config, out, again, plugins) as (folder, inputs, stages):
         contexts = [stage.name for stage in stages].index("contexts")
         run_stages(folder, stages[: contexts + 1], inputs.device, listener, again)
@@ -102,7 +103,7 @@ def claimed_experiment(
     plugins: dict[str, Any],
     save_model: bool = True,
 ) -> Iterator[Claimed]:
-    """Lock an experiment's folder for this process while the block runs."""
+    """Lock an experiment's folder for this process while the block runs, and yield its inputs and stages."""
     require_config(config)
     config = config.replace(plugins)
     for plugin in config.plugins.values():
@@ -142,7 +143,7 @@ def results_stage() -> Stage:
 
 
 def write_results(work: Work) -> dict[str, Any]:
-    """Write summary and metrics, and also the report, figures and model card if they do not exist yet."""
+    """Write the summary and the metrics, and also the report, figures and model card if they are missing."""
     folder, path = work.folder, work.folder.path
     finished = Run(path, folder.config, summarize(folder), folder.metrics(TRAININGS))
     write_json(path / "summary.json", finished.summary)
@@ -154,7 +155,7 @@ def write_results(work: Work) -> dict[str, Any]:
 
 
 def model_stage(inputs: Inputs, save_model: bool) -> Stage:
-    """Return the last stage of a run, which saves its model for transformers, with a model card."""
+    """Return the last stage of a run. This stage saves the model for transformers, with a model card."""
 
     def compute(work: Work) -> dict[str, Any]:
         write_model(inputs, work.folder.path)
@@ -174,7 +175,7 @@ def model_stage(inputs: Inputs, save_model: bool) -> Stage:
 
 
 def _write_card(finished: Run) -> None:
-    """Write the model card if a model is saved and has no card."""
+    """Write the model card if the run has a saved model without a card."""
     card = finished.path / CARD
     if card.parent.is_dir() and not card.is_file():
         write_text(card, model_card(finished))
@@ -189,19 +190,19 @@ def compare(
     again: bool = False,
     save_model: bool = True,
 ) -> list[Run]:
-    """Run the unfinished stages of several experiments, and write their comparison.
+    """Run the unfinished stages of several experiments, and write a comparison of the experiments.
 
     Args:
         configs: at least two experiments that differ in `data.samples`.
-        root: folder that holds the run folders. The default is `$CTXKV_RUNS`, or `runs`.
+        root: folder that contains the run folders. The default is `$CTXKV_RUNS`, or `runs`.
         out: folder of the comparison. The default is `comparison_folder(configs, root)`.
-        listener: called with every metric of every run, with the run's `samples`. With None, lines are
-            printed as in `run`.
+        listener: function that is called with every metric of every run. Each metric contains its run's
+            `samples`. With None, one line per epoch is printed, as in `run`.
         again, save_model: as in `run`.
 
     Raises:
-        UserError: as in `run`. This error is also raised, before anything is computed, if the source has
-            fewer conversations than the largest sample count, or if `out` holds something else.
+        UserError: as in `run`. This error is also raised, before anything is computed, if the data source has
+            fewer conversations than the largest `samples`, or if `out` contains other files.
     """
     for config in configs:
         require_config(config)
@@ -228,7 +229,7 @@ def _labelled(listener: Listener, samples: int) -> Listener:
 
 
 def _refuse_taken(out: Path, folders: list[str]) -> None:
-    """Raise UserError if a comparison of the runs in `folders` must not overwrite the files in `out`."""
+    """Raise UserError if `out` contains anything other than a comparison of the runs in `folders`."""
     reason = "is a file" if out.is_file() else ""
     if (out / COMPARISON).is_file():
         try:
@@ -242,9 +243,9 @@ def _refuse_taken(out: Path, folders: list[str]) -> None:
 
 
 def write_comparison(runs: Sequence[Run], out: Path) -> None:
-    """Write comparison.json, report and figures of several runs.
+    """Write comparison.json, the report and the figures that compare several runs.
 
-    If the same runs were compared before, existing reports and figures stay as they are.
+    If comparison.json would stay the same, existing reports and figures are not overwritten.
     """
     values = {
         "folders": [finished.path.name for finished in runs],
@@ -260,12 +261,13 @@ def write_comparison(runs: Sequence[Run], out: Path) -> None:
 
 
 def _publish(runs: Sequence[Run], folder: Path, only_missing: bool = False) -> None:
-    """Write the report in every language, and its figures.
+    """Write the report of runs in every language, and its figures.
 
     Args:
-        only_missing: leave existing files as they are, since users may have edited them.
+        only_missing: do not overwrite existing files, since users may have edited them.
     """
-    from .views import figures  # imports matplotlib, which a reused run does not need
+    # Importing matplotlib takes time, and a reused run does not need it.
+    from .views import figures
 
     by_name = runs_by_name(runs)
     summaries = {name: run.summary for name, run in by_name.items()}

@@ -29,16 +29,16 @@ PACKAGE = Path(__file__).parent
 CHECKSUM = "checksum"
 MIB = 2**20
 DTYPE_NAMES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.int32": "I32"}  # safetensors names
-# A tensor to write: its dtype, its shape, and its rows, which may be computed in parts.
+# A tensor to write: its dtype, its shape, and an iterable that yields its rows, some at a time.
 TensorParts = tuple["torch.dtype", Sequence[int], Iterable["Tensor"]]
 
 
 def expanded(path: Path | str) -> Path:
-    """Return a path with `~` replaced by the user's home. Raises UserError if `path` is not a path."""
+    """Return a path with `~` replaced by the home folder. Raises UserError if `path` has a wrong type."""
     if not isinstance(path, str | os.PathLike):
         kind = type(path).__name__
         raise UserError(
-            f"{kind} is not a path; name a folder or a file as text (the folder of a Run is `run.path`)."
+            f"{kind} is not a path; give a folder or a file as text. A Run's folder is `run.path`."
         )
     return Path(os.path.expanduser(path))
 
@@ -49,15 +49,15 @@ def mib(num_bytes: float) -> float:
 
 
 def cache_dir() -> Path:
-    """Return the folder for tokens and tables that runs share: `$CTXKV_CACHE`, or `~/.cache/ctxkv`."""
+    """Return the folder of the tokens and token tables: `$CTXKV_CACHE` or `~/.cache/ctxkv`. Runs share it."""
     return expanded(os.environ.get("CTXKV_CACHE") or "~/.cache/ctxkv")
 
 
 def runs_root() -> Path:
-    """Return the folder of all runs.
+    """Return the folder that contains all run folders.
 
-    The folder is `$CTXKV_RUNS` or, without that variable, `runs` in the current folder. If the current folder
-    is a subfolder of a clone, such as `notebooks`, it is `runs` in the clone's top folder.
+    If `$CTXKV_RUNS` is set, this variable names the folder. Otherwise, the folder is `runs` in the current
+    folder. In a subfolder of a clone, such as `notebooks`, it is `runs` in the clone's top folder instead.
     """
     top = Path.cwd().parent
     is_in_clone = (top / "ctxkv_lib" / "__init__.py").is_file()
@@ -68,8 +68,8 @@ def runs_root() -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`, and rename it to `path` if the block succeeds.
 
-    The block writes a file or a folder there. The name is random, since processes in other containers or on
-    other hosts may write the same file in a shared folder.
+    The block writes a file or a folder to the temporary path. Its name is random, since processes in other
+    containers or on other hosts may write the same file in a shared folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary_path = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
@@ -77,9 +77,11 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary_path
         for written in [temporary_path, *temporary_path.rglob("*")]:
             is_file = written.is_file() and not written.is_symlink()
-            if is_file and written.stat().st_nlink == 1:  # hard links belong to another run
-                with suppress(PermissionError):  # some file systems have no permissions
-                    written.chmod(0o644)  # safetensors lets only the owner read its files
+            # Skip hard links, because they belong to another run.
+            if is_file and written.stat().st_nlink == 1:
+                # safetensors makes its files readable for the owner only. Some file systems refuse chmod.
+                with suppress(PermissionError):
+                    written.chmod(0o644)
                 with written.open("rb+") as file:
                     os.fsync(file.fileno())
         if path.is_dir():  # a rename cannot replace a folder
@@ -90,14 +92,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder if it exists. A link is deleted, and what it points to stays."""
+    """Delete a file or a folder if it exists. If `path` is a link, only the link itself is deleted."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder that are neither hidden nor in a hidden folder."""
+    """Yield all files below a folder, except hidden files and files in hidden folders."""
     for path in folder.rglob("*"):
         if "/." not in f"/{path.relative_to(folder).as_posix()}" and path.is_file():
             yield path
@@ -128,7 +130,7 @@ def digest(value: Any) -> str:
 
 @cache
 def source_digest(*modules: str) -> str:
-    """Return a digest of modules such as `method.model`, without their docstrings, comments and layout."""
+    """Return a digest of modules, such as `method.model`, that ignores docstrings, comments and layout."""
     sources = []
     for module in modules:
         tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_bytes())
@@ -146,7 +148,7 @@ def checksum(path: Path) -> str:
 
 
 def checksums(folder: Path, parts: Iterable[str]) -> dict[str, str]:
-    """Return the size and checksum of each file in `parts` of a folder.
+    """Return the size and checksum of each file in the given parts of a folder.
 
     A part is a file, or a folder with all files below it. Parts and the names in the result are paths
     relative to `folder`.
@@ -177,20 +179,21 @@ def write_tensors(
     """Write named tensors as one safetensors file.
 
     Args:
-        metadata: strings that are stored with the tensors; None stores a checksum of the tensors.
+        metadata: strings to store with the tensors. With None, a checksum of the tensors is stored.
     """
     from safetensors.torch import save
 
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     content = save(copies, metadata or {CHECKSUM: _tensor_checksum(copies)})
     with replacing(path) as temporary_path:
-        temporary_path.write_bytes(content)  # a kill in `save_file` would leave a temporary file behind
+        # safetensors' `save_file` would leave its own temporary file behind if the process were killed.
+        temporary_path.write_bytes(content)
 
 
 def write_parts(path: Path, tensors: Mapping[str, TensorParts]) -> None:
     """Write the tensors of one safetensors file in parts, so that they need not fit into memory.
 
-    The file holds the length of the header (8 bytes, little-endian), the header as JSON, and the tensors.
+    The file consists of the header's length (8 bytes, little-endian), the header as JSON, and the tensors.
     """
     header, end = {}, 0
     for name, (dtype, shape, _) in tensors.items():
@@ -247,6 +250,7 @@ def rust_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # tokenizers raises plain exceptions
-        if "(os error " not in str(error):  # Rust ends the messages of system errors with this
+        # In Rust, messages of system errors end with "(os error NUMBER)".
+        if "(os error " not in str(error):
             raise
         raise OSError(f"{path} could not be written: {error}") from error

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 LOGGED_ITERATIONS = 10  # iterations of Phase 1 per printed line
 ESTIMATE_SECONDS = 5  # a loop's duration is estimated after this many seconds
 T = TypeVar("T")
-Listener = Callable[["Metric"], None]  # called with each new metric, i.e. each line of metrics.jsonl
+# A function that is called with each new metric. Each metric becomes one line of metrics.jsonl.
+Listener = Callable[["Metric"], None]
 
 
 def progress_bar(items: Iterable[Any] | None, description: str, **options: Any) -> "tqdm":
@@ -30,7 +31,7 @@ def progress_bar(items: Iterable[Any] | None, description: str, **options: Any) 
 
 
 def estimated(items: Iterable[T], total: int, tell: Callable[[float], None]) -> Iterator[T]:
-    """Yield `total` items. After a few seconds, call `tell` once with the expected seconds for all items.
+    """Yield the items. After a few seconds, call `tell` once with the expected seconds for `total` items.
 
     The first item is not timed, since it includes warm-up.
     """
@@ -46,19 +47,19 @@ def estimated(items: Iterable[T], total: int, tell: Callable[[float], None]) -> 
 
 @contextmanager
 def status_line(description: str) -> Iterator[None]:
-    """Show a line while the block runs, for tasks that have no steps to count."""
+    """Show a status line while the block runs, for tasks without steps that could be counted."""
     with progress_bar(None, description, bar_format="{desc} ..."):
         yield
 
 
 def print_on_terminal(line: str) -> None:
-    """Print a line above the bars if stderr is a terminal."""
+    """Print a line above the progress bars if stderr is a terminal."""
     if sys.stderr.isatty():
         log(line)
 
 
 def log(line: str) -> None:
-    """Print an important line above the bars. In notebooks, which show stderr in red, it goes to stdout."""
+    """Print a line above the progress bars, to stderr or, in notebooks (where stderr is red), to stdout."""
     from tqdm import tqdm
 
     if not ranks.rank():
@@ -72,10 +73,10 @@ def in_notebook() -> bool:
 
 
 def epoch_printer(config: "Phase2Config") -> Listener:
-    """Return a listener that prints a line per epoch.
+    """Return a listener that prints one line per epoch.
 
-    Without a terminal, it also prints a line for every tenth iteration of Phase 1. It does not print replayed
-    metrics, and it prints nothing in a notebook, which shows bars.
+    If stderr is not a terminal, the listener also prints every tenth iteration of Phase 1. It does not print
+    replayed metrics. In a notebook, it prints nothing, since notebooks show progress bars.
     """
     most = config.max_epochs
 
@@ -100,7 +101,7 @@ def run_name(metric: "Metric") -> str:
 
 
 def in_words(metric: "Metric", most: int | None = None) -> str:
-    """Describe one metric in a line of text. `most` is the maximum number of epochs."""
+    """Describe one metric in one line of text. `most` is the maximum number of epochs."""
     run = f"{name}, " if (name := run_name(metric)) else ""
     if metric["stage"] == "phase1":
         return (
@@ -110,7 +111,7 @@ def in_words(metric: "Metric", most: int | None = None) -> str:
     epoch = f"{run}Phase 2, epoch {metric['epoch']}{f' of at most {most}' if most else ''}"
     if "step" in metric:
         return f"{epoch}, step {metric['step']:,} of {metric['steps']:,}: training loss {metric['loss']:.3f}"
-    best = "best so far" if metric["improved"] else f"{metric['no_improve']} without improvement"
+    best = "best so far" if metric["improved"] else f"epochs without improvement: {metric['no_improve']}"
     return (
         f"{epoch}: train PPL {metric['train_ppl']:,.1f}, val PPL {metric['val_ppl']:,.1f}, "
         f"val acc {metric['val_acc']:.1%}, {best}"
@@ -118,7 +119,7 @@ def in_words(metric: "Metric", most: int | None = None) -> str:
 
 
 def epochs_ahead(seconds: float, least: int, most: int, usual: Sequence[int] | None = None) -> str:
-    """Say how many seconds an epoch takes, how many epochs there can be, and how many are usual."""
+    """Describe how long an epoch takes, how many epochs are possible, and how many are usual."""
     epochs = (f"{least} to " if least < most else "") + format_count(most, " epochs")
     words = f"about {duration(seconds)} per epoch, {epochs}"
     return f"{words}; this recipe usually stops after {usual[0]} to {usual[1]}" if usual else words

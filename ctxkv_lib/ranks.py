@@ -1,15 +1,15 @@
-"""Run one experiment in several processes that use `torch.distributed`.
+"""Run one experiment in several processes that communicate through `torch.distributed`.
 
 torchrun or `accelerate launch` starts the processes. Every process reads the texts and the run folder, so all
-of them need access to both. `experiments` connects the processes, and rank 0 locks the folder.
+of them need access to both. The module `experiments` connects the processes, and rank 0 locks the folder.
 
-In most stages, `runs.driver` lets only rank 0 decide, compute and record (`on_rank_0`); the other processes
-wait and receive the record. Only Phase 2, the stage with `Stage.by_all`, is computed by all processes. Each
+In most stages, only rank 0 computes and records results: `runs.driver` calls `on_rank_0`, and the other
+processes wait for the record. Only Phase 2, the stage with `Stage.by_all`, is computed by all processes. Each
 process takes its `shard` of every batch in training (`ContextKV.batches`) and of all positions in validation
 (`scoring.token_scores`). Losses, scores and gradients are summed over the processes (`all_reduce`), and each
-process draws the dropout of the whole batch (`phase2.ShardedDropout`). The results therefore equal those of a
-single process up to rounding. The training loops call `shard` and `all_reduce` as hooks, which
-`runs.training.RunHooks` sets.
+process draws the dropout mask of the whole batch (`phase2.ShardedDropout`). The results therefore equal the
+results of a single process up to rounding. The training loops call `shard` and `all_reduce` through the hooks
+in `runs.training.RunHooks`.
 
 In `progress` and `cli`, only rank 0 prints. Layers that read tokens can only be trained in one process.
 """
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-# Launchers set all of these variables for each process. Clusters set some of them, but not all, for every
-# program.
+# Environment variables that a launcher sets for each process. Some clusters also set a few of these variables
+# for every program, so only the complete set shows that a launcher started this process.
 LAUNCHER = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-# Time limit for each collective. It is long because the other processes wait while rank 0 computes Phase 1.
+# Time limit for each collective operation. It is long because all processes wait while rank 0 runs Phase 1.
 COLLECTIVE_TIMEOUT = timedelta(days=2)
 OTHER_ENDED = "Another process of this run has ended; finished stages and saved epochs are kept."
 T = TypeVar("T")
 
 
 class PeerFailed(UserError):
-    """Another process failed; that process prints the reason."""
+    """Another process of this run has failed. The failed process prints the reason."""
 
 
 def world_size() -> int:
@@ -76,7 +76,7 @@ def shard(rows: int) -> slice:
 
 
 def all_reduce(tensors: Sequence["Tensor"]) -> None:
-    """Overwrite contiguous tensors with their sums over all processes. Raises PeerFailed if one fails."""
+    """Replace contiguous tensors by their sums over all processes. Raises PeerFailed if a process ends."""
     if world_size() > 1:
         from torch import distributed
 
@@ -90,13 +90,15 @@ def all_reduce(tensors: Sequence["Tensor"]) -> None:
 def on_rank_0(make: Callable[[], T]) -> T:
     """Call `make` on rank 0 while the other ranks wait, and return its result on every rank.
 
-    If `make` raises, all ranks stop: rank 0 raises that error, and the others raise PeerFailed with its text.
+    If `make` raises an error, all ranks stop: rank 0 raises this error, and the other ranks raise PeerFailed
+    with the same message.
     """
     if world_size() == 1:
         return make()
     from torch import distributed
 
-    outcome: list[Any] = [None, ""]  # the result of `make`, and the text of its error
+    # The first item is the result of `make`, and the second is the message of its error.
+    outcome: list[Any] = [None, ""]
     try:
         if rank() == 0:
             outcome[0] = make()

@@ -14,7 +14,7 @@ import torch
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core per test worker by default
 if not any("gpu" in Path(word).parts for word in sys.argv):  # use a GPU only if tests/gpu is requested
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # `ctxkv` sets this, too, if it runs outside a terminal
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # `ctxkv` also does this outside a terminal
 os.environ.pop("CTXKV_RUNS", None)  # tests write runs to their own folders
 
 from tiny import *  # noqa: F403
@@ -31,7 +31,7 @@ CHANGING = {"seconds", "seconds_per_epoch", "memory", "date", "caches", "git_com
 
 
 def pytest_collection_modifyitems(config, items):
-    """Skip tests that take an hour unless they are asked for by name."""
+    """Skip the tests marked `torture`, which take an hour, unless the command line asks for them."""
     if "torture" not in config.option.markexpr:
         items[:] = [item for item in items if "torture" not in item.keywords]
 
@@ -46,7 +46,7 @@ def shared_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def light_runs():
-    """Let runs draw no pictures and skip `fsync`; this halves the time of a tiny run."""
+    """Make runs skip pictures and `fsync`, which halves the time of a tiny run."""
     from ctxkv_lib.views import figures
 
     with pytest.MonkeyPatch.context() as patch:
@@ -63,7 +63,7 @@ def empty_picture(_, path):
 
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
-    """Give the test its own shared cache."""
+    """Give the test a cache folder of its own."""
     monkeypatch.setenv("CTXKV_CACHE", str(tmp_path / "cache"))
 
 
@@ -99,13 +99,14 @@ def own_module(tmp_path, monkeypatch):
         return name
 
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # else a rewritten module may run its old bytecode
+    # Bytecode of the old source could otherwise be run after a module is rewritten.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     return write
 
 
 @pytest.fixture
 def printed_by(capsys):
-    """Return a function that runs a command line and returns its output or one-line error."""
+    """Return a function that runs a `ctxkv` command and returns its output or its one-line error."""
 
     def run_command(*words, code=0):
         assert main([*map(str, words)]) == code
@@ -141,7 +142,7 @@ def settings_of(values) -> list[str]:
 
 
 def tiny_run(folder, settings) -> list[str]:
-    """Return command-line arguments for a run into `folder` that takes a second or two."""
+    """Return command-line arguments for a run of a second or two that writes its results to `folder`."""
     return ["run", "--preset", "ci", "--samples", "8", "--out", str(folder), *settings_of(settings)]
 
 
@@ -166,7 +167,7 @@ def outcome(folder: Path) -> dict[str, object]:
 
 
 def sources(notebook: Path, kind: str = "code") -> dict[str, str]:
-    """Return the text of every cell of one kind, by cell id."""
+    """Return the texts of all cells of type `kind` by cell id."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return {cell["id"]: "".join(cell["source"]) for cell in cells if cell["cell_type"] == kind}
 

@@ -1,6 +1,7 @@
 """Runs that are killed, fill the disk, or find damaged files; `test_trust.py` uses them.
 
-Each command runs in a forked child. Its parent has already imported everything, so a run takes a second.
+Each command runs in a forked child process, which takes only a second because the parent process has already
+imported everything.
 """
 
 import itertools
@@ -26,12 +27,12 @@ from ctxkv_lib.runs import training
 
 @dataclass(frozen=True)
 class Outcome:
-    code: int  # exit code; negative: the signal that ended the process
+    code: int  # exit code, or the negative number of a signal that ended the process
     text: str  # the printed text
 
     @property
     def is_a_sentence(self) -> bool:
-        """Whether the exit code is 2 and the only error is the last line; earlier lines may be notices."""
+        """Whether the exit code is 2 and only the last line is an error. Earlier lines may be notices."""
         lines = self.text.strip().splitlines()
         errors = [line for line in lines if line.startswith("ctxkv: ")]
         return self.code == 2 and lines[-1:] == errors and "Traceback" not in self.text
@@ -56,7 +57,7 @@ def in_child(act: Callable[[], int], kill_after: float | None = None) -> Outcome
 
 
 def at_renames(act: Callable[[int, Path], object]) -> None:
-    """Call `act(place, target)` before (place 2n) and after (place 2n + 1) the n-th rename from now on."""
+    """Call `act(place, target)` before and after every rename; for rename n, place is 2n and 2n + 1."""
     rename, places = os.replace, itertools.count(step=2)
 
     def replace(source, target):
@@ -82,7 +83,7 @@ def make_quick(patch: pytest.MonkeyPatch) -> None:
 class Laboratory:
     """A tiny experiment, with an undisturbed run for comparison.
 
-    Its token table is made from text, so the shared cache keeps it.
+    The token table is made from text, so it is stored in the shared cache.
     """
 
     def __init__(self, root: Path, recipe: str = "exact", **changes: object) -> None:
@@ -115,11 +116,11 @@ class Laboratory:
         return self.run(out, lambda: at_renames(lambda here, _: die() if here == place else None))
 
     def after(self, name: str) -> int:
-        """Return the place just after a file gets its name for the first time."""
+        """Return the place right after the first rename to `name`."""
         return 2 * self.renames.index(name) + 1
 
     def _renames(self) -> list[str]:
-        """Make the reference run, undisturbed, and return the targets of its renames in order."""
+        """Make the undisturbed reference run, and return the targets of its renames in order."""
         main([*self.arguments, "--out", str(self.root / "first")])  # fills the caches and imports everything
         renamed = self.root / "renamed"
 

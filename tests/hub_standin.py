@@ -105,7 +105,7 @@ def forget_connections() -> None:
 
 
 def direct_to(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do what the environment variable HF_ENDPOINT does, after huggingface_hub has been imported."""
+    """Set the Hub's address as HF_ENDPOINT does, but after huggingface_hub has been imported."""
     template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)

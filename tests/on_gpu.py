@@ -19,7 +19,7 @@ def gpu():
 
 @pytest.fixture
 def waits():
-    """Return a function that says how often the CPU has waited for the GPU; only the simulated GPU counts."""
+    """Return a function that says how often the CPU has waited. Only the simulated GPU counts the waits."""
     simulated = sys.modules.get("simulated_gpu")
     if simulated is None:
         pytest.skip("only the simulated GPU counts waits")

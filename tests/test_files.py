@@ -41,7 +41,7 @@ def test_a_file_or_folder_is_replaced_completely_or_not_at_all(tmp_path):
 
 
 def test_two_writers_of_one_file_never_share_a_temporary_file(tmp_path):
-    """This holds even for processes in different containers that have the same process id."""
+    """The names also differ if processes in different containers have the same process id."""
     with replacing(tmp_path / "a.txt") as first, replacing(tmp_path / "a.txt") as second:
         first.write_text("first")
         second.write_text("second")

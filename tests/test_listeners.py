@@ -17,7 +17,7 @@ PAGE = (TOP / "docs" / "start.md").read_text(encoding="utf-8")
 
 @pytest.fixture
 def execute(finished_run, tmp_path, monkeypatch):
-    """Return a function that executes code of the page on a finished run and returns its metrics."""
+    """Return a function that executes code from the page on a finished run and returns the run's metrics."""
     monkeypatch.chdir(tmp_path)
     reused = SimpleNamespace(run=lambda config, listener: run(config, finished_run.path, listener))
 
@@ -38,7 +38,7 @@ def test_tensorboard_has_the_numbers_of_both_phases(execute):
 
 
 def test_wandb_and_mlflow_get_every_line(execute, monkeypatch):
-    """Both libraries are replaced with stand-ins, since neither is installed for tests."""
+    """Stand-ins replace wandb and mlflow, since neither library is installed for tests."""
     lines, numbers = [], []
     wandb = SimpleNamespace(init=lambda project, config: nullcontext(SimpleNamespace(log=lines.append)))
     mlflow = SimpleNamespace(

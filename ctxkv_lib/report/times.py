@@ -22,19 +22,21 @@ from ..runs.device import choose_device, choose_precision, torch_state
 from ..runs.presets import usual_epochs
 
 TIMED_BATCHES = 2  # number of batches to time, after one warm-up batch
-DISTINCT_TOKENS = 22  # a text has about 22 * sqrt(tokens) distinct tokens: 1,581 of 6,324
-TABLE_STD = 0.02  # with a std of 1, `exp` of the logits would overflow, and the head would be slower
+# A text with n tokens has about 22 * sqrt(n) distinct tokens. For example, 6,324 tokens have 1,581.
+DISTINCT_TOKENS = 22
+# Standard deviation of the random token table. With 1, `exp` of the logits would overflow and be slower.
+TABLE_STD = 0.02
 
 
 @friendly_errors()
 def measure_times(config: ExperimentConfig, train_tokens: int, val_tokens: int) -> dict[str, Any]:
-    """Measure how long training takes, with an untrained model on random tokens and contexts.
+    """Measure how long training takes. The model is untrained, and tokens and contexts are random.
 
     Returns:
-        `tokens`, the length of the training stream; `iteration_seconds`, the time of a Phase 1 iteration, or
-        None if Phase 1 trains nothing; `iterations`, the maximum number of iterations; `epoch_seconds`, the
-        time of an epoch with validation; `epochs`, the minimum and maximum number of epochs; and
-        `usual_epochs`, the range that is usual in practice, if it is known.
+        a dictionary with `tokens` (length of the training stream), `iteration_seconds` (time per Phase 1
+        iteration, or None if Phase 1 trains nothing), `iterations` (maximum number of iterations),
+        `epoch_seconds` (time per epoch, including validation), `epochs` (minimum and maximum number of
+        epochs), and `usual_epochs` (range that is usual in practice, or None if it is unknown).
     """
     device = choose_device(config.runtime.device)
     precision = choose_precision(config.runtime.precision, device)
@@ -47,7 +49,7 @@ def measure_times(config: ExperimentConfig, train_tokens: int, val_tokens: int) 
     return {
         "tokens": train_tokens,
         "iteration_seconds": iteration,
-        "iterations": max(0, config.phase1.max_iterations - 1),  # the first iteration only draws contexts
+        "iterations": max(0, config.phase1.max_iterations - 1),  # the first iteration trains nothing
         "epoch_seconds": epoch,
         "epochs": [config.phase2.least_epochs, config.phase2.max_epochs],
         "usual_epochs": usual_epochs(config),
@@ -62,7 +64,7 @@ class _Stopwatch(Loop):
 
 
 def _iteration_seconds(model: ContextKV, config: ExperimentConfig, positions: int) -> float | None:
-    """Estimate the time of an iteration from a few batches with proportionally fewer distinct tokens."""
+    """Estimate the seconds per Phase 1 iteration from a few batches, with proportionally fewer tokens."""
     phase1, loss, stopwatch = config.phase1, config.plugins.get("loss"), _Stopwatch()
     if phase1.context_method == "exact":
         positions = min(positions, phase1.max_tokens)
@@ -89,7 +91,7 @@ def _iteration_seconds(model: ContextKV, config: ExperimentConfig, positions: in
 def _epoch_seconds(
     model: ContextKV, config: ExperimentConfig, precision: str, positions: int, val_positions: int
 ) -> float:
-    """Estimate the time of an epoch from a few training steps and from scoring a few rows of random data."""
+    """Estimate the seconds per epoch by timing a few training steps and the scoring of a few random rows."""
     size = min(positions, config.phase2.batch_size)
     count = 2 * (1 + TIMED_BATCHES) * max(size, EVALUATION_ROWS)
     ids = torch.randint(GPT2_VOCAB_SIZE, (count + 1,), device=model.device).int()
@@ -110,7 +112,7 @@ def _epoch_seconds(
 
 
 def _mean_seconds(act: Callable[[], Tensor]) -> float:
-    """Return the mean time of a call of `act`, including the wait for the scalar that it returns."""
+    """Return the mean seconds per call of `act`, including the wait for the scalar that `act` returns."""
     act().item()
     began = time.perf_counter()
     for _ in range(TIMED_BATCHES):

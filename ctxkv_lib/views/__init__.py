@@ -1,1 +1,1 @@
-"""Figures of runs, live curves, explorers, and the configuration from a notebook's form."""
+"""Figures, live curves and explorers of runs, and the form that configures a run in a notebook."""

@@ -1,4 +1,4 @@
-"""Interactive curves of runs: a plotly figure, or a picture where plotly is not available."""
+"""Interactive curves of runs: a plotly figure, or a picture if plotly is not installed."""
 
 import hashlib
 from base64 import b64encode
@@ -17,9 +17,10 @@ from .figures import LOOKS, known_epochs, ppl_curves, ppl_limits
 SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "v": "triangle-down", "^": "triangle-up"}
 SYMBOLS |= {"X": "x", "*": "star"}
 PLOTLY = "application/vnd.plotly.v1+json"
-HEIGHT = 560  # pixels; figure and picture have the same height, so the page does not jump
-# The page shows the picture until plotly's small bundle "basic" has loaded. The project's site serves its own
-# copy of the bundle.
+# Height of the figure and the picture in pixels. It is the same, so the page does not jump.
+HEIGHT = 560
+# HTML that shows the picture until plotly's small bundle "basic" has loaded. The project's site serves its
+# own copy of this bundle.
 PAGE = """<div id="{id}"><img alt="{alt}" src="data:image/png;base64,{png}" style="max-width:100%"></div>
 <script>
 (() => {{
@@ -36,7 +37,7 @@ PAGE = """<div id="{id}"><img alt="{alt}" src="data:image/png;base64,{png}" styl
 
 
 class Curves:
-    """Curves of runs, which a notebook cell shows with plotly, or as a picture if plotly is not installed."""
+    """Curves of runs. A notebook shows them with plotly, or as a picture if plotly is not installed."""
 
     def __init__(self, summaries: Mapping[str, Summary]) -> None:
         self.summaries = summaries
@@ -44,7 +45,8 @@ class Curves:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """Return the figure for JupyterLab, HTML for pages that run scripts (Colab, the site), and a picture.
 
-        JupyterLab shows the picture at its size in pixels until the pointer moves over it.
+        The picture has the figure's size in pixels, because JupyterLab shows it, unscaled, until the pointer
+        moves over it.
         """
         picture = ppl_curves(self.summaries)
         picture.set_figheight(HEIGHT / picture.dpi)
@@ -53,7 +55,7 @@ class Curves:
         try:
             figure = plotly_curves(self.summaries)
         except ImportError:
-            log("plotly is not installed, so this is only a picture. Install it with `pip install plotly`.")
+            log("plotly is not installed, so this is only a picture. Install plotly: `pip install plotly`.")
             return bundle
         return {PLOTLY: figure.to_plotly_json(), "text/html": _page(figure, png), **bundle}
 
@@ -99,7 +101,7 @@ def plotly_curves(summaries: Mapping[str, Summary]) -> Any:
         template="plotly_white",
         height=HEIGHT,
         dragmode=False,
-        # The top margin holds plotly's tools, the buttons, and a title of up to two lines.
+        # The top margin has room for plotly's tools, the buttons, and a title of up to two lines.
         margin={"l": 60, "r": 20, "t": 110, "b": 40},
         title={"text": title, "font_size": 13, "x": 0, "xref": "paper", "y": 0.86, "yanchor": "top"},
         hovermode="x unified",
@@ -121,10 +123,11 @@ def plotly_curves(summaries: Mapping[str, Summary]) -> Any:
 
 
 def _page(figure: Any, png: bytes) -> str:
-    """Write HTML that shows the picture and replaces it with the figure as soon as plotly has loaded."""
+    """Return HTML that shows the picture and replaces it with the figure as soon as plotly has loaded."""
     from plotly.offline import get_plotlyjs_version
 
-    content = figure.to_json().replace("</", "<\\/")  # otherwise a run's name could end the script
+    # Without this escape, a run's name could contain "</script>" and end the script.
+    content = figure.to_json().replace("</", "<\\/")
     return PAGE.format(
         id=f"curves-{hashlib.sha256(content.encode()).hexdigest()[:12]}",
         alt="Training and validation perplexity by epoch",
@@ -135,7 +138,7 @@ def _page(figure: Any, png: bytes) -> str:
 
 
 def _traces(name: str, summary: Summary, look: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the lines of a run, as plotly describes them. One click in the legend hides all of them."""
+    """Return the lines of a run as plotly traces. One click in the legend hides all lines of the run."""
     epochs, best = known_epochs(summary), summary["phase2"]["best_epoch"]
     at = [line["epoch"] for line in epochs]
     symbols = [SYMBOLS[look["marker"]] + "-open" * (epoch == best) for epoch in at]

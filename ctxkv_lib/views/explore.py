@@ -1,4 +1,4 @@
-"""An explorer for notebooks: the attention of one position, redrawn when a control changes.
+"""An explorer for notebooks, which shows the attention of one position and has controls to change the view.
 
 It works with ipywidgets 7.7 (Colab) and 8. The picture is the value of a `widgets.HTML` because nbclient
 sometimes loses the last part of an `Output` widget's content.
@@ -24,15 +24,15 @@ from .figures import window_attention
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 GUESSES = 5  # number of guesses shown for the next token
-SOURCES = ("of this conversation", "of another conversation")  # which contexts the model reads
+SOURCES = ("of this conversation", "of another conversation")  # contexts that the model reads
 
 
 class WindowExplorer(widgets.VBox):
     """A widget with controls at the top, then a picture of the attention, then the text of the window.
 
     Attributes:
-        controls: `position`, `head` and `contexts` (one of `SOURCES`). Tests and notebooks can set their
-            values.
+        controls: widgets by name: `position`, `head` and `contexts` (one of `SOURCES`). Tests and notebooks
+            can set the widgets' values.
         figure: the figure that was drawn last.
     """
 
@@ -70,7 +70,7 @@ class WindowExplorer(widgets.VBox):
         self._page.value = picture + text + guesses(self._stream, position, logits)
 
     def _ipython_display_(self, **_: Any) -> None:
-        """Show the widget, with a still copy for readers of the saved notebook, where no kernel runs."""
+        """Show the widget, and store a still copy for readers of the saved notebook, who have no kernel."""
         from IPython.display import display
 
         view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
@@ -81,11 +81,11 @@ class WindowExplorer(widgets.VBox):
 def explore_window(run: Stream | OpenRun | Run | Path | str, position: int) -> WindowExplorer:
     """Show which contexts a position attends to and how strongly, with the tokens as text.
 
-    A switch replaces the contexts with those of a different conversation, taken half a stream away.
+    A switch replaces the contexts with contexts of a different conversation, half a stream away.
 
     Args:
-        run: a finished run, its folder, or the result of `open_run`, to show the validation stream; or any
-            other stream, such as `open_run(...).read(text)`.
+        run: a finished run, its folder, or the result of `open_run`. In these cases, the explorer shows the
+            validation stream. It can also be another stream, such as `open_run(...).read(text)`.
         position: a position in the stream, counted from 0.
 
     Raises:
@@ -97,7 +97,7 @@ def explore_window(run: Stream | OpenRun | Run | Path | str, position: int) -> W
 
 
 def attended(stream: Stream, position: int, source: str = SOURCES[0]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return slots (positions, negative before the stream), weights `[heads, slots]` and logits `[vocab]`."""
+    """Return slot positions (negative before the stream), weights `[heads, slots]` and logits `[vocab]`."""
     at, model, cache = torch.tensor([position]), stream.opened.model, stream.cache
     if source == SOURCES[0]:
         weights, logits = stream.attention(at)[0], stream.logits(at)[0]
@@ -105,14 +105,16 @@ def attended(stream: Stream, position: int, source: str = SOURCES[0]) -> tuple[T
     with torch.no_grad(), torch_state():
         batch = with_other_contexts(model, cache, at)
         other_weights, logits = model.read(batch)[1], torch.cat([*model.predictions(batch)])
-    assert other_weights is not None  # the explorer has already read weights for the true contexts
+    # This model does return weights: `WindowExplorer` has already read the weights for the true contexts.
+    assert other_weights is not None
     return model.window.slots(at)[0], other_weights[0].float().cpu(), logits[0].float().cpu()
 
 
 def with_other_contexts(model: ContextKV, cache: Cache, positions: Tensor) -> Batch:
     """Gather the inputs of `positions`, but with contexts of a different conversation, half a stream away.
 
-    If the stream is long enough, these contexts fill the window. At its start, most slots are empty.
+    If the stream is long enough, these contexts come from positions with a full window. Near the start of a
+    stream, most slots of the window are empty.
     """
     first = min(model.window.offsets[-1], len(cache) // 2)
     other = model.batch(cache, elsewhere(positions, first, len(cache)))
@@ -120,7 +122,7 @@ def with_other_contexts(model: ContextKV, cache: Cache, positions: Tensor) -> Ba
 
 
 def elsewhere(positions: Tensor, first: int, count: int) -> Tensor:
-    """Move positions, int64 `[n]`, by half the way from `first` to `count`, and wrap at the end."""
+    """Shift positions, int64 `[n]`, by half the range from `first` to `count`, and wrap at its end."""
     return first + (positions - first + (count - first) // 2) % (count - first)
 
 
@@ -128,7 +130,7 @@ def attended_text(stream: Stream, position: int, slots: Tensor, weights: Tensor 
     """Show the tokens of the window as HTML. More attention gives a token a stronger blue background.
 
     Without `weights`, no token is blue. The next token is underlined. The box lays out its content from the
-    bottom, so it opens at its end, where the next token is.
+    bottom, so that it opens scrolled to the end, where the next token is.
     """
     given = torch.zeros(len(slots)) if weights is None else weights
     shares = {slot: share for slot, share in zip(slots.tolist(), given.tolist(), strict=True) if slot >= 0}
@@ -154,7 +156,7 @@ def percent(share: float) -> str:
 
 
 def guesses(stream: Stream, position: int, logits: Tensor) -> str:
-    """Show the most likely next tokens and the true one, with their probabilities."""
+    """Show the most likely next tokens and the true next token, with their probabilities, as HTML."""
     probabilities = logits.softmax(dim=-1)
     true = int(stream.ids[position + 1])
 

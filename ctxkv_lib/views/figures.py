@@ -1,4 +1,4 @@
-"""Figures of runs: each function returns a matplotlib Figure, which a notebook cell shows as its last value.
+"""Figures of runs. Each function returns a matplotlib Figure, which a notebook shows as a cell's last value.
 
 Colours come from the palette of Okabe and Ito, which colour-blind readers can distinguish. Figures are made
 without pyplot, so no figure is shown twice. Their background is white, so they look the same on a dark page.
@@ -27,7 +27,7 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 LOOKS: list[dict[str, Any]] = [
     {"color": colour, "marker": marker} for marker in "osDv^X*" for colour in OKABE_ITO
 ]
-FEW = 3  # largest number of runs whose lines are labelled at their ends
+FEW = 3  # maximum number of runs with labels at the ends of their lines
 GREY = "#6b7280"
 NUMBERS = "{x:,.10g}"  # format of numbers on axes
 WIDTH = 9.6  # inches
@@ -39,14 +39,14 @@ STYLE: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.titlelocation": "left",
     "figure.constrained_layout.use": True,
-    "figure.dpi": 76,  # page pixels per inch; a notebook's picture has twice as many pixels
+    "figure.dpi": 76,  # page pixels per inch; `Picture.png` doubles them
     "font.size": 11,
     "grid.color": "#e3e6eb",
     "legend.frameon": False,
 }
-# Decorator for drawing functions; it overrides the user's style and keeps dollar signs in names of runs.
+# Decorator for drawing functions. It overrides the user's style, and shows dollar signs in run names as text.
 styled = style.context(["default", STYLE, {"text.parse_math": False}])
-# Styles of the lines of a run, drawn in its colour; the legend explains each style in grey.
+# Styles of a run's lines. All lines of a run have the same colour; the legend explains the styles in grey.
 LINE_STYLES: dict[str, dict[str, Any]] = {
     "training": {"ls": "--", "lw": 1.4, "marker": ""},
     "validation": {"ms": 4, "marker": "o"},
@@ -74,7 +74,7 @@ def panels(count: int, height: float, counted: str = "", **share: Any) -> tuple[
 
     Args:
         height: height of the figure in inches.
-        counted: label of an x axis that counts in whole numbers, such as "Epoch"; "" for other x axes.
+        counted: label of the x axes if they count in whole numbers, such as "Epoch"; otherwise "".
         share: keyword arguments for `Figure.subplots`.
     """
     figure = Picture(figsize=(WIDTH, height), facecolor="white")
@@ -101,7 +101,7 @@ def ppl_curves(summaries: Mapping[str, Summary]) -> Picture:
     """Draw training and validation perplexity by epoch, with a ring at the best epoch.
 
     Args:
-        summaries: contents of `summary.json` by name. A dotted line shows n-grams, if they were measured.
+        summaries: contents of `summary.json` by run name. If n-grams were measured, a dotted line shows them.
     """
     figure, (ax,) = panels(1, 4.2 + 0.13 * len(summaries), "Epoch")
     lines: list[Any] = []
@@ -132,7 +132,7 @@ def known_epochs(summary: Summary) -> Lines:
 def ppl_limits(summaries: Mapping[str, Summary]) -> tuple[float, float, str]:
     """Return the limits of the perplexity axis, and a note on the values above it.
 
-    The training perplexity of each first epoch is ignored: it would flatten the other curves.
+    The training perplexity of each run's first epoch is ignored, because it would flatten the other curves.
     """
     values: list[float] = []
     for summary in summaries.values():
@@ -170,7 +170,7 @@ def ink(colour: Any) -> tuple[float, ...]:
 
 
 def label_ends(ax: Axes, lines: Sequence[Line2D], gap: float = 29) -> None:
-    """Label lines at their last values, right of the axes. Set the limits of the axes first.
+    """Label lines at their last values, right of the axes. The caller must set the limits of the axes first.
 
     The labels are at least `gap` points apart.
     """

@@ -9,26 +9,27 @@ from ..method.loop import Metric, epochs_of
 from ..progress import in_notebook, in_words, run_name
 from .figures import Picture, loss_curves, phase1_curves, ppl_curves
 
-DRAW_SECONDS = 10.0  # minimum time between two drawings; a drawing takes about 0.2 s, 2% of the time
+# Minimum number of seconds between two drawings. A drawing takes about 0.2 s, i.e. 2% of the time.
+DRAW_SECONDS = 10.0
 
 
 class LiveCurves:
-    """A listener for `run`, `prepare` and `compare`, which draws the curves of both phases.
+    """A listener for `run`, `prepare` and `compare` that draws the curves of both phases.
 
-    Phase 1 shows convergence and loss, and Phase 2 perplexity. Until the first epoch of each run has ended,
-    Phase 2 shows the training loss by step.
+    In Phase 1, the curves show convergence and loss. In Phase 2, they show perplexity by epoch or, until each
+    run has finished its first epoch, the training loss by step.
 
-    run(config, listener=LiveCurves())
+    Example: `run(config, listener=LiveCurves())`
     """
 
     def __init__(self, stop_rate: float | None = Phase1Config.stop_rate) -> None:
-        """Create the listener. A line in Phase 1 shows `stop_rate`, the convergence at which it ends."""
+        """Create the listener. A line shows `stop_rate`, the share of converged positions to end Phase 1."""
         self._stop_rate, self._stage, self._due = stop_rate, "phase1", 0.0
         self._lines: dict[str, dict[str, list[Metric]]] = {"phase1": {}, "phase2": {}}
         self._place: Any = None
 
     def __call__(self, metric: Metric, **names: Any) -> None:
-        """Receive one metric. The value of `run` or `samples`, in the metric or in `names`, names its run."""
+        """Receive one metric. Its run is named by `run` or `samples`, in the metric or in `names`."""
         metric = metric | names
         if not in_notebook():
             if "step" not in metric:
@@ -39,13 +40,13 @@ class LiveCurves:
         self._stage = metric["stage"]
         lines = self._lines[self._stage].setdefault(run_name(metric) or "this run", [])
         if lines and _position(metric) <= _position(lines[-1]):
-            lines.clear()  # `run` was called again, so its metrics start again
+            lines.clear()  # `run` was called again
         lines.append(metric)
         if len(lines) == 1 or time.monotonic() >= self._due:
             self.draw()
 
     def _open(self) -> None:
-        """Open a display under the running cell."""
+        """Open a display below the running cell."""
         from IPython import get_ipython
         from IPython.display import Pretty, display
 
@@ -53,7 +54,7 @@ class LiveCurves:
         get_ipython().events.register("post_run_cell", self.finish)
 
     def draw(self) -> None:
-        """Replace the last drawing with a drawing of all metrics so far."""
+        """Draw all metrics so far. The new drawing replaces the last drawing."""
         figure = self.figure()
         last = next(reversed(self._lines[self._stage].values()))[-1]
         figure.suptitle(in_words(last), x=0.01, ha="left", fontsize=11)
@@ -86,5 +87,5 @@ class LiveCurves:
 
 
 def _position(metric: Metric) -> tuple[float, float]:
-    """Return a metric's position in its stage; an epoch comes after its steps."""
+    """Return a metric's position in its stage. The metric of an epoch comes after the steps of the epoch."""
     return metric.get("iteration") or metric["epoch"], metric.get("step", math.inf)

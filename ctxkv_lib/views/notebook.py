@@ -15,11 +15,11 @@ def notebook_config(
     seed: Any = "",
     settings: dict[str, Any] | None = None,
 ) -> ExperimentConfig:
-    """Build the configuration from a notebook's form; an empty value means the preset's value.
+    """Build the configuration from a notebook's form. For an empty value, the preset's value is used.
 
     `$CTXKV_PRESET`, `$CTXKV_SAMPLES`, `$CTXKV_RECIPE` and `$CTXKV_SEED` override the form, and each
-    change is printed. The default preset is `colab` on Colab and `offline`, which needs no network,
-    elsewhere. If you use your own data, it is read, and a message says how it is split.
+    change is printed. The default preset on Colab is `colab`. Elsewhere, it is `offline`, which needs no
+    network. If you use your own data, it is read, and a message says how it is split.
 
     Args:
         settings: values of any other settings, such as `{"phase2.learning_rate": 5e-4}`.

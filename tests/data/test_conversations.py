@@ -62,7 +62,7 @@ def test_ultrachat_gives_the_published_rows_and_says_how_many_there_are(split, f
 
 @pytest.fixture
 def small(hub, monkeypatch):
-    """Serve twenty rows in three shards as UltraChat; rows 6 to 13 are held back from training."""
+    """Serve twenty rows in three shards in place of UltraChat. Rows 6 to 13 are not used for training."""
     held_back = {"validation": (range(6, 8),), "test": (range(8, 10),), "corpus": (range(10, 14),)}
     monkeypatch.setattr(ultrachat, "SPLITS", {"train": (range(6), range(14, 20)), **held_back})
     _serve(hub, _shard_of(range(9)), _shard_of(range(9, 12)), _shard_of(range(12, 20)))
@@ -120,7 +120,7 @@ def chitchat(tmp_path, monkeypatch):
 
 
 def _chat(*texts):
-    """Return a chat in which two senders take turns; a list holds several utterances of one turn."""
+    """Return a chat in which two senders take turns; a list contains the utterances of one turn."""
     turns = [[text] if isinstance(text, str) else text for text in texts]
     return {"messages": [[{"text": u, "sender": "ab"[i % 2]} for u in t] for i, t in enumerate(turns)]}
 
@@ -220,7 +220,8 @@ def test_sizes_that_are_not_given_fit_the_data(tmp_path):
     data = _fitted(_jsonl(tmp_path, 1010), window)[0].data
     assert (data.validation_samples, data.test_samples) == (100, 100)  # the maximum
     asked = {"data.validation_samples": 3}
-    for samples, test in {25: 4, 36: 1, 37: 0}.items():  # a tenth, if training leaves enough
+    # The test split gets a tenth of the 40 conversations, or what training and validation leave.
+    for samples, test in {25: 4, 36: 1, 37: 0}.items():
         assert _fitted(_jsonl(tmp_path, 40), asked, samples=samples)[0].data.test_samples == test
     with pytest.raises(UserError, match="has 1 conversation; to train and validate, give 2"):
         _fitted(_jsonl(tmp_path, 1))

@@ -21,7 +21,7 @@ TEXT = "Hello?\né 你好"
 
 
 def chatgpt(*nodes, current_node=None):
-    """Return a ChatGPT export; a node is (name, parent, role, parts) and, if needed, more message fields."""
+    """Return a ChatGPT export with nodes (name, parent, role, parts) and, optionally, more message fields."""
     mapping = {}
     for name, parent, role, parts, *more in nodes:
         message = {"author": {"role": role}, "content": {"parts": parts}, **dict(*more)}
@@ -167,7 +167,7 @@ def test_a_file_that_changes_is_read_again(tmp_path, monkeypatch):
         (b"not json", r" is not JSON \(Expecting value\); write one record per line"),
         (b"{}", " has no fields; allowed: messages;"),
         (b'{"role": "user", "content": "a"}', " has the fields role, content; allowed: messages; .*; text"),
-        (b'{"a\\nfield": null}', r" has the fields a\\nfield; allowed"),  # the message stays in one line
+        (b'{"a\\nfield": null}', r" has the fields a\\nfield; allowed"),  # the message stays on one line
         (b'{"messages": "hello"}', ": messages must be a list"),
         (b'{"messages": [{"content": "a"}, {"content": null}]}', ": messages must be a list"),
         (b'{"instruction": "a", "output": null}', ": instruction and output must be text"),

@@ -113,7 +113,7 @@ def test_counts_and_pmi_equal_the_plain_loops(monkeypatch, block, reach):
 
 
 def _likeness(matrix, rows):
-    """Return cosines between tokens' factors of a matrix `[n, n]`: U sqrt(S) if `rows`, else V sqrt(S)."""
+    """Return cosines between the rows of a matrix's SVD factor: U sqrt(S) if `rows`, else V sqrt(S)."""
     values, vectors = torch.linalg.eigh(matrix @ matrix.T if rows else matrix.T @ matrix)
     factors = torch.nn.functional.normalize(vectors * values.clamp(min=0) ** 0.25)
     return factors @ factors.T
@@ -152,7 +152,7 @@ def test_seen_tokens_have_length_one_and_others_are_noise(hidden_size, neighbour
 
 @pytest.fixture
 def corpus(tmp_path):
-    """Return a function that writes texts 0 to 29 and returns settings; 16 to 25 are for the token table."""
+    """Return a function that writes 30 texts and returns settings; the token table uses texts 16 to 25."""
 
     def write(changed=None, **settings):
         texts = [f"text {n} about thing {n % 7} and the weather" for n in range(30)]

@@ -105,7 +105,7 @@ def test_the_validation_stream_is_one_text(tokenizer):
     stream = validation_stream(_conversations(*texts), tokenizer)
     assert stream.ids.tolist() == tokenizer("\n\n".join(texts)).input_ids
     assert (stream.ids.dtype, stream.starts.dtype) == (torch.uint16, torch.int64)
-    # A text starts at the token that holds its first byte. Byte-level tokens have one character per byte.
+    # A text starts at the token that contains its first byte. Byte-level tokens have one character per byte.
     lengths = [len(token) for token in tokenizer.convert_ids_to_tokens(stream.ids.tolist())]
     ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
     firsts = [len("".join(t + "\n\n" for t in texts[:i]).encode()) for i in range(len(texts))]

@@ -1,4 +1,4 @@
-"""A run writes the promised files, resumes where it was stopped, and is never mistaken for another."""
+"""A run writes the promised files, resumes where it was stopped, and is never mistaken for another run."""
 
 import re
 import shutil

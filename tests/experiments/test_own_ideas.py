@@ -106,7 +106,7 @@ def test_an_idea_is_trained_named_wherever_its_run_is_and_reused(kind, plain, tm
     assert read.token_losses().mean().exp().item() == pytest.approx(scores["ppl"], rel=1e-5)
     if kind == "tokens":
         ids = opened.tokenizer("the tea")["input_ids"]
-        for _ in range(3):  # the likeliest token after the whole text
+        for _ in range(3):  # append the most likely token
             with torch.no_grad():
                 hidden, _ = opened.model.apply_layer(opened.model.embed(torch.tensor([ids])), 0)
                 ids.append(int(opened.model.logits(hidden[0, -1:], torch.tensor(ids[-1:])).argmax()))

@@ -1,4 +1,4 @@
-"""An idea that would be silently wrong is refused before anything is trained."""
+"""An idea that would silently give wrong results is refused before anything is trained."""
 
 import math
 from dataclasses import dataclass, field

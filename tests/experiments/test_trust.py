@@ -62,7 +62,7 @@ def test_a_killed_run_ends_with_the_numbers_of_an_undisturbed_one(laboratory, tm
 
 
 def test_a_record_is_used_only_with_the_files_it_was_made_with(laboratory, tmp_path):
-    """Kill a run, kill it on another text before the record is written, and resume with the first text."""
+    """Kill a run; kill a run on another text before its record is written; resume with the first text."""
     out = tmp_path / "run"
     laboratory.killed_at(out, laboratory.after("checkpoint/weights.safetensors") - 1)
     write_conversations(laboratory.data, 16, seed=1)

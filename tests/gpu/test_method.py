@@ -1,4 +1,4 @@
-"""Both phases and saved models give the same numbers on a GPU as on a CPU, which seldom waits for the GPU."""
+"""Both phases and saved models give the same numbers on a GPU as on a CPU, and the CPU seldom waits."""
 
 import pytest
 import torch
@@ -81,7 +81,7 @@ def test_a_step_of_phase_2_never_waits_for_the_gpu(waits):
 
 
 def test_a_batch_is_copied_back_to_the_cpu_completely():
-    """If the copy did not wait, it would be read before all of it has arrived."""
+    """If `to` did not wait for the copy, the batch would be read before it has arrived completely."""
     batch = tiny_stream(64).gather(torch.arange(8), tiny_method().window)
     assert torch.equal(batch.to(PLACES[0]).to(PLACES[1]).window, batch.window)
 

@@ -1,4 +1,4 @@
-"""Measurements of a finished run are made once, on request, and belong to its weights."""
+"""Measurements of a finished run are computed once, on request, and apply only to the run's weights."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Modified Kneser-Ney equals the published formula, written out with dictionaries."""
+"""Modified Kneser-Ney smoothing equals the published formula, which is computed here with dictionaries."""
 
 from collections import Counter, defaultdict
 from types import SimpleNamespace

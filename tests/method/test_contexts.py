@@ -1,4 +1,4 @@
-"""Exact contexts equal the recurrence for any block, and parallel passes equal those of the original."""
+"""Exact contexts equal the recurrence for any block, and parallel passes equal the original's passes."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ WIDTH = TINY["context_dim"]
 
 @torch.no_grad()
 def one_by_one(block, projected, before):
-    """Return the contexts of the plain loop, with `before` as the first row."""
+    """Compute contexts one by one, in a plain loop. The first row is `before`."""
     contexts = [before[None]]
     for inputs in projected:
         contexts.append(block(contexts[-1], inputs[None]))
@@ -44,7 +44,8 @@ def model_with(init):
 @pytest.mark.parametrize("init", ["trained", "means", 0.1, 0.01])
 @pytest.mark.parametrize("count", [1, 2, 127, 129, 3001])
 def test_exact_contexts_equal_the_recurrence_within_the_tolerance(init, count):
-    model = model_with(init).double()  # some untrained blocks amplify rounding errors fifty times
+    # Some untrained blocks amplify rounding errors fifty times, so the test uses float64.
+    model = model_with(init).double()
     ids = tiny_ids(count, seed=count)
     embeddings, tokens = distinct_rows(model, ids)
     contexts = exact_contexts(

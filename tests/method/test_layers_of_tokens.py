@@ -1,4 +1,4 @@
-"""A layer that reads tokens gets the history it asks for at every position, however rows are formed."""
+"""A layer that reads tokens gets the history it asks for at every position, whatever the row length."""
 
 import pytest
 import torch

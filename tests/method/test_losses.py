@@ -8,7 +8,7 @@ from ctxkv_lib.method.losses import frozen_head_cross_entropy
 
 @pytest.fixture(params=["_by_vocabulary", "_by_rows"])
 def any_device(request, monkeypatch):
-    """Compute with the code for CPUs or with the code for other devices, in small chunks."""
+    """Make the test use the code for CPUs, and then the code for other devices, with small chunks."""
     monkeypatch.setattr(losses, "_by_vocabulary", getattr(losses, request.param))
     monkeypatch.setattr(losses, "VOCABULARY_CHUNK", 32)
     monkeypatch.setattr(losses, "CPU_ROWS", 5)

@@ -16,7 +16,7 @@ from ctxkv_lib.method.modeling import CACHE_NAME, ContextKVForCausalLM
 
 
 def copying(weight):
-    """Return arguments of `tiny_model` for attention that copies."""
+    """Return arguments of `tiny_model` for a model that copies tokens, with this copy weight."""
     own = {"copy_weight": weight, "copy_sharpness": 5.0}
     return {"parts": {"layer": {"name": "SlotLayer", "settings": own}}}
 
@@ -195,7 +195,7 @@ def test_autocast_rounds_what_is_computed_from_contexts_and_not_the_contexts(sha
 @torch.no_grad()
 @each_model
 def test_hidden_states_and_attentions_equal_those_of_phase_2(shape, monkeypatch):
-    """They may be requested by an argument, by the configuration, or from `generate`."""
+    """Users may request these outputs with an argument, in the configuration, or from `generate`."""
     monkeypatch.setattr("ctxkv_lib.method.modeling.ATTENDED_AT_ONCE", 6)  # in several chunks
     model, ids = tiny_model(**shape).eval(), tiny_ids(18).view(2, 9)
     wanted = {"output_hidden_states": True, "output_attentions": True, "return_dict_in_generate": True}

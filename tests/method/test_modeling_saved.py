@@ -92,7 +92,7 @@ def test_each_folder_runs_its_own_code_without_the_package_and_keeps_it_if_saved
 
 @pytest.mark.parametrize("name", ["attention.q.weight", "model.layer.attention.k.bias"])
 def test_weights_that_do_not_fit_the_code_are_refused(tmp_path, name):
-    """Folders that were saved before version 0.2 have such weights."""
+    """Models that were saved before version 0.2 contain weights with these names."""
     tiny_model().save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     if weights.pop(name, None) is None:  # remove a known weight, or add an unknown one

@@ -20,7 +20,7 @@ def tiny_model(shapes=None, **layer):
 
 
 def test_a_block_encodes_the_token_and_running_means_of_tokens():
-    """Half of the units encode the token; a sixth each encode means of about 4, 9 and 20 tokens."""
+    """Half of the units encode the token. Three groups of units encode means of about 4, 9 and 20 tokens."""
     draw = torch.Generator().manual_seed(0)
     block = StructuredBlock(32, 48, StructuredBlock.Settings(longest_mean=20.0))
     embeddings = torch.randn(16, 48, generator=draw) + torch.randn(48, generator=draw)

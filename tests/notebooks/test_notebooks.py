@@ -1,4 +1,4 @@
-"""The files of the notebooks begin alike, and their outputs belong to their code. nbmake executes them."""
+"""All notebooks begin in the same way, and their outputs belong to their code. nbmake executes them."""
 
 import json
 import re

@@ -41,14 +41,14 @@ def test_the_same_seeds_are_compared_in_pairs():
 
 
 def test_seeds_have_the_interval_of_students_t():
-    """Only seeds differ. Mean and deviation are 0.03, and t is 4.303 for 2 degrees of freedom."""
+    """Only the seeds differ. Mean and deviation are 0.03, and t is 4.303 for 2 degrees of freedom."""
     losses, base, tokens = arrays([[0.0] * 6, [0.03] * 6, [0.06] * 6], np.zeros((3, 6)), [1] * 6)
     nats = np.log1p(np.array(interval(losses, base, tokens, draws=200_000)) / 100)
     assert nats == pytest.approx([0.03, 0.03 - 4.303 * 0.03 / 3**0.5, 0.03 + 4.303 * 0.03 / 3**0.5], rel=0.03)
 
 
 def test_conversations_have_the_interval_of_a_mean():
-    """For 400 conversations the bootstrap is nearly normal: 1.96 standard errors to either side."""
+    """With 400 conversations, the interval extends nearly 1.96 standard errors to either side."""
     losses = np.random.default_rng(0).normal(0.1, 0.3, (1, 400))
     nats = np.log1p(np.array(interval(losses, np.zeros((1, 400)), np.ones(400))) / 100)
     error = 1.96 * losses.std() / 400**0.5
@@ -56,8 +56,8 @@ def test_conversations_have_the_interval_of_a_mean():
 
 
 LENGTHS = TEST["tokens"]["50"]
-# Standard deviations of a difference in nats, medians over the study's pairs in `fair` and `phase1`: between
-# seeds, between conversations, between tokens (alike for all seeds), and between tokens of each seed.
+# Standard deviations of a difference in nats, as medians over the study's pairs in `fair` and `phase1`. They
+# are between seeds, conversations, tokens (the same for all seeds), and tokens (different for each seed).
 SEED, CONVERSATION, TOKEN, TOKEN_BY_SEED = 0.0025, 0.056, 0.42, 0.48
 
 
@@ -155,7 +155,7 @@ def test_two_ideas_with_one_name_are_distinguished_by_their_folders():
 
 
 def test_more_seeds_are_estimated_from_their_spread(printed_by, monkeypatch):
-    """With mean -0.02 and deviation 0.02, four seeds give ±0.032, six ±0.021, and seven ±0.0185."""
+    """The mean is -0.02. Intervals are ±0.032 with four seeds, ±0.021 with six, and ±0.0185 with seven."""
     shifts = {
         "interval 10": (0.0, -0.02, -0.04),
         "interval 11": (-0.02, -0.02, -0.021),
@@ -177,7 +177,7 @@ def test_more_seeds_are_estimated_from_their_spread(printed_by, monkeypatch):
     assert re.search(r"interval 11 +-2\.0 .*clearly better +3 +6 +conversations and seeds", printed)
     assert "interval 10: about 4 more seeds would give a clear difference.\n" in printed
     assert "interval 12: even 100 seeds would leave the difference unclear; use more test conv" in printed
-    assert "interval 13: one seed says nothing about others; add 2 or more.\n" in printed
+    assert "interval 13: one seed says nothing about other seeds; add 2 or more.\n" in printed
     assert "interval 11:" not in printed
     assert "simple estimate: it assumes that the difference and its spread over seeds" in printed
 

@@ -29,7 +29,7 @@ EVERY_KIND = [
 
 
 def row(report, name):
-    """Return the cells after `name` in the first table row that starts with it."""
+    """Return the cells after the name in the first table row that starts with `name`."""
     (line, *_) = [line for line in report.splitlines() if line.startswith(f"| {name} |")]
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
@@ -95,7 +95,7 @@ def test_the_original_is_shown_beside_runs_that_repeat_it_and_no_others():
     assert row(repeated, "train_ctx") == ["575.0", "574.0"]
     assert row(repeated, "train_ctx in the original's layout (MiB)") == ["574.2", "574.0"]
     assert "the original, 500 samples" not in other + in_bf16
-    assert "cannot be compared with them" in other
+    assert "cannot be compared with the original" in other
 
 
 def test_runs_are_compared_in_ascending_order_and_only_on_one_text():
@@ -104,7 +104,7 @@ def test_runs_are_compared_in_ascending_order_and_only_on_one_text():
     shown = ["100 samples", "the original, 100 samples", "500 samples", "the original, 500 samples"]
     assert [*table.columns] == [*shown, "change"]
     assert [*table["change"]] == ["-51.1%", "+4.5 points", "", "-9.6%", "", ""]
-    assert "4.8 times the training tokens, val PPL -51.1%, val acc +4.5 points" in write_report(runs)
+    assert "factor of 4.8, val PPL changed by -51.1%, and val acc changed by +4.5 p" in write_report(runs)
     runs[0].summary["provenance"]["data"]["validation_fingerprint"] = "another"
     assert "change" not in comparison_table(runs)
     assert "validated on different texts" in write_report(runs)
@@ -156,9 +156,9 @@ def test_many_runs_that_differ_only_in_samples_show_the_change():
 
 
 def test_overfitting_and_the_end_of_training_are_derived_from_the_epochs():
-    assert "179.2 → 211.3: overfitting" in write_report([sample_run()])
+    assert "179.2 → 211.3, which shows overfitting" in write_report([sample_run()])
     flat = [(100.0, 200.0, 0.1), (100.0, 201.0, 0.1)]
-    assert "200.0 → 201.0: no clear overfitting" in write_report([sample_run(epochs=flat)])
+    assert "200.0 → 201.0, which shows no clear overf" in write_report([sample_run(epochs=flat)])
     report = write_report([sample_run(epochs=EPOCHS[500][:3], settings={"phase2.max_epochs": 3})])
     assert "training ended at epoch 3 (max_epochs)" in report
     assert "overfitting" not in report  # it is too early to say

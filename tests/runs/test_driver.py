@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Toy:
-    """A toy experiment. `machine` stands for differences in rounding, which no table lists."""
+    """A toy experiment. Different values of `machine` stand for different rounding, which no table lists."""
 
     settings: dict = field(default_factory=lambda: {"phase1.rate": 0.1, "phase2.rate": 0.2})
     digests: dict = field(default_factory=lambda: {"code": "1", "training text": "a", "precision": "bf16"})
@@ -337,7 +337,8 @@ def killed_at(place, act):
     return child.exitcode
 
 
-# A finished run to start from (or None), the run that is killed, its `again`, and the run that follows.
+# Each story has a finished run to start from (or None), the run that is killed, the value of its argument
+# `again`, and the run that follows.
 STORIES = {
     "a new run": (None, TOY, False, TOY),
     "again with different code": (TOY, OTHER_CODE, True, OTHER_CODE),

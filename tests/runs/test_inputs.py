@@ -1,4 +1,4 @@
-"""Tests of a run's inputs (code, settings and texts), and of contexts from a neighbouring run."""
+"""Tests of a run's inputs (code, settings and texts), and of contexts from a sibling run."""
 
 import json
 import os

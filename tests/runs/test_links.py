@@ -25,7 +25,7 @@ TABLE = f"{TABLE_SHARD}00002.safetensors"
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """Two runs side by side that differ in Phase 1, so that each computes its own contexts."""
+    """Make two runs in one folder that differ in Phase 1, so that each run computes its own contexts."""
     folder = tmp_path_factory.mktemp("two")
     config = build_config("ci", samples=8, settings=local_experiment(folder) | {"phase2.max_epochs": 1})
     return [
@@ -48,7 +48,7 @@ def copies(two, tmp_path):
 
 
 def disk_use(*folders):
-    """Return the bytes that folders take together, counting each file once."""
+    """Return the total size of folders in bytes, counting each linked file once."""
     files = [file.stat() for folder in folders for file in Path(folder).rglob("*") if file.is_file()]
     return sum({status.st_ino: status.st_size for status in files}.values())
 

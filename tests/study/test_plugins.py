@@ -38,7 +38,7 @@ def _seeded():
 
 @pytest.mark.parametrize("kind", [plugins.NoContext, plugins.CausalAttention, plugins.GRU])
 def test_a_layer_that_reads_tokens_trains(kind):
-    """Every run checks that its layer does not read ahead, so this test need not."""
+    """This test does not check whether the layer reads ahead, because every run checks this."""
     layer, embeddings, target = kind(CONFIG, kind.Settings()), torch.randn(2, 20, 24), torch.randn(2, 15, 24)
     assert falls(layer, lambda: F.mse_loss(layer(embeddings, 5), target))
 

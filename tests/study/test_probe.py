@@ -28,7 +28,7 @@ def embeddings():
 
 
 def stream(count, seed):
-    """Return random tokens and contexts that hold the last `HELD` embeddings, with noise, and a constant."""
+    """Return random tokens, and contexts that consist of the last `HELD` embeddings, noise and a zero."""
     draw = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, 40, (count,), generator=draw)
     rows = F.pad(tokens, (HELD - 1, 0))

@@ -30,7 +30,7 @@ ppl_curves({{"this run": sample_run().summary}})
 
 @pytest.fixture
 def live(monkeypatch):
-    """Return curves as in a notebook. They keep their drawings, and only tests move their clock."""
+    """Return `LiveCurves` as in a notebook, but keep all drawings, and let the test set the clock."""
     view = LiveCurves(stop_rate=0.8)
     view.shown, view.now = [], SimpleNamespace(seconds=100.0)
     monkeypatch.setattr(module, "in_notebook", lambda: True)
@@ -47,7 +47,8 @@ def test_live_curves_print_lines_outside_a_notebook(capsys):
     assert printed == [
         "Phase 1, iteration 2: loss 5.450, 0% of positions converged",
         "Phase 2, epoch 3: train PPL 107.4, val PPL 179.2, val acc 20.4%, best so far",
-        "500 samples, Phase 2, epoch 4: train PPL 60.9, val PPL 186.5, val acc 20.3%, 1 without improvement",
+        "500 samples, Phase 2, epoch 4: train PPL 60.9, val PPL 186.5, val acc 20.3%, "
+        "epochs without improvement: 1",
     ]
 
 
