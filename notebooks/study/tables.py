@@ -205,7 +205,7 @@ def alternatives() -> str:
     """Return a table that compares our models with ordinary models, on fifty test conversations."""
     ours = ("exact", "contexts", "contexts with copying", "GRU", "kneser_ney_table_caches")
     theirs = dict.fromkeys(name for name, _ in cells_of("alternatives/sweep"))
-    sizes, lines = (10, 50, 200), []
+    sizes, lines = (10, 50, 200, 500), []
     for name in (*ours, *theirs):
         times = [
             [cell.get("cpu_seconds", 0) / 60 for cell in tested(50).get((name, size), ())] for size in sizes
