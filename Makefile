@@ -12,7 +12,7 @@ check:  ## check style and types, as CI does
 test:  ## run the tests, as README says
 	pytest
 
-torture:  ## test hundreds of runs that are killed, have no disk space, or find damaged files (half an hour)
+torture:  ## test hundreds of runs that are killed, run out of disk space, or find damaged files (half an hour)
 	pytest -n 0 -m torture -s tests/experiments/test_trust.py tests/test_fuzz.py
 
 notebooks:  ## run every notebook on little data and without a network

@@ -46,7 +46,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 myst_html_meta = {  # previews of links to a page
     "property=og:title": "Context-KV attention",
-    "property=og:description": "A language model whose attention reads 32 compressed context vectors.",
+    "property=og:description": "In this language model, attention reads 32 compressed context vectors.",
     "property=og:image": "https://OWNER.github.io/REPOSITORY/_static/card.png",
     "name=twitter:card": "summary_large_image",
 }

@@ -31,7 +31,7 @@ KEYHOLES = read("keyholes/keyholes")["runs"]
 
 
 def named(recipe: str) -> np.ndarray:
-    """Compute how often each token in the window can be named from the nearest slot that has read it.
+    """Compute how often each token in the window can be recovered from the nearest slot that has read it.
 
     Returns:
         shares between 0 and 1, `[seeds, 640]`. Column 0 is the current token.
@@ -45,13 +45,13 @@ def named(recipe: str) -> np.ndarray:
 
 
 def draw_keyholes() -> Picture:
-    """Draw both recipes' windows as strips. The more often a token can be named, the stronger its colour."""
+    """Draw both recipes' windows as strips. A token that is recovered more often has a stronger colour."""
     exact, tuned = (named(recipe).mean(axis=0) for recipe in ("exact", "tuned"))
     picture = Picture(
         352,
-        f"The last 640 tokens as a strip. Recipe exact: 32 narrow flares, one before each slot, and blanks "
-        f"between; {exact.sum():.0f} tokens can be named. Recipe tuned, on a logarithmic axis: the last 14 "
-        f"tokens are solid, older ones are ever narrower flares; {tuned.sum():.0f} tokens can be named.",
+        "The last 640 tokens as a strip. Recipe exact: 32 narrow flares, one before each slot, and blanks "
+        f"between; {exact.sum():.0f} tokens can be recovered. Recipe tuned, on a log axis: the last 14 "
+        f"tokens are solid, and older tokens are ever narrower flares; {tuned.sum():.0f} can be recovered.",
     )
     picture.text(LEFT, 18, "exact: 32 keyholes", size=17, fill=ORANGE, **BOLD)
     picture.text(LEFT, 38, f"names {exact.sum():.0f} of the last {WINDOW} tokens")
@@ -63,7 +63,7 @@ def draw_keyholes() -> Picture:
     draw_strip(picture, 254, tuned, log_place)
     ticks = {600: "600", 100: "100", 20: "20 tokens back", 5: "5", 1: "1", 0: "now"}
     label_axis(picture, 306, ticks, log_place)
-    picture.text(LEFT, 344, "Colour: how often the token can be named")
+    picture.text(LEFT, 344, "Colour: how often the token can be recovered")
     return picture
 
 
@@ -98,7 +98,7 @@ def label_axis(picture: Picture, y: float, ticks: dict[int, str], place: Callabl
 
 
 def draw_zoom(picture: Picture, y: float, shares: np.ndarray) -> None:
-    """Draw the tokens between two slots. Write below each in how many % of cases it can be named."""
+    """Draw the tokens between two slots. Write below each in how many % of cases it can be recovered."""
     width = (RIGHT - LEFT) / len(shares)
     picture.text(LEFT, y + 12, "From one slot to the next, named in % of places:")
     for back, share in enumerate(shares.round(3).tolist()):

@@ -155,7 +155,7 @@ def validation() -> str:
     for variant, name in (
         ("published", "`published`, offline (both: 5 hours on a CPU core)"),
         ("exact", "`exact`, offline (3 hours)"),
-        ("kneser_ney", "n-grams (counts of short runs of tokens), offline"),
+        ("kneser_ney", "n-grams (counts of short token sequences), offline"),
     ):
         few, many = (cells[variant, samples][0]["val_ppl"] for samples in (100, 500))
         lines.append((name, few, many))
