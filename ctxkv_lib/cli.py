@@ -299,7 +299,7 @@ def report(options: argparse.Namespace) -> None:
 
 
 def difference(options: argparse.Namespace) -> None:
-    """Print how the test perplexity of runs differs from base runs, with 95% intervals and verdicts."""
+    """Print how far the test perplexity of runs differs from base runs, with intervals and verdicts."""
     from .report.difference import difference, format_difference
 
     print(format_difference(difference(options.run, options.base)))

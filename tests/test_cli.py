@@ -239,7 +239,7 @@ def test_a_trained_run_is_evaluated_on_other_conversations(printed_by, tmp_path,
         with pytest.raises(UserError, match="allowed: a list of texts that are not empty, or a file"):
             ctxkv_lib.evaluate_texts(finished_run, nothing)
     assert f"{scores['ppl']:,.1f}" in printed_by(*evaluate)
-    assert "data.split is 'test'; allowed: none but for" in printed_by(*evaluate, "--split", "test", code=2)
+    assert "data.split is 'test'; allowed: None, unless" in printed_by(*evaluate, "--split", "test", code=2)
 
 
 @pytest.mark.slow

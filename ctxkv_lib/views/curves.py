@@ -55,7 +55,7 @@ class Curves:
         try:
             figure = plotly_curves(self.summaries)
         except ImportError:
-            log("plotly is not installed, so this is only a picture. Install plotly: `pip install plotly`.")
+            log("plotly is not installed, so this is only a picture. To install it: `pip install plotly`.")
             return bundle
         return {PLOTLY: figure.to_plotly_json(), "text/html": _page(figure, png), **bundle}
 

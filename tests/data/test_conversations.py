@@ -266,7 +266,7 @@ def test_sizes_are_chosen_only_when_the_data_is_read(tmp_path):
     assert config == build_config("offline", "tuned").replace(asked)
     assert config == config_from_dict(config.to_dict())
     _jsonl(tmp_path, 40)
-    with pytest.raises(UserError, match=r"data\.samples .* ctxkv\.with_fitting_sizes, or give a number"):
+    with pytest.raises(UserError, match=r"data\.samples .* give a number, or let ctxkv\.with_fitting_sizes"):
         load_conversations(config.data, "train")
     fitted = with_fitting_sizes(config)
     assert (fitted.data.samples, fitted.data.validation_samples, fitted.data.test_samples) == (25, 13, 2)

@@ -73,7 +73,7 @@ def test_without_plotly_a_picture_is_shown_and_a_message_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     shown = explore_runs(sample_run())._repr_mimebundle_()
     assert {*shown} == {"image/png", "text/plain"}
-    assert "Install it with `pip install plotly`" in capsys.readouterr().err
+    assert "To install it: `pip install plotly`" in capsys.readouterr().err
 
 
 def test_an_empty_list_of_runs_is_refused():
