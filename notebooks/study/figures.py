@@ -56,7 +56,7 @@ LINES: dict[str, dict[str, Any]] = {
 MEMORY_LABELS = {
     "exact, one slot": ("exact, only the present context", 8, 0),
     "contexts": ("contexts", -8, 6),
-    "contexts with copying": ("contexts, copying", 8, 0),
+    "contexts with copying": ("with copying", 8, 0),
     "kneser_ney_caches": ("n-grams, four caches", 8, 0),
     "kneser_ney_table_caches": ("n-grams, four caches,\ntoken table's text", -8, 0),
 }
@@ -197,7 +197,7 @@ def draw_memory() -> Any:
         ax.annotate(text, (kept, ppls[0]), (x, y), **place, fontsize=9.5, color=color)
     log_axis(ax, "x", [10.0**n for n in range(2, 7)], ["100 B", "1 kB", "10 kB", "100 kB", "1 MB"])
     log_axis(ax, "y", (150, 200, 300, 400, 500))
-    ax.set(xlim=(20, 2e7), xlabel="Kept of a sequence after 640 tokens")
+    ax.set(xlim=(20, 2e7), xlabel="bytes kept per sequence after 640 tokens")
     ax.set_title("Test perplexity with 50 (filled) and 200 conversations (hollow)")
     return figure
 
@@ -229,7 +229,7 @@ def draw_forest(name: str) -> Any:
     ax.grid(axis="y", visible=False)
     ax.set(ylim=(len(rows) - 0.4, -0.8), ylabel="Training conversations")
     ax.set_title(
-        "A / B: test perplexity of A above that of B in %. Left of 0: A is better", fontsize="medium"
+        "A / B: how much higher the test perplexity of A is, in %. Left of 0: A is better", fontsize="medium"
     )
     return figure
 
