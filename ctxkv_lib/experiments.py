@@ -138,7 +138,7 @@ def results_stage() -> Stage:
         after=(SETTINGS, *TRAININGS, "test", NGRAMS),
         files=("summary.json", "metrics.jsonl"),
         editable=("report.md", "report.ja.md", "figures", CARD),
-        is_of_numbers=True,
+        is_from_results=True,
     )
 
 

@@ -4,12 +4,12 @@ torchrun or `accelerate launch` starts the processes. Every process reads the te
 of them need access to both. The module `experiments` connects the processes, and rank 0 locks the folder.
 
 In most stages, only rank 0 computes and records results: `runs.driver` calls `on_rank_0`, and the other
-processes wait for the record. Only Phase 2, the stage with `Stage.by_all`, is computed by all processes. Each
-process takes its `shard` of every batch in training (`ContextKV.batches`) and of all positions in validation
-(`scoring.token_scores`). Losses, scores and gradients are summed over the processes (`all_reduce`), and each
-process draws the dropout mask of the whole batch (`phase2.ShardedDropout`). The results therefore equal the
-results of a single process up to rounding. The training loops call `shard` and `all_reduce` through the hooks
-in `runs.training.RunHooks`.
+processes wait for the record. Only Phase 2, the stage with `Stage.is_collective`, is computed by all
+processes. Each process takes its `shard` of every batch in training (`ContextKV.batches`) and of all
+positions in validation (`scoring.token_scores`). Losses, scores and gradients are summed over the processes
+(`all_reduce`), and each process draws the dropout mask of the whole batch (`phase2.ShardedDropout`). The
+results therefore equal the results of a single process up to rounding. The training loops call `shard` and
+`all_reduce` through the hooks in `runs.training.RunHooks`.
 
 In `progress` and `cli`, only rank 0 prints. Layers that read tokens can only be trained in one process.
 """

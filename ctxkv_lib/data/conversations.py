@@ -46,7 +46,7 @@ class Conversations:
 
     @classmethod
     def of(cls, texts: list[str]) -> "Conversations":
-        # To save memory, the texts are digested separately.
+        # Hash one text at a time, to save memory.
         return cls(texts, digest([digest(text) for text in texts]))
 
     def __len__(self) -> int:

@@ -25,6 +25,6 @@ def discounts(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 def smoothed_unigram(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Turn token counts, int64 `[vocab_size]`, into probabilities smoothed with the uniform distribution."""
     taken, total = discounts(counts)[np.minimum(counts, 3)], counts.sum()
-    # Like `bincount`, `cumsum` adds one number after the other, so both round in the same way.
+    # `cumsum` adds the numbers one at a time and in order, like `bincount`, so both round identically.
     kept = taken.cumsum()[-1] / total
     return (counts - taken) / total + kept / len(counts)

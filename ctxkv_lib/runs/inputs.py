@@ -118,7 +118,7 @@ class Inputs:
 
     @cached_property
     def digests(self) -> dict[str, Any]:
-        """All entries of stage tables that are not settings. Computing them loads no large data."""
+        """All entries of stage tables that are not settings. They are computed without loading large data."""
         data, corpus = self.config.data, self.texts.get("corpus")
         counted = "" if corpus is None or data.unigram == "none" else corpus.fingerprint
         shape = (self.config.model.hidden_size, self.config.runtime.seed)

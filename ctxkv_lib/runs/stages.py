@@ -99,7 +99,7 @@ def experiment_stages(inputs: Inputs) -> list[Stage]:
             after=("contexts",),
             files=(WEIGHTS,),
             state="checkpoint/phase2.pt",
-            by_all=True,
+            is_collective=True,
         ),
         Stage(
             "test",

@@ -33,7 +33,7 @@ class RunHooks(Loop):
 
     Args:
         work: receives every metric; the metrics of restored epochs have `"replayed": True`. `work.state` is
-            the file of the saved state. Phase 1 saves no state, since it takes only seconds.
+            the file of the saved state. Phase 1 does not save a state, since it takes only seconds.
 
     Attributes:
         tell: a function that is called once, after a few seconds of training, with the expected seconds for

@@ -81,7 +81,7 @@ class WindowExplorer(widgets.VBox):
 def explore_window(run: Stream | OpenRun | Run | Path | str, position: int) -> WindowExplorer:
     """Show which contexts a position attends to and how strongly, with the tokens as text.
 
-    A switch replaces the contexts with contexts of a different conversation, half a stream away.
+    A switch replaces the contexts with those of a different conversation, half a stream away.
 
     Args:
         run: a finished run, its folder, or the result of `open_run`. In these cases, the explorer shows the

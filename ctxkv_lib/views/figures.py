@@ -74,8 +74,8 @@ def panels(count: int, height: float, counted: str = "", **share: Any) -> tuple[
 
     Args:
         height: height of the figure in inches.
-        counted: label of the x axes if they count in whole numbers, such as "Epoch"; otherwise "".
-        share: keyword arguments for `Figure.subplots`.
+        counted: label of the x axes, such as "Epoch", if their ticks are whole numbers; otherwise "".
+        share: keyword arguments for `Figure.subplots`, such as `sharey`.
     """
     figure = Picture(figsize=(WIDTH, height), facecolor="white")
     axes = list(figure.subplots(1, count, squeeze=False, **share).flat)
