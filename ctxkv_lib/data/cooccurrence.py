@@ -28,9 +28,9 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbou
     """Compute one vector per token from a token stream. Returns float32 `[vocab_size, hidden_size]`.
 
     With `neighbours="around"` (symmetric), tokens with the same neighbours get similar vectors. With "sides"
-    (directional), left and right neighbours are counted separately. For each distance, the vector of a token
-    concatenates two SVD factors: one for the token as the first of a pair, and one for it as the second. A
-    random rotation gives all components the same weight. All vectors are scaled to a norm of about 1, so
+    (directional), left and right neighbours are counted separately. A token's vector then contains two SVD
+    factors for each distance: one for the token as the first of a pair, and one for it as the second. A random
+    rotation gives all components the same weight. All vectors are scaled to a norm of about 1, so
     that frequent tokens do not dominate the output head. Tokens that do not occur in the stream get random
     vectors of norm `NOISE`.
     """

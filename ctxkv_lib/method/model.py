@@ -158,7 +158,7 @@ class ContextKV(nn.Module):
             yield self.batch(cache, positions if shard is None else positions[shard(len(positions))])
 
     def _copied(self, cache: Cache, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the tokens to copy at each position and their shares, both `[n, reach]`, for `mix`."""
+        """Return the inputs of `mix`: the tokens to copy at each position, and their shares, `[n, reach]`."""
         copying, reach = self.layer.copying, self.window.offsets[-1]
         assert copying is not None
         assert cache.contexts is not None

@@ -352,7 +352,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         for embeddings, rows in zip(x.split(size, dim=1), past.rows.split(size, dim=1), strict=True):
             slots = self.model.window.slots(rows)
             present = slots >= past.first[:, None, None]
-            present[..., 0] = True  # padding, too, needs one slot; otherwise attention is NaN
+            present[..., 0] = True  # even padding needs one slot; otherwise attention is NaN
             window = past.contexts[text, slots.clamp(min=0)]
             hidden, weights = self.model.apply_layer(
                 *(part.flatten(0, 1) for part in (embeddings, window, present))

@@ -1,7 +1,7 @@
 """The written report of one or more runs, as Markdown in English or Japanese.
 
-Every claim is computed from the runs. `ja.json` contains the Japanese translations. A text without a
-translation stays English.
+Every claim is computed from the runs. `ja.json` contains the Japanese translations. Text without a
+translation stays in English.
 """
 
 import json

@@ -63,7 +63,7 @@ def save_for_transformers(
             # file, which is the first shard.
             served.save_pretrained(beside, max_shard_size=model.wte.weight.nbytes - 1)
             tokenizer.save_pretrained(beside)
-            # Rewrite the tokenizer's file without indentation, so that it is less than half as large.
+            # Rewrite the tokenizer's file without indentation, which more than halves its size.
             tokenizer.backend_tokenizer.save(str(beside / "tokenizer.json"), pretty=False)
         if config.has_own_parts:
             _refuse_other_model(served, folder)

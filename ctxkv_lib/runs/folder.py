@@ -43,7 +43,7 @@ SETTINGS, RESULTS = "settings", "results"  # names of stages
 MODEL = "model"  # the stage of the saved model
 TABLE_SHARD = "model/model-00001-of-"  # start of the token table's path
 OLD_RECORD = f"{RECORDS}/stages.json"  # record file until version 0.3
-# Pattern that finds the runs in a folder. It skips hidden folders, since they are half-written.
+# Pattern that finds the runs in a folder. It skips hidden folders, which hold half-written runs.
 RUNS_BELOW = f"[!.]*/{RECORDS}/{SETTINGS}.json"
 
 
@@ -166,7 +166,7 @@ def is_run_folder(path: Path) -> bool:
 
 @contextmanager
 def claimed(path: Path, again: bool = False) -> Iterator[RunFolder]:
-    """Lock the folder of a run for this process while a `with` block runs, and read its records.
+    """Context manager that reads a run's records and locks the run's folder for this process.
 
     Args:
         again: whether the block may replace a run from version 0.3, or a result whose records are lost.

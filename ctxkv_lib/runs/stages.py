@@ -60,7 +60,7 @@ CONTEXT_DIGESTS = ("code", "training text", "validation text", "tokenizer", "tok
 
 
 def settings_stage(config: ExperimentConfig) -> Stage:
-    """Return the first stage of every run. The stage's record contains all settings.
+    """Return the stage that every run starts with. Its record contains all settings.
 
     The stage writes config.json and, if it can be found, the source text of the user's own parts.
     """

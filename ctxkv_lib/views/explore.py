@@ -84,8 +84,8 @@ def explore_window(run: Stream | OpenRun | Run | Path | str, position: int) -> W
     A switch replaces the contexts with those of a different conversation, half a stream away.
 
     Args:
-        run: a finished run, its folder, or the result of `open_run`. In these cases, the explorer shows the
-            validation stream. It can also be another stream, such as `open_run(...).read(text)`.
+        run: a finished run, its folder, or the result of `open_run`, all of which show the validation stream;
+            or another stream, such as `open_run(...).read(text)`.
         position: a position in the stream, counted from 0.
 
     Raises:

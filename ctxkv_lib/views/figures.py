@@ -39,7 +39,7 @@ STYLE: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.titlelocation": "left",
     "figure.constrained_layout.use": True,
-    "figure.dpi": 76,  # page pixels per inch; `Picture.png` doubles them
+    "figure.dpi": 76,  # page pixels per inch; `Picture.png` doubles this
     "font.size": 11,
     "grid.color": "#e3e6eb",
     "legend.frameon": False,
