@@ -29,8 +29,8 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbou
 
     With `neighbours="around"` (symmetric), tokens with the same neighbours get similar vectors. With "sides"
     (directional), left and right neighbours are counted separately. A token's vector then contains two SVD
-    factors for each distance: one for the token as the first of a pair, and one for it as the second. A random
-    rotation gives all components the same weight. All vectors are scaled to a norm of about 1, so
+    factors for each distance: one for the token as the first of a pair, and one for it as the second. A
+    random rotation gives all components the same weight. All vectors are scaled to a norm of about 1, so
     that frequent tokens do not dominate the output head. Tokens that do not occur in the stream get random
     vectors of norm `NOISE`.
     """
