@@ -48,10 +48,10 @@ class Interrupted(OneLine, KeyboardInterrupt):
 def friendly_errors() -> Iterator[None]:
     """Turn interrupts, out-of-memory errors and diverged training into errors with one-sentence messages.
 
-    The frames of these errors are cleared, because a notebook keeps its last error, and with it all tensors
-    in the frames. All other errors keep their frames, so that `%debug` can inspect the user's own code. An
-    OSError from the user's own code gets a note with the file's name; otherwise, it would look like an error
-    of this package.
+    The frames of these errors are cleared, because a notebook keeps its last error, and thereby all
+    tensors in those frames. All other errors keep their frames, so that `%debug` can inspect the user's own
+    code. An OSError from the user's own code gets a note with the file's name; otherwise, it would look like
+    an error in this package.
     """
     from .method.loop import Diverged
 

@@ -34,7 +34,7 @@ TensorParts = tuple["torch.dtype", Sequence[int], Iterable["Tensor"]]
 
 
 def expanded(path: Path | str) -> Path:
-    """Return a path with `~` replaced by the home folder. Raises UserError if `path` has a wrong type."""
+    """Return a path with `~` replaced by the home folder. Raises UserError if `path` has the wrong type."""
     if not isinstance(path, str | os.PathLike):
         kind = type(path).__name__
         raise UserError(

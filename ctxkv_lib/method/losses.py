@@ -64,7 +64,7 @@ def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) 
         bias = table.new_zeros(len(table))
     target_logit = (queries.to(hidden.dtype) * table[targets]).sum(dim=1)
     shifted = bias - (target_logit + bias[targets]).mean().round()
-    target_logit += shifted[targets]  # c is subtracted here and from all logits below
+    target_logit += shifted[targets]  # subtract c, as from all logits below
     if read is not None:
         target_logit += token_bias * (read == targets)
     total = torch.zeros_like(target_logit)

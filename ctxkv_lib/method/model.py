@@ -26,7 +26,7 @@ Shard = Callable[[int], slice]  # selects the rows of a batch that this process 
 
 @functools.cache
 def _derived(kind: Any, base: Any) -> Any:
-    """Return a subclass of the user's class `kind`; it inherits from `base` whatever `kind` lacks."""
+    """Return a subclass of the user's class `kind` that inherits whatever `kind` lacks from `base`."""
 
     # Pickle can find only the class that the user wrote, not the subclass.
     def reduce(part: Any, _: int) -> tuple[Any, ...]:

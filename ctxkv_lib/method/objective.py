@@ -1,4 +1,4 @@
-"""The arguments of a Phase 1 objective. The names of its parameters say which tensors it gets.
+"""The arguments of a Phase 1 objective. An objective receives the tensors that its parameters name.
 
 An objective is a function, or an `nn.Module` class with a `forward` and a constructor that takes
 `(context_dim, hidden_size)`. A module's weights are trained with the block and dropped after Phase 1. The

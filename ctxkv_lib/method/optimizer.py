@@ -75,7 +75,7 @@ class ScheduledAdamW(Stepper):
         find that regularisation depends on the decay per epoch.
         """
         matrices, others = list[nn.Parameter](), list[nn.Parameter]()
-        for name, weight in self.weights.items():  # a bias may have two dimensions
+        for name, weight in self.weights.items():  # includes biases, which may have two dimensions
             is_matrix = weight.ndim > 1 and "weight" in name.rpartition(".")[2]
             (matrices if is_matrix else others).append(weight)
         decay = config.weight_decay * DECAY_TOKENS / positions

@@ -23,7 +23,7 @@ STEADY = 100.0  # squared value of the constant unit, relative to the sum of squ
 
 LARGEST_NEAR_SLOT = 4.0  # the heads initially prefer slots from 1 to 4, spread evenly on a log scale
 SLOT_BIAS = 4.0  # initial bias of a head's preferred slot; gives it 64% of the attention if all scores are 0
-BIASED_SLOTS = 32  # number of slots for which `SLOT_BIAS` is chosen
+BIASED_SLOTS = 32  # with more or fewer slots than this, the initial bias differs from `SLOT_BIAS`
 
 
 class StructuredBlock(ContextBlock):

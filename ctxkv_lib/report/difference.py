@@ -52,8 +52,9 @@ def interval(losses: Floats, base: Floats, tokens: Floats, draws: int = DRAWS) -
         tokens: number of predicted tokens in each conversation, `[conversations]`. They weight the losses.
 
     We simulated two equally good variants with the spreads observed in the study. With three seeds, the
-    interval contained zero in 94% of cases with 50 conversations, in 92% with 10, and in 89% with 5. With one
-    seed for which both variants are equally good, it contained zero in 93%, 89% and 82% of cases.
+    interval contained zero in 94% of cases with 50 conversations, in 92% with 10, and in 89% with 5. If both
+    variants are equally good with a single seed, the interval of this seed contained zero in 93% of cases
+    with 50 conversations, in 89% with 10, and in 82% with 5.
 
     Reference:
         P. Koehn (2004), Statistical significance tests for machine translation evaluation (the bootstrap).

@@ -82,7 +82,8 @@ def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool = 
     plugins = [plugin for run in runs for plugin in run.config.plugins.values()]
     has_own_parts = not all(plugin.name.startswith(OF_PACKAGE) for plugin in plugins)
     caches, cache_rows = "Caches in MiB (the original's layout: fp32 rows)", tables.CACHES
-    # The original's caches and proposals do not apply if the user has replaced a part of the method.
+    # If the user has replaced a part of the method, the original's caches and the experiments that it
+    # proposes do not apply.
     if has_own_parts:
         caches, cache_rows = "Caches in MiB", {name: tables.CACHES[name] for name in tables.CACHE_FILES}
     ours, results = tables.runs_by_name(runs), tables.comparison_table(runs)

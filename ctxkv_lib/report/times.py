@@ -24,7 +24,8 @@ from ..runs.presets import usual_epochs
 TIMED_BATCHES = 2  # number of batches to time, after one warm-up batch
 # A text with n tokens has about 22 * sqrt(n) distinct tokens. For example, 6,324 tokens have 1,581.
 DISTINCT_TOKENS = 22
-# Standard deviation of the random token table. With 1, `exp` of the logits would overflow and be slower.
+# Standard deviation of the random token table. With 1, `exp` of the logits would overflow and be
+# computed more slowly.
 TABLE_STD = 0.02
 
 

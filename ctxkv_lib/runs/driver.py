@@ -256,8 +256,8 @@ def _clear(folder: RunFolder, stage: Stage, stages: Sequence[Stage], made_from: 
     """Delete the files and the record of a stage before it is computed.
 
     If the stage's table has changed, all later stages that depend on it are deleted first, beginning with the
-    last. Files that a killed process left without a record are deleted, too. If the table is the same, the
-    stage is only being repaired, so files that users may edit are kept.
+    last. Files that a killed process left without a record are deleted, too. If the table is unchanged,
+    the stage is merely repaired, and files that users may have edited are kept.
     """
     record = folder.records.get(stage.name)
     is_repair = record is not None and record.made_from == made_from

@@ -53,7 +53,7 @@ def stop_after_text(model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerF
 def save_for_transformers(
     model: ContextKV, config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> list[Path]:
-    """Write the model, its code and tokenizer to `folder`. If a plug-in cannot be saved, print a message."""
+    """Write the model, its code and its tokenizer to `folder`. Say so if a plug-in cannot be saved."""
     bars_were_shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # bars stay visible in notebooks
     try:
@@ -81,7 +81,7 @@ def save_for_transformers(
 
 @torch.no_grad()
 def _refuse_other_model(model: ContextKVForCausalLM, folder: Path) -> None:
-    """Raise ValueError if the model that was saved in `folder` computes different logits than `model`."""
+    """Raise ValueError if the model that was saved in `folder` computes other logits than `model`."""
     saved: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     ids = torch.arange(TRIED_TOKENS, device=model.device)[None]
 

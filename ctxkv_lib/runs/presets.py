@@ -38,7 +38,7 @@ COMPARED_RATIO = 5
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings for the data, the token table and the model's size, and the name of a default recipe."""
+    """Settings for the data, the token table and the model's size, plus the name of the default recipe."""
 
     summary: str
     recipe: str  # default recipe

@@ -17,7 +17,8 @@ from .figures import LOOKS, known_epochs, ppl_curves, ppl_limits
 SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "v": "triangle-down", "^": "triangle-up"}
 SYMBOLS |= {"X": "x", "*": "star"}
 PLOTLY = "application/vnd.plotly.v1+json"
-# Height of the figure and the picture in pixels. It is the same, so the page does not jump.
+# Height of the figure in pixels. The picture has the same height, so the page does not jump when the figure
+# takes its place.
 HEIGHT = 560
 # HTML that shows the picture until plotly's small bundle "basic" has loaded. The project's site serves its
 # own copy of this bundle.

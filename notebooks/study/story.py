@@ -22,6 +22,8 @@ NEAR = 14
 BLANK = 0.005
 # Number of training conversations in the waterfall chart.
 SIZE = 50
+# Number of extra conversations that the token table of `tuned` is made from.
+EXTRA = 1_000
 # Number of training conversations in the comparison of contexts with alternatives.
 MANY = 200
 BOLD = {"font_weight": 600}
@@ -30,7 +32,7 @@ Row = tuple[str, Interval | None, str]
 KEYHOLES = read("keyholes/keyholes")["runs"]
 
 
-def named(recipe: str) -> np.ndarray:
+def recovered(recipe: str) -> np.ndarray:
     """Compute how often each token in the window can be recovered from the nearest slot that has read it.
 
     Returns:
@@ -46,7 +48,7 @@ def named(recipe: str) -> np.ndarray:
 
 def draw_keyholes() -> Picture:
     """Draw both recipes' windows as strips. A token that is recovered more often has a stronger colour."""
-    exact, tuned = (named(recipe).mean(axis=0) for recipe in ("exact", "tuned"))
+    exact, tuned = (recovered(recipe).mean(axis=0) for recipe in ("exact", "tuned"))
     picture = Picture(
         352,
         "The last 640 tokens as a strip. Recipe exact: 32 narrow flares, one before each slot, and blanks "
@@ -54,12 +56,12 @@ def draw_keyholes() -> Picture:
         f"tokens are solid, and older tokens are ever narrower flares; {tuned.sum():.0f} can be recovered.",
     )
     picture.text(LEFT, 18, "exact: 32 keyholes", size=17, fill=ORANGE, **BOLD)
-    picture.text(LEFT, 38, f"names {exact.sum():.0f} of the last {WINDOW} tokens")
+    picture.text(LEFT, 38, f"recovers {exact.sum():.0f} of the last {WINDOW} tokens")
     draw_strip(picture, 48, exact, linear_place)
     label_axis(picture, 100, {600: "600", 400: "400 tokens back", 200: "200", 0: "now"}, linear_place)
     draw_zoom(picture, 124, exact[:20])
     picture.text(LEFT, 224, "tuned: an open door, then keyholes", size=17, fill=ORANGE, **BOLD)
-    picture.text(LEFT, 244, f"names all of the last {NEAR} tokens and {tuned[NEAR:].sum():.0f} others")
+    picture.text(LEFT, 244, f"recovers the last {NEAR} tokens and {tuned[NEAR:].sum():.0f} others (log axis)")
     draw_strip(picture, 254, tuned, log_place)
     ticks = {600: "600", 100: "100", 20: "20 tokens back", 5: "5", 1: "1", 0: "now"}
     label_axis(picture, 306, ticks, log_place)
@@ -100,7 +102,7 @@ def label_axis(picture: Picture, y: float, ticks: dict[int, str], place: Callabl
 def draw_zoom(picture: Picture, y: float, shares: np.ndarray) -> None:
     """Draw the tokens between two slots. Write below each in how many % of cases it can be recovered."""
     width = (RIGHT - LEFT) / len(shares)
-    picture.text(LEFT, y + 12, "From one slot to the next, named in % of places:")
+    picture.text(LEFT, y + 12, "From one slot to the next, recovered in %:")
     for back, share in enumerate(shares.round(3).tolist()):
         x = RIGHT - width * (back + 1)
         picture.rect(x, y + 20, width, 30, ORANGE, fill_opacity=share, stroke=INK)
@@ -116,8 +118,8 @@ def draw_waterfall() -> Picture:
     steps = [f"{name}: {value:.0f}" for name, value in levels.items()]
     picture = Picture(
         346,
-        f"Test perplexity with {SIZE} conversations, step by step. {'; '.join(steps)}. Dashed: n-grams that "
-        f"saw the same text, {ngrams:.0f}.",
+        f"Test perplexity with {SIZE} conversations, step by step. {'; '.join(steps)}. Dashed: n-grams with "
+        f"the same {SIZE + EXTRA:,} conversations, {ngrams:.0f}.",
     )
     high = max(levels.values())
 
@@ -144,7 +146,7 @@ def draw_waterfall() -> Picture:
     picture.text(LEFT, y + 12, "recipe tuned", **BOLD)
     picture.text(RIGHT, y + 12, f"{before:.0f}", text_anchor="end", **BOLD)
     picture.line((at(ngrams), y + 17), (at(ngrams), y + 41), width=2, stroke_dasharray="5 3")
-    picture.text(LEFT, y + 62, f"Dashed: n-grams that saw the same text, {ngrams:.0f}")
+    picture.text(LEFT, y + 62, f"Dashed: n-grams with the same {SIZE + EXTRA:,} conversations, {ngrams:.0f}")
     return picture
 
 
@@ -235,7 +237,7 @@ def draw_present() -> Picture:
         runs = [run for run in results["runs"] if (run["recipe"], run["samples"]) == ("exact", size)]
         replaced.append((f"{size} conversations", used(runs, results["tokens"])[1], BLUE))
         absent.append((f"{size} conversations", change(50, "exact, one slot / exact", size)[0], ORANGE))
-    headings = ("Earlier 31 contexts from another text", "Trained without the earlier 31")
+    headings = ("Earlier 31 contexts from another place", "Trained without the earlier 31")
     rows = [(headings[0], None, BLUE), *replaced, (headings[1], None, ORANGE), *absent]
     return draw_dots("Change of the perplexity of exact", rows, (-13, 13))
 
