@@ -68,7 +68,7 @@ class Toy:
                 ("contexts",),
                 ("checkpoint/layer.safetensors",),
                 state="checkpoint/phase2.pt",
-                by_all=True,
+                is_collective=True,
             ),
             Stage(
                 "model",
@@ -91,7 +91,7 @@ class Toy:
                 ("settings", "contexts", "phase2", "model", "test", "ngrams"),
                 ("summary.json",),
                 ("report.md",),
-                is_of_numbers=True,
+                is_from_results=True,
             ),
         ]
 

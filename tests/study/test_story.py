@@ -29,7 +29,7 @@ def test_every_picture_is_shown_and_every_shown_picture_exists():
 
 
 def test_strips_show_the_nearest_slot_that_read_a_token():
-    exact, tuned = (story.named(recipe).mean(axis=0) for recipe in ("exact", "tuned"))
+    exact, tuned = (story.recovered(recipe).mean(axis=0) for recipe in ("exact", "tuned"))
     assert exact.shape == tuned.shape == (640,)
     assert exact[0] == exact[20] == exact[620] > exact[21] > exact[39]  # every 20th token is a slot itself
     assert tuned[13] == tuned[0] > tuned[14]
