@@ -146,5 +146,5 @@ def one_line(message: str) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Return whether text can be encoded as UTF-8. Invalid bytes on a command line make this impossible."""
+    """Return whether text can be encoded as UTF-8. It cannot if a command line contained invalid bytes."""
     return text == text.encode(errors="ignore").decode()

@@ -56,8 +56,8 @@ def cache_dir() -> Path:
 def runs_root() -> Path:
     """Return the folder that contains all run folders.
 
-    If `$CTXKV_RUNS` is set, this variable names the folder. Otherwise, the folder is `runs` in the current
-    folder. In a subfolder of a clone, such as `notebooks`, it is `runs` in the clone's top folder instead.
+    `$CTXKV_RUNS` names the folder if it is set. Otherwise, the folder is `runs` in the current folder or, if
+    this is a subfolder of a clone such as `notebooks`, `runs` in the clone's top folder.
     """
     top = Path.cwd().parent
     is_in_clone = (top / "ctxkv_lib" / "__init__.py").is_file()

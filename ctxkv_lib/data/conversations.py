@@ -18,13 +18,13 @@ from .config import FITTED, DataConfig, Split
 from .sources import SOURCES
 from .texts import files_from, read_texts
 
-# Share of the user's conversations that validation gets. The test gets the same share.
+# Share of the user's conversations that validation gets. The test set gets the same share.
 TENTH = 0.1
 # TENTH gives validation and the test at most this number of conversations each. More would only cost time.
 MOST = 100
 # Validation gets at most this share of the conversations, even if that is too little text.
 VALIDATION_LIMIT = 1 / 3
-# Minimum amount of text for reliable results, in context windows.
+# Minimum amount of text for reliable results, measured in context windows.
 LEAST_WINDOWS = 2
 CHARACTERS_A_TOKEN = 4  # average in English text
 MOST_NAMED = 5  # maximum file names per message
@@ -117,9 +117,9 @@ def fitting_sizes(data: DataConfig, context_window: int) -> dict[str, Any]:
     """Choose split sizes that fit the user's data. Returns `{name: value}` for the settings that are None.
 
     Validation gets a tenth of the conversations, or more if a tenth has less text than `LEAST_WINDOWS`, but
-    at most a third. The test also gets a tenth of all conversations, and training gets the rest. The token
-    table is built from chitchat-dataset and from all of the user's conversations except validation and test.
-    Raises UserError if the data cannot be read, or has fewer than two conversations.
+    at most a third. The test set also gets a tenth of all conversations, and training gets the rest. The
+    token table is built from chitchat-dataset and from all of the user's conversations except those for
+    validation and test. Raises UserError if the data cannot be read, or has fewer than two conversations.
     """
     missing = [name for name in FITTED if getattr(data, name) is None]
     if not missing:

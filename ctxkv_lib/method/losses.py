@@ -124,7 +124,7 @@ def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Out
 
 
 def add_to_logit(logits: Tensor, columns: Tensor, number: float) -> None:
-    """Add `number` in place to one logit in each row. `columns` (integers, `[...]`) has its column."""
+    """Add `number` in place to one logit in each row; `columns` (integers, `[...]`) are their columns."""
     column = columns.long()[..., None]
     logits.scatter_add_(-1, column, logits.new_full((1,), number).expand_as(column))
 

@@ -63,7 +63,7 @@ class ScheduledAdamW(Stepper):
 
     def __init__(self, weights: Weights, config: Phase2Config, positions: int) -> None:
         super().__init__(weights, config, positions)
-        # `update` is the share of the current weights in each update of `averages`.
+        # `update` is the weight of the current weights when `averages` is updated.
         self.learning_rate, self.update = config.learning_rate, 0.0
         self.steps = config.max_epochs * -(-positions // config.batch_size)  # steps in all epochs
         self.averages = {name: weight.detach().clone() for name, weight in weights.items()}

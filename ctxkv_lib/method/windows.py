@@ -28,7 +28,7 @@ class ContextWindow:
         self._on_device: dict[torch.device, Tensor] = {}
 
     def slots(self, positions: Tensor) -> Tensor:
-        """Return the position of every slot for each of `positions`, int64 `[...]`.
+        """Return the positions of all slots for each position in `positions`, int64 `[...]`.
 
         The result is int64 `[..., slots]`, nearest slot first, and negative for slots before the stream.
         """

@@ -25,7 +25,7 @@ from .folder import MODEL, RECORDS, RunFolder
 SAVE_SECONDS = 120  # minimum seconds between saves
 STATE = (f"{RECORDS}/phase2.pt", "metrics.jsonl")  # files of the training state
 SAME_EVERYWHERE = ("gpt2",)  # tables identical on every machine
-# With these options, `extractall` refuses paths outside the folder. They need Python 3.11.4.
+# These options make `extractall` refuse paths outside the folder. They require Python 3.11.4 or newer.
 SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 

@@ -146,7 +146,7 @@ def draw_waterfall() -> Picture:
     picture.text(LEFT, y + 12, "recipe tuned", **BOLD)
     picture.text(RIGHT, y + 12, f"{before:.0f}", text_anchor="end", **BOLD)
     picture.line((at(ngrams), y + 17), (at(ngrams), y + 41), width=2, stroke_dasharray="5 3")
-    picture.text(LEFT, y + 62, f"Dashed: n-grams with the same {SIZE + EXTRA:,} conversations, {ngrams:.0f}")
+    picture.text(LEFT, y + 62, f"Dashed: n-grams, same {SIZE + EXTRA:,} conversations: {ngrams:.0f}")
     return picture
 
 
