@@ -162,8 +162,8 @@ def describe_split(data: DataConfig) -> str:
     sizes = ", ".join(f"{count:,} for {PURPOSES[name]}" for name, count in _sizes(data).items())
     table = {"gpt2": "GPT-2's", "random": "random", "cooccurrence": "made from those"}[data.table]
     if data.table == "cooccurrence" and data.corpus != "own":
-        held_back = "validation and test" if data.test_samples else "validation"
-        table = f"made from {data.corpus_samples:,} of chitchat-dataset and all of these but {held_back}"
+        held_back = "validation or the test" if data.test_samples else "validation"
+        table = f"made from {data.corpus_samples:,} of chitchat-dataset and all of these not for {held_back}"
     count = len(read_texts(str(data.path), data.split))
     line = f"{data.path}: {count:,} conversations, {sizes}; the token table is {table}."
     folder = expanded(str(data.path))
@@ -172,7 +172,7 @@ def describe_split(data: DataConfig) -> str:
         return line
     names = ", ".join(str(file.relative_to(folder)) for file in unseen[:MOST_NAMED])
     more = f" and {len(unseen) - MOST_NAMED:,} more" if len(unseen) > MOST_NAMED else ""
-    return f"{line} Training sees nothing of {names}{more}; mix their conversations to train on all."
+    return f"{line} Training uses no conversation from {names}{more}; mix the files to train on all of them."
 
 
 def _sizes(data: DataConfig) -> dict[str, int]:

@@ -252,7 +252,7 @@ def _stream_contexts(
 def _finite(contexts: Tensor) -> Tensor:
     if not contexts.sum().isfinite():
         raise Diverged(
-            "Contexts grow beyond all numbers; bound what the block returns, as a LayerNorm does, or lower "
+            "The contexts overflow; bound what the block returns, as a LayerNorm does, or lower "
             "phase1.learning_rate."
         )
     return contexts

@@ -100,7 +100,7 @@ def read_state(path: Path) -> dict[str, Any] | None:
     content = path.read_bytes()
     size = xxh3_128().digest_size
     if xxh3_128(content[size:]).digest() != content[:size]:
-        log(f"{path} is damaged; Phase 2 begins again.")
+        log(f"{path} is damaged; Phase 2 starts again from its first epoch.")
         return None
     state: dict[str, Any] = torch.load(BytesIO(content[size:]), map_location="cpu", weights_only=True)
     return state

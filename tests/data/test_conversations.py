@@ -210,7 +210,7 @@ def test_sizes_that_are_not_given_fit_the_data(tmp_path):
     assert (data.source, data.samples, data.validation_samples, data.test_samples) == ("file", 32, 4, 4)
     (line,) = said
     assert f"{path}: 40 conversations, 32 for training, 4 for validation, 4 for the test" in line
-    assert "1,000 of chitchat-dataset and all of these but validation and test" in line
+    assert "1,000 of chitchat-dataset and all of these not for validation or the test" in line
     assert compared_samples(config) == (6, 32)
     assert compared_samples(_fitted(path)[0]) == (23, 23)  # all 23 are needed to fill two windows
     # The validation text fills two windows, but takes at most a third of the conversations.
@@ -236,10 +236,10 @@ def test_files_that_training_does_not_see_are_named(tmp_path):
     _, (line,) = _fitted(str(tmp_path), {"data.validation_samples": 2}, samples=41)
     named = ", ".join(f"languages_{name}.txt" for name in ("fr", "it", "it_more", "nl", "pl"))
     assert line.endswith(
-        f"Training sees nothing of {named} and 1 more; mix their conversations to train on all."
+        f"Training uses no conversation from {named} and 1 more; mix the files to train on all of them."
     )
     _, (whole,) = _fitted(str(tmp_path / "chats.jsonl"), samples=20)
-    assert "sees nothing" not in whole
+    assert "uses no conversation" not in whole
 
 
 def test_the_token_table_sees_no_validation_text_and_is_the_same_for_all_sizes(tmp_path):

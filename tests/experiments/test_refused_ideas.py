@@ -238,7 +238,7 @@ class Spiking(GatedBlock):
 @pytest.mark.parametrize("method", ["exact", "passes"])
 def test_contexts_that_overflow_are_refused_with_what_to_change(tiny_config, tmp_path, method):
     untrained = {"phase1.context_method": method, "phase1.max_iterations": 0}
-    with pytest.raises(UserError, match="Contexts grow beyond all numbers; bound what the block returns"):
+    with pytest.raises(UserError, match="The contexts overflow; bound what the block returns"):
         prepare(tiny_config.replace(untrained), tmp_path / "run", block=Spiking)
 
 
