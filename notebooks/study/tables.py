@@ -244,12 +244,15 @@ def phase1() -> str:
 
 
 def proposals() -> str:
-    """Return a table of the original's proposals, each tried alone in `exact` with 100 conversations."""
+    """Return a table of the original's proposals, each alone in `exact`, with 100 and 500 conversations."""
     cells, lines = cells_of("proposals/sweep"), []
     for name in dict.fromkeys(name for name, _ in cells):
         changed = [] if name == "base" else change(50, f"{name} / base", 100)
-        lines.append([*levels(cells, name, (100,)), format_change(changed)])
-    return table("`exact` with 100 conversations", ("test perplexity (50)", "change in %"), lines)
+        lines.append(
+            [*levels(cells, name, (100,)), *map(format_change, (changed, change(50, f"{name} / exact", 500)))]
+        )
+    columns = ("test perplexity, 100 conversations", "change in %, 100", "change in %, 500")
+    return table("`exact`, 50 test conversations", columns, lines)
 
 
 def changes() -> str:
