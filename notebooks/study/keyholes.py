@@ -25,12 +25,12 @@ ROWS = TOP / "notebooks" / "study" / "results" / "keyholes" / "keyholes.json"
 
 
 def curve(measured: dict[str, Any]) -> dict[str, Any]:
-    """Return a probe's R² and share of correctly named tokens for each distance in tokens."""
+    """Return a probe's R² and share of recovered tokens for each distance in tokens."""
     rows = measured["decodability"]
     return {
         "distance": [row["distance"] for row in rows],
         "r2": [round(row["r2"], 4) for row in rows],
-        "named": [round(row["top1"], 4) for row in rows],
+        "recovered": [round(row["top1"], 4) for row in rows],
     }
 
 

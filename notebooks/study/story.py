@@ -42,7 +42,7 @@ def recovered(recipe: str) -> np.ndarray:
     for run in (run for run in KEYHOLES if run["recipe"] == recipe):
         offsets = np.array(run["offsets"])
         nearest = offsets[np.searchsorted(offsets, back, side="right") - 1]
-        rows.append(np.interp(back - nearest, run["distance"], run["named"]))
+        rows.append(np.interp(back - nearest, run["distance"], run["recovered"]))
     return np.array(rows)
 
 
