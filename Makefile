@@ -12,8 +12,8 @@ check:  ## check style and types, as CI does
 test:  ## run the tests, as README says
 	pytest
 
-torture:  ## test hundreds of runs that are killed, run out of disk space, or find damaged files (half an hour)
-	pytest -n 0 -m torture -s tests/experiments/test_trust.py tests/test_fuzz.py
+torture:  ## test thousands of runs that are killed, run out of disk space, lose their store, or find damaged files (HOW LONG)
+	pytest -n 0 -m torture -s tests/experiments/test_trust.py tests/runs tests/test_fuzz.py
 
 notebooks:  ## run every notebook on little data and without a network
 	CTXKV_PRESET=ci OMP_NUM_THREADS=1 pytest --nbmake --nbmake-timeout=600 $(NBMAKE) notebooks/

@@ -14,7 +14,8 @@ The names in `__init__.pyi` are the public API; notebooks and scripts need no ot
   (OACD). The module `method.modeling` contains the model for Hugging Face transformers.
 - `ctxkv_lib.data`: loads conversations, tokens and token tables.
 - `ctxkv_lib.plugins`: lets users replace parts of the method with their own code.
-- `ctxkv_lib.runs` and `ctxkv_lib.experiments`: the settings, stages and run folder of an experiment.
+- `ctxkv_lib.baselines`: ordinary layers, a block and losses to compare such code with.
+- `ctxkv_lib.runs` and `ctxkv_lib.experiments`: the settings, steps and run folder of an experiment.
 - `ctxkv_lib.report`: tables and written reports.
 - `ctxkv_lib.views`: figures, explorers and live curves, made from run folders.
 - `ctxkv_lib.measure`: measurements of a finished run, such as n-gram baselines or scores on other text.
@@ -25,7 +26,7 @@ import re
 from importlib import import_module
 from pathlib import Path
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 # The public names are read from `__init__.pyi`, the stub for type checkers. Each name is imported when it is
 # first used, so that `ctxkv --help` answers at once.
@@ -42,7 +43,9 @@ if "OMP_WAIT_POLICY" not in os.environ:
 def __getattr__(name: str) -> object:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_MODULE_OF[name], __name__), name)
+    home = _MODULE_OF[name]
+    is_module = home == "."
+    value = import_module(f".{name}", __name__) if is_module else getattr(import_module(home, __name__), name)
     # Later look-ups find the name in the module and do not call this function.
     globals()[name] = value
     return value

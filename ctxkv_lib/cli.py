@@ -11,10 +11,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import __version__, ranks
+from . import __version__
 from .errors import UserError, did_you_mean, in_a_sentence, is_utf8, one_line, user_file
-from .files import read_json, write_json
-from .plugins.hooks import HOOKS
+from .files import read_json
+from .plugins.plugins import KINDS
 from .progress import epoch_printer, print_on_terminal, status_line
 from .runs.config import ExperimentConfig, Sampling, config_from_dict, setting_names
 from .runs.presets import (
@@ -22,11 +22,11 @@ from .runs.presets import (
     RECIPES,
     build_config,
     compared_samples,
+    comparison_folder,
     parse_settings,
-    with_fitting_sizes,
 )
 
-EXPERIMENT = ("preset", "recipe", "data", "split", "samples", "set", *HOOKS)
+EXPERIMENT = ("preset", "recipe", "data", "split", "samples", "set", *KINDS)
 DATA = "your own conversations: a file, a folder of files, or a data set on the Hub"
 
 
@@ -38,45 +38,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the output is a pipe that its reader has closed. An error in the user's own code is raised.
     """
     options = parser().parse_args(arguments)
-    if ranks.rank():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (stays open: only rank 0 prints)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        if ranks.world_size() > 1 and options.command not in (run, compare):
-            raise UserError(
-                "Only run and compare work in several processes; start this command in a single process."
-            )
         options.command(options)
         # Flush here, so that a write error is handled below. When the interpreter exits, it is too late.
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
-        return _fail("Stopped. Finished stages and saved epochs are kept; run again to continue.", 130)
-    except ranks.PeerFailed as error:
-        return 2 if ranks.rank() else _fail(str(error))
+        return _fail("Stopped. Finished steps and saved epochs are kept; run again to continue.", 130)
     except UserError as error:
         return _fail(str(error))
     except OSError as error:
         if user_file(error):
             raise
-        _drop_unwritten(sys.stdout)
+        # Otherwise, the interpreter would try to write the rest again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141 if isinstance(error, BrokenPipeError) else _fail(in_a_sentence(error))
 
 
 def _fail(message: str, code: int = 2) -> int:
     with suppress(OSError):  # stderr may be closed
         print(f"ctxkv: {one_line(message)}", file=sys.stderr)
-    _drop_unwritten(sys.stderr)
     return code
-
-
-def _drop_unwritten(output: Any) -> None:
-    """Discard buffered text if it cannot be written; otherwise, the interpreter would retry when it exits."""
-    try:
-        output.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
 
 
 class Parser(argparse.ArgumentParser):
@@ -128,8 +112,8 @@ def parser() -> argparse.ArgumentParser:
         add("--data", metavar="X", help=f"{DATA}; split sizes that you do not set are chosen to fit")
         add("--split", metavar="NAME", help="split of a data set on the Hub (default: train)")
         add("--set", action="append", metavar="K=V", help="a setting, e.g. phase2.batch_size=256; repeatable")
-        for name, hook in HOOKS.items():
-            add(f"--{name}", metavar="MODULE:NAME", help=hook.help)
+        for name, kind in KINDS.items():
+            add(f"--{name}", metavar="MODULE:NAME", help=kind.help)
         several = {"nargs": "+"} if many else {}
         add("--samples", type=int, metavar="N", help="number of training conversations", **several)
 
@@ -137,7 +121,6 @@ def parser() -> argparse.ArgumentParser:
         add("--out", type=_path, metavar="DIR", help="results folder (default: named after the experiment)")
         add("--measure", action="store_true", help="also compute n-gram baselines for finished runs")
         add("--again", action="store_true", help="replace a finished result even if code or data has changed")
-        add("--no-model", action="store_true", help="do not write model/, the folder for transformers")
 
     def as_json(add: Callable[..., Any]) -> None:
         add("--json", action="store_true", help="print JSON")
@@ -145,17 +128,24 @@ def parser() -> argparse.ArgumentParser:
     experiment(add := command(info))
     add("--train-tokens", type=int, metavar="N", help="number of training tokens (counted with --data)")
     add("--val-tokens", type=int, metavar="N", help="number of validation tokens")
-    add("--time", action="store_true", help="estimate the training time on this machine in a few seconds")
     as_json(add)
     for function in (run, compare):
         experiment(add := command(function), many=function is compare)
         results(add)
+        add("--workers", type=int, metavar="N", help="number of runs at the same time (default: 1)")
+        if function is run:
+            add("--seeds", type=int, nargs="+", metavar="N", help="run the experiment once with each seed")
     add = command(report)
     add("run", type=_path, nargs="+", metavar="RUN", help="run folder")
     add("--lang", "--language", default="en", choices=("en", "ja"), help="language (default: en)")
     add = command(difference)
     add("run", type=_path, nargs="+", metavar="RUN", help="run folders, with any settings and seeds")
     add("--base", type=_path, nargs="+", required=True, metavar="RUN", help="run folders to compare with")
+    add = command(card)
+    add("run", type=_path, nargs="+", metavar="RUN", help="run folders, with any settings and seeds")
+    text = "run folders to compare with (default: the first variant)"
+    add("--base", type=_path, nargs="+", metavar="RUN", help=text)
+    as_json(add)
     add = command(list_folders)
     add("root", type=_path, nargs="?", metavar="ROOT", help="folder to list (default: $CTXKV_RUNS, or runs)")
     as_json(add)
@@ -172,11 +162,14 @@ def parser() -> argparse.ArgumentParser:
     add("--data", required=True, metavar="X", help=DATA)
     add("--split", metavar="NAME", help="split of a data set on the Hub (default: train)")
     as_json(add)
+    add = command(export)
+    add("run", type=_path, metavar="RUN", help="run folder")
+    add("to", type=_path, nargs="?", metavar="TO", help="folder to write (default: RUN-model)")
     add = command(settings)
     add("--preset", metavar="P", help=presets)
     add("--recipe", metavar="R", help=recipes)
-    for name, hook in HOOKS.items():
-        add(f"--{name}", metavar="MODULE:NAME", help=f"{hook.help}; its settings are listed, too")
+    for name, kind in KINDS.items():
+        add(f"--{name}", metavar="MODULE:NAME", help=f"{kind.help}; its settings are listed, too")
     as_json(add)
     return result
 
@@ -191,14 +184,14 @@ def _config(options: argparse.Namespace, samples: int | None) -> ExperimentConfi
         try:
             return config_from_dict(read_json(out / "config.json"))
         except (AttributeError, LookupError, TypeError):
-            raise UserError(f"{out} holds no configuration; name another folder with --out.") from None
+            raise UserError(f"{out} contains no configuration; choose another folder with --out.") from None
     given = {"data.path": options.data, "data.split": options.split}
-    given |= {hook: getattr(options, hook) for hook in HOOKS}
     given = {key: value for key, value in given.items() if value is not None}
+    parts = {kind: part for kind in KINDS if (part := getattr(options, kind)) is not None}
     asked = parse_settings(options.set or [])
     if twice := given.keys() & asked.keys():
         raise UserError(f"{min(twice)} is given by --set and by its own option; use only one of the two.")
-    return build_config(options.preset or "colab", options.recipe, samples, {**asked, **given})
+    return build_config(options.preset or "colab", options.recipe, samples, {**asked, **given}, **parts)
 
 
 def _print(values: Any, as_json: bool, as_text: Callable[[Any], str]) -> None:
@@ -214,12 +207,12 @@ def _say_where(out: Path) -> None:
 
 
 def info(options: argparse.Namespace) -> None:
-    """Print parameter counts and cache sizes without a download; --time also estimates the training time."""
+    """Print parameter counts and cache sizes without a download."""
     with _loading():
         from .report.info import describe, format_info
 
     config = _config(options, options.samples)
-    sizes = describe(config, options.train_tokens, options.val_tokens, options.time)
+    sizes = describe(config, options.train_tokens, options.val_tokens)
     _print(sizes, options.json, format_info)
 
 
@@ -227,33 +220,36 @@ def settings(options: argparse.Namespace) -> None:
     """Print every setting with its value, unit and reason."""
     from .report.info import describe_settings, format_settings
 
-    parts = {hook: part for hook in HOOKS if (part := getattr(options, hook))}
+    parts = {kind: part for kind in KINDS if (part := getattr(options, kind))}
     _print(describe_settings(options.preset, options.recipe, parts), options.json, format_settings)
 
 
 def list_folders(options: argparse.Namespace) -> None:
     """List all run folders with their state, differing settings, results and size."""
     from .report.tables import format_results
-    from .runs.listing import results
+    from .runs.listing import describe_store, results
 
     table = results(options.root)
     if options.csv:
         print(table.to_csv(index_label="path"), end="")
         return
     rows = json.loads(table.rename_axis("path").reset_index().to_json(orient="records"))
-    _print(rows, options.json, lambda _: format_results(table))
+    _print(rows, options.json, lambda _: "\n\n".join(filter(None, [format_results(table), describe_store()])))
 
 
 def run(options: argparse.Namespace) -> None:
     """Run one experiment; run the same command again to continue, or to reuse its results."""
-    config = with_fitting_sizes(_config(options, options.samples))
+    config = _config(options, options.samples)
+    if options.seeds or options.workers:
+        _run_seeds(options, config)
+        return
     with _loading():
         from .experiments import run
-        from .runs.names import run_folder_of
+        from .runs.presets import run_folder_of
 
     out = options.out or run_folder_of(config)
     _say_where(out)
-    finished = run(config, out, epoch_printer(config.phase2), options.again, not options.no_model)
+    finished = run(config, out, epoch_printer(config.phase2), options.again)
     best = finished.summary["phase2"]
     print(f"Best epoch {best['best_epoch']}: val PPL {best['val_ppl']:,.1f}, val acc {best['val_acc']:.1%}")
     if options.measure:
@@ -263,30 +259,44 @@ def run(options: argparse.Namespace) -> None:
     print(f"Report: {out / 'report.md'}")
 
 
+def _run_seeds(options: argparse.Namespace, config: ExperimentConfig) -> None:
+    """Run an experiment with several seeds, and print a table of the results."""
+    if options.out:
+        raise UserError("--out names one run folder; leave it out with --seeds or --workers.")
+    with _loading():
+        from .parallel import run_all
+        from .report.tables import format_results
+        from .runs.listing import results
+
+    seeds = options.seeds or [config.runtime.seed]
+    configs = [config.replace({"runtime.seed": seed}) for seed in seeds]
+    runs = run_all(configs, options.workers, again=options.again)
+    print(format_results(results(_measured(runs) if options.measure else runs)))
+
+
 def _measured(runs: list[Any]) -> list[Any]:
     from .measure.measurements import measure
 
-    return ranks.on_rank_0(lambda: [measure(finished) for finished in runs])
+    return [measure(finished) for finished in runs]
 
 
 def compare(options: argparse.Namespace) -> None:
     """Run the same experiment with different numbers of conversations, and compare the results."""
-    largest = with_fitting_sizes(_config(options, max(options.samples) if options.samples else None))
+    largest = _config(options, max(options.samples) if options.samples else None)
     counts = {*options.samples} if options.samples else compared_samples(largest)
     configs = [largest.replace({"data.samples": count}) for count in counts]
     with _loading():
-        from .experiments import compare, write_comparison
+        from .experiments import by_samples, compare, write_comparison
         from .report.tables import comparison_table
-        from .runs.names import comparison_folder
 
     out = options.out or comparison_folder(configs)
     _say_where(out)
-    listener, save_model = epoch_printer(largest.phase2), not options.no_model
-    runs = compare(configs, options.out, out, listener, options.again, save_model)
+    printer = epoch_printer(largest.phase2)
+    runs = compare(configs, options.out, out, printer, options.again, options.workers)
     if options.measure:
         runs = _measured(runs)
-        ranks.on_rank_0(lambda: write_comparison(runs, out))
-    print(comparison_table(runs).to_string())
+        write_comparison(runs, out)
+    print(comparison_table(by_samples(runs)).to_string())
     print(f"\nReport: {out / 'report.md'}\nFigures: {out / 'figures'}")
 
 
@@ -305,6 +315,16 @@ def difference(options: argparse.Namespace) -> None:
     print(format_difference(difference(options.run, options.base)))
 
 
+def card(options: argparse.Namespace) -> None:
+    """Print what each variant reaches and costs: perplexity, difference, weights, memory and time."""
+    with _loading():
+        from .report.card import card, format_card
+
+    table = card(options.run, options.base)
+    rows = json.loads(table.rename_axis("variant").reset_index().to_json(orient="records"))
+    _print(rows, options.json, lambda _: format_card(table))
+
+
 def generate(options: argparse.Namespace) -> None:
     """Generate text with the model of a finished run."""
     with _loading():
@@ -321,5 +341,11 @@ def evaluate(options: argparse.Namespace) -> None:
 
     scores = evaluate_texts(options.run, options.data, options.split)
     _print(scores, options.json, format_scores)
-    name = f"{Path(options.data).stem}-{scores['fingerprint'][:6]}.json"
-    write_json(options.run / "evaluation" / name, scores)
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write the model of a finished run as a folder for transformers, with tokenizer, code and model card."""
+    with _loading():
+        from .report.export import export
+
+    print(f"Exported to {export(options.run, options.to)}")

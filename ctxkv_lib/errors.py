@@ -41,7 +41,7 @@ class Interrupted(OneLine, KeyboardInterrupt):
     """Raised after Ctrl-C or a notebook's stop button. Scripts can catch it as a KeyboardInterrupt."""
 
     def __init__(self) -> None:
-        super().__init__("Stopped. Finished stages and saved epochs are kept; run again to continue.")
+        super().__init__("Stopped. Finished steps and saved epochs are kept; run again to continue.")
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def friendly_errors() -> Iterator[None]:
     code. An OSError from the user's own code gets a note with the file's name; otherwise, it would look like
     an error in this package.
     """
-    from .method.loop import Diverged
+    from .method.callback import Diverged
 
     sentence: BaseException
     try:
@@ -67,7 +67,7 @@ def friendly_errors() -> Iterator[None]:
             where = "The GPU's memory" if "CUDA" in str(error) or "MPS" in str(error) else "Memory"
             sentence = UserError(
                 f"{where} is full; lower phase2.batch_size (in Phase 1: phase1.batch_size) or use fewer "
-                "conversations, and run again: finished stages are kept."
+                "conversations, and run again: finished steps are kept."
             )
         else:
             if isinstance(error, OSError) and (file := user_file(error)):
@@ -117,7 +117,7 @@ def is_disk_full(error: BaseException) -> bool:
 def in_a_sentence(error: OSError) -> str:
     """Describe an error from the operating system in one sentence."""
     if is_disk_full(error):
-        return f"The disk is full ({error}); free some space and run again: finished stages are kept."
+        return f"The disk is full ({error}); free some space and run again: finished steps are kept."
     return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
 
 

@@ -1,48 +1,53 @@
 """Run one experiment, from loading conversations to writing the report, or run and compare several."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from . import ranks
+import torch
+
 from .data.conversations import load_conversations
 from .errors import DamagedFile, UserError, friendly_errors
-from .files import expanded, read_json, remove, write_json, write_text
+from .files import digest, expanded, read_json, remove, write_json, write_text
+from .method.callback import Metric
 from .method.memory import begin_peaks
-from .progress import Listener, epoch_printer, log, progress_bar, status_line
+from .plugins.checks import TRIED, try_plugins
+from .plugins.plugins import OF_PACKAGE
+from .plugins.source_text import source_text
+from .progress import Listener, epoch_printer, format_count, log, progress_bar, status_line
 from .report.document import LANGUAGES, write_report
-from .report.model_card import model_card
-from .report.tables import gains, runs_by_name
+from .report.tables import gains
+from .runs.build import VECTORS, WEIGHTS, compute_table, untrained_model
 from .runs.config import ExperimentConfig, require_config
-from .runs.device import choose_device, precision_of_run, torch_state
-from .runs.driver import (
-    Stage,
-    Work,
-    is_finished,
-    prepare_folder,
-    replay,
-    require_same_settings,
-    run_stages,
-)
-from .runs.folder import COMPARISON, MODEL, RESULTS, SETTINGS, RunFolder, claimed, locked
-from .runs.inputs import Inputs, read_splits
-from .runs.names import comparison_folder, run_folder_of
+from .runs.device import choose_device, choose_precision, set_threads, torch_state
+from .runs.drive import kept_on_drive, restore
 from .runs.opened import OpenRun, open_prepared
-from .runs.presets import with_fitting_sizes
-from .runs.records import as_json
-from .runs.stages import experiment_stages, settings_stage, write_model
-from .runs.summary import NGRAMS, TRAININGS, Run, finished_run, summarize
-
-CARD = f"{MODEL}/README.md"
-
-
-class Claimed(NamedTuple):
-    """An experiment whose folder is locked by this process."""
-
-    folder: RunFolder
-    inputs: Inputs
-    stages: list[Stage]
+from .runs.plan import Plan
+from .runs.presets import comparison_folder, run_folder_of
+from .runs.steps import (
+    COMPARISON,
+    METRICS,
+    OWN_PARTS,
+    RESULTS,
+    SUMMARY,
+    RunFolder,
+    claimed,
+    finished,
+    lock_or_refuse,
+    metric_lines,
+    records,
+    refuse_to_replace,
+    require_same_settings,
+    settle,
+    step,
+)
+from .runs.summary import Run, run_of
+from .runs.testing import score_test
+from .runs.training import STATE, train_phase2
+from .store import Work, entry_folder, inputs_of
 
 
 @friendly_errors()
@@ -51,17 +56,15 @@ def run(
     out: Path | str | None = None,
     listener: Listener | None = None,
     again: bool = False,
-    save_model: bool = True,
     **plugins: Any,
 ) -> Run:
-    """Run the unfinished stages of one experiment, and write its summary, report and figures.
+    """Run the unfinished steps of one experiment, and write its summary, report and figures.
 
     Args:
         out: run folder. The default is `run_folder_of(config)`.
-        listener: function that is called with every metric in order. The metrics of reused stages have
-            `"replayed": True`. With None, one line per epoch is printed, except in a notebook.
-        again: replace a finished result even if code or data has changed, and check all files of the run.
-        save_model: write the folder `model/`, which transformers can load. A later call can still write it.
+        listener: function that is called with every metric in order. Metrics that an earlier call has
+            computed have `"replayed": True`. With None, one line per epoch is printed, except in a notebook.
+        again: replace a trained model even if code or data has changed.
         plugins: replacements for `block`, `loss` or `layer`: a class, a function, or its name `module:Name`.
             docs/own-idea.md says what each part receives and returns.
 
@@ -69,15 +72,12 @@ def run(
         UserError: The input is wrong, a data source cannot be reached, or the folder contains a different
             experiment.
     """
-    with claimed_experiment(config, out, again, plugins, save_model) as (folder, inputs, stages):
-        listener = listener or epoch_printer(config.phase2)
-        if not again and ranks.on_rank_0(lambda: is_finished(folder, stages)):
-            log(f"{folder.path} is finished; its results are reused.")
-            for stage_record in folder.records.values():
-                replay(stage_record, listener)
-        else:
-            run_stages(folder, stages, inputs.device, listener, again)
-        return ranks.on_rank_0(lambda: finished_run(folder))
+    with begun(config, out, listener, again, plugins) as (folder, plan):
+        inputs, path = plan.inputs, folder.path
+        step(folder, "phase2", inputs["phase2"], partial(train_phase2, plan), [WEIGHTS], STATE)
+        step(folder, "test", inputs["test"], partial(score_test, plan))
+        publish(folder)
+        return run_of(path, finished(path), plan.config)
 
 
 @friendly_errors()
@@ -88,97 +88,95 @@ def prepare(
     again: bool = False,
     **plugins: Any,
 ) -> OpenRun:
-    """Run Phase 1 and compute the context caches. `run` with the same arguments continues from there."""
-    with claimed_experiment(config, out, again, plugins) as (folder, inputs, stages):
-        contexts = [stage.name for stage in stages].index("contexts")
-        run_stages(folder, stages[: contexts + 1], inputs.device, listener, again)
-        return open_prepared(folder, inputs)
+    """Run Phase 1 and compute the contexts. `run` with the same arguments continues from there."""
+    with begun(config, out, listener, again, plugins) as (folder, plan):
+        return open_prepared(folder, plan)
 
 
 @contextmanager
-def claimed_experiment(
+def begun(
     config: ExperimentConfig,
     out: Path | str | None,
+    listener: Listener | None,
     again: bool,
     plugins: dict[str, Any],
-    save_model: bool = True,
-) -> Iterator[Claimed]:
-    """Lock an experiment's folder for this process while the block runs, and yield its inputs and stages."""
+) -> Iterator[tuple[RunFolder, Plan]]:
+    """Read an experiment's texts, and lock its folder while the block runs.
+
+    The folder is not touched before the plug-ins are tried and all texts are read.
+    """
     require_config(config)
-    config = config.replace(plugins)
+    config = config.with_plugins(**plugins)
     for plugin in config.plugins.values():
         plugin.require_same_code()
-    if ranks.world_size() > 1 and config.reads == "tokens":
-        raise UserError("A layer that reads tokens cannot be trained in several processes; start just one.")
-    config = with_fitting_sizes(config)
-    device = choose_device(config.runtime.device)
-    ranks.join(device)
-    path = expanded(out or run_folder_of(config))
-    with torch_state(config.runtime.threads), ExitStack() as lock:
-        folder = ranks.on_rank_0(lambda: lock.enter_context(claimed(path, again)))
-        require_same_settings(folder, [settings_stage(config)])
-        precision = precision_of_run(folder, config.runtime.precision, device)
-        inputs = Inputs(config, read_splits(config), device, precision)
-        stages = [*experiment_stages(inputs), results_stage(), model_stage(inputs, save_model)]
-        ranks.on_rank_0(lambda: prepare_folder(folder, stages, again))
-        begin_peaks(device)
-        try:
-            yield Claimed(folder, inputs, stages)
-        finally:
-            for plugin in config.plugins.values():
-                plugin.keep_code()
+    device, path = choose_device(config.runtime.device), expanded(out or run_folder_of(config))
+    restore(path)
+    require_same_settings(path, config)
+    with torch_state(config.runtime.threads):
+        plan = Plan(config, path, device)
+        _try_own_parts(config)
+        _ = plan.tokens  # raises if a text cannot be used
+
+        def contexts() -> list[Path]:
+            if "phase2" in records(path) or not config.has_contexts:
+                return []
+            return [entry_folder("contexts", plan.inputs["contexts"])]
+
+        with (
+            kept_on_drive(path, contexts, listener or epoch_printer(config.phase2)) as listen,
+            claimed(RunFolder(path, again, listen, config.defaults())) as folder,
+        ):
+            decided = settle(folder, config, _decided(config, device), partial(_write_config, config)).numbers
+            plan.precision = decided["precision"]
+            set_threads(min(decided["threads"], os.cpu_count() or 1))
+            refuse_to_replace(folder, "phase2", plan.inputs["phase2"])
+            begin_peaks(device)
+            if table := plan.inputs.get("table"):
+                compute = partial(compute_table, plan.tokens["corpus"], config)
+                step(folder, "table", table, compute, [VECTORS])
+            yield folder, plan
 
 
-def results_stage() -> Stage:
-    """Return the stage that writes summary, report and figures from the numbers of the other stages."""
-    return Stage(
-        RESULTS,
-        write_results,
-        {},
-        after=(SETTINGS, *TRAININGS, "test", NGRAMS),
-        files=("summary.json", "metrics.jsonl"),
-        editable=("report.md", "report.ja.md", "figures", CARD),
-        is_from_results=True,
-    )
+def _try_own_parts(config: ExperimentConfig) -> None:
+    """Try the user's own plug-ins on a small model. Raises UserError for a mistake."""
+    if all(plugin.name.startswith(OF_PACKAGE) for plugin in config.plugins.values()):
+        return
+    model = untrained_model(config, 2 * TRIED + 1, has_unigram=False)
+    try_plugins(model, config.plugins)
 
 
-def write_results(work: Work) -> dict[str, Any]:
-    """Write the summary and the metrics, and also the report, figures and model card if they are missing."""
-    folder, path = work.folder, work.folder.path
-    finished = Run(path, folder.config, summarize(folder), folder.metrics(TRAININGS))
-    write_json(path / "summary.json", finished.summary)
-    folder.write_metrics(TRAININGS)
-    _write_card(finished)
-    with status_line("Writing report and figures"):
-        _publish([finished], path, only_missing=True)
+def _decided(config: ExperimentConfig, device: torch.device) -> dict[str, Any]:
+    """Return what is decided when a run is begun. A continued run keeps it, even on another machine."""
+    precision = choose_precision(config.runtime.precision, device)
+    return {"config": config.to_dict(), "precision": precision, "threads": torch.get_num_threads()}
+
+
+def _write_config(config: ExperimentConfig, work: Work) -> dict[str, Any]:
+    """Write config.json and, if it can be found, the source text of the user's own parts."""
+    write_json(work.folder / "config.json", config.to_dict())
+    for kind, plugin in config.plugins.items():
+        if text := source_text(plugin):
+            write_text(work.folder / OWN_PARTS / f"{kind}.py", text)
     return {}
 
 
-def model_stage(inputs: Inputs, save_model: bool) -> Stage:
-    """Return the last stage of a run. This stage saves the model for transformers, with a model card."""
+def publish(folder: RunFolder) -> None:
+    """Write a run's summary and metrics, and also the report and the figures if they are missing.
+
+    Users may edit reports. `steps.step` deletes them before the run's numbers change.
+    """
+    path = folder.path
+    run = run_of(path, finished(path))
 
     def compute(work: Work) -> dict[str, Any]:
-        write_model(inputs, work.folder.path)
-        _write_card(finished_run(work.folder))
+        write_json(path / SUMMARY, run.summary)
+        write_text(path / METRICS, metric_lines(run.metrics))
         return {}
 
-    return Stage(
-        MODEL,
-        compute,
-        {"code of saved models": inputs.digests["code of saved models"]},
-        after=("phase2",),
-        files=("model",),
-        editable=(CARD,),
-        is_replaceable=True,
-        is_left_out=not save_model,
-    )
-
-
-def _write_card(finished: Run) -> None:
-    """Write the model card if the run has a saved model without a card."""
-    card = finished.path / CARD
-    if card.parent.is_dir() and not card.is_file():
-        write_text(card, model_card(finished))
+    inputs, before = inputs_of({}, {"numbers": digest(run.summary)}), records(path).get(RESULTS)
+    if step(folder, RESULTS, inputs, compute, [SUMMARY, METRICS]) == before:
+        log(f"{path} is finished; its results are reused.")
+    write_reports({path.name: run}, path)
 
 
 @friendly_errors()
@@ -188,9 +186,9 @@ def compare(
     out: Path | str | None = None,
     listener: Listener | None = None,
     again: bool = False,
-    save_model: bool = True,
+    workers: int | None = None,
 ) -> list[Run]:
-    """Run the unfinished stages of several experiments, and write a comparison of the experiments.
+    """Run the unfinished steps of several experiments, and write a comparison of the experiments.
 
     Args:
         configs: at least two experiments that differ in `data.samples`.
@@ -198,7 +196,8 @@ def compare(
         out: folder of the comparison. The default is `comparison_folder(configs, root)`.
         listener: function that is called with every metric of every run. Each metric contains its run's
             `samples`. With None, one line per epoch is printed, as in `run`.
-        again, save_model: as in `run`.
+        again: as in `run`.
+        workers: number of processes, as in `run_all`. By default, the runs are trained one after another.
 
     Raises:
         UserError: as in `run`. This error is also raised, before anything is computed, if the data source has
@@ -206,26 +205,54 @@ def compare(
     """
     for config in configs:
         require_config(config)
-    configs = sorted(map(with_fitting_sizes, configs), key=lambda config: config.data.size("train"))
+    configs = sorted(configs, key=lambda config: config.data.samples)
     if len({config.data.samples for config in configs}) < 2:
         raise UserError(
             "compare needs at least two different sample counts, such as --samples 100 500; `ctxkv report` "
             "shows runs with the same count side by side."
         )
     out = expanded(out or comparison_folder(configs, root))
+    restore(out)
     _refuse_taken(out, [run_folder_of(config).name for config in configs])
     load_conversations(configs[-1].data, "train")
     listener = listener or epoch_printer(configs[-1].phase2)
-    runs = [
-        run(config, run_folder_of(config, root), _labelled(listener, config.data.samples), again, save_model)
-        for config in progress_bar(configs, "Runs of the comparison", unit="run")
-    ]
-    ranks.on_rank_0(lambda: write_comparison(runs, out))
+    with kept_on_drive(out, lambda: [], listener) as listen:
+        if workers is not None:
+            _train_all(configs, workers, listen, root, again)
+        runs = [
+            run(config, run_folder_of(config, root), _labelled(listen, config.data.samples), again)
+            for config in progress_bar(configs, "Runs of the comparison", unit="run")
+        ]
+        write_comparison(runs, out)
     return runs
+
+
+def _train_all(
+    configs: Sequence[ExperimentConfig],
+    workers: int,
+    listener: Listener,
+    root: Path | str | None,
+    again: bool,
+) -> None:
+    """Train the runs of a comparison in several processes."""
+    from .parallel import run_all
+
+    samples = {run_folder_of(config, root).name: config.data.samples for config in configs}
+
+    def tell(metric: Metric) -> None:
+        name = metric.pop("run")
+        listener(metric | {"samples": samples[name]})
+
+    run_all(configs, workers, tell, root, again)
 
 
 def _labelled(listener: Listener, samples: int) -> Listener:
     return lambda metric: listener({**metric, "samples": samples})
+
+
+def by_samples(runs: Sequence[Run]) -> dict[str, Run]:
+    """Label the runs of a comparison by their numbers of conversations."""
+    return {format_count(run.summary["samples"]): run for run in runs}
 
 
 def _refuse_taken(out: Path, folders: list[str]) -> None:
@@ -233,13 +260,15 @@ def _refuse_taken(out: Path, folders: list[str]) -> None:
     reason = "is a file" if out.is_file() else ""
     if (out / COMPARISON).is_file():
         try:
-            reason = "" if read_json(out / COMPARISON)["folders"] == folders else "holds another comparison"
+            reason = (
+                "" if read_json(out / COMPARISON)["folders"] == folders else "contains another comparison"
+            )
         except (DamagedFile, LookupError, TypeError):
-            reason = "holds a damaged comparison"
+            reason = "contains a damaged comparison"
     elif any(path.is_file() for path in out.glob("[!.]*")):
-        reason = "is not empty and holds no comparison"
+        reason = "is not empty and does not contain a comparison"
     if reason:
-        raise UserError(f"{out} {reason}; name another folder with --out.")
+        raise UserError(f"{out} {reason}; choose another folder with --out.")
 
 
 def write_comparison(runs: Sequence[Run], out: Path) -> None:
@@ -252,37 +281,41 @@ def write_comparison(runs: Sequence[Run], out: Path) -> None:
         "runs": [finished.summary for finished in runs],
         "improvement": gains(runs[0].summary, runs[-1].summary),
     }
-    is_same = (out / COMPARISON).is_file() and read_json(out / COMPARISON) == as_json(values)
-    with locked(out), status_line("Writing report and figures"):
-        for leftover in [*out.glob(".*.part"), *out.glob("figures/.*.part")]:  # left by a killed process
+    with lock_or_refuse(out):
+        for leftover in out.rglob(".*.part"):  # left by a killed process
             remove(leftover)
-        write_json(out / COMPARISON, values)
-        _publish(runs, out, only_missing=is_same)
+        if not (out / COMPARISON).is_file() or digest(read_json(out / COMPARISON)) != digest(values):
+            for name in ("report.md", "report.ja.md", "figures"):
+                remove(out / name)
+            write_json(out / COMPARISON, values)
+        write_reports(by_samples(runs), out)
 
 
-def _publish(runs: Sequence[Run], folder: Path, only_missing: bool = False) -> None:
-    """Write the report of runs in every language, and its figures.
-
-    Args:
-        only_missing: do not overwrite existing files, since users may have edited them.
-    """
-    # Importing matplotlib takes time, and a reused run does not need it.
-    from .views import figures
-
-    by_name = runs_by_name(runs)
-    summaries = {name: run.summary for name, run in by_name.items()}
-    phase1 = {name: run.phase1 for name, run in by_name.items()}
-    pictures = {
-        "ppl_curves": lambda: figures.ppl_curves(summaries),
-        "memory": lambda: figures.memory_by_stage({name: s["memory"] for name, s in summaries.items()}),
+def write_reports(runs: Mapping[str, Run], folder: Path) -> None:
+    """Write the missing reports and figures of runs. `runs` maps labels to runs."""
+    reports: dict[str, Callable[[], str]] = {
+        "report.md" if language == "en" else f"report.{language}.md": partial(
+            write_report, runs, language, has_figures=True
+        )
+        for language in LANGUAGES
     }
-    if any(phase1.values()):
-        pictures["phase1"] = lambda: figures.phase1_curves(phase1, runs[0].config.phase1.stop_rate)
-    for name, draw in pictures.items():
-        file = folder / "figures" / f"{name}.png"
-        if not (only_missing and file.is_file()):
-            figures.save(draw(), file)
-    for language in LANGUAGES:
-        file = folder / ("report.md" if language == "en" else f"report.{language}.md")
-        if not (only_missing and file.is_file()):
-            write_text(file, write_report(runs, language, has_figures=True))
+    with status_line("Writing report and figures"):
+        for name, write in reports.items():
+            if not (folder / name).is_file():
+                write_text(folder / name, write())
+        summaries = {label: run.summary for label, run in runs.items()}
+        phase1 = {label: run.phase1 for label, run in runs.items()}
+        names = ["ppl_curves", "memory", *(["phase1"] if any(phase1.values()) else [])]
+        missing = [name for name in names if not (folder / "figures" / f"{name}.png").is_file()]
+        if not missing:  # importing matplotlib takes time, and a reused run does not need it
+            return
+        from .views import figures
+
+        stop_rate = next(iter(runs.values())).config.phase1.stop_rate
+        draw: dict[str, Callable[[], Any]] = {
+            "ppl_curves": lambda: figures.ppl_curves(summaries),
+            "memory": lambda: figures.memory_by_stage({n: s["memory"] for n, s in summaries.items()}),
+            "phase1": lambda: figures.phase1_curves(phase1, stop_rate),
+        }
+        for name in missing:
+            figures.save(draw[name](), folder / "figures" / f"{name}.png")

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PACKAGE = Path(__file__).parent
-CHECKSUM = "checksum"
 MIB = 2**20
 DTYPE_NAMES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.int32": "I32"}  # safetensors names
 # A tensor to write: its dtype, its shape, and an iterable that yields its rows, some at a time.
@@ -46,11 +45,6 @@ def expanded(path: Path | str) -> Path:
 def mib(num_bytes: float) -> float:
     """Convert bytes to MiB, rounded to two decimals."""
     return round(num_bytes / MIB, 2)
-
-
-def cache_dir() -> Path:
-    """Return the folder of the tokens and token tables: `$CTXKV_CACHE` or `~/.cache/ctxkv`. Runs share it."""
-    return expanded(os.environ.get("CTXKV_CACHE") or "~/.cache/ctxkv")
 
 
 def runs_root() -> Path:
@@ -77,8 +71,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary_path
         for written in [temporary_path, *temporary_path.rglob("*")]:
             is_file = written.is_file() and not written.is_symlink()
-            # Skip hard links, because they belong to another run.
-            if is_file and written.stat().st_nlink == 1:
+            if is_file:
                 # safetensors makes its files readable for the owner only. Some file systems refuse chmod.
                 with suppress(PermissionError):
                     written.chmod(0o644)
@@ -130,14 +123,24 @@ def digest(value: Any) -> str:
 
 @cache
 def source_digest(*modules: str) -> str:
-    """Return a digest of modules, such as `method.model`, that ignores docstrings, comments and layout."""
-    sources = []
-    for module in modules:
+    """Return a digest of modules of this package, such as `runs.contexts`, and their imports from `method`.
+
+    It ignores docstrings, comments and layout.
+    """
+    sources: dict[str, str] = {}
+    unread = [*modules]
+    while unread:
+        module = unread.pop()
+        if module in sources:
+            continue
         tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_bytes())
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
                 node.body = node.body[1:] or [ast.Pass()]
-        sources.append(ast.unparse(tree))
+            if isinstance(node, ast.ImportFrom):
+                path = [*module.split(".")[: -node.level], *str(node.module).split(".")]
+                unread += [".".join(path)] * (node.level > 0 and path[0] == "method")
+        sources[module] = ast.unparse(tree)
     return digest(sources)
 
 
@@ -173,18 +176,12 @@ def damage(file: Path, known: str, only_size: bool = False) -> str:
     return "" if is_whole else f"{file} is damaged"
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, "Tensor"], metadata: dict[str, str] | None = None
-) -> None:
-    """Write named tensors as one safetensors file.
-
-    Args:
-        metadata: strings to store with the tensors. With None, a checksum of the tensors is stored.
-    """
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"]) -> None:
+    """Write named tensors as one safetensors file."""
     from safetensors.torch import save
 
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    content = save(copies, metadata or {CHECKSUM: _tensor_checksum(copies)})
+    content = save(copies, {"format": "pt"})
     with replacing(path) as temporary_path:
         # safetensors' `save_file` would leave its own temporary file behind if the process were killed.
         temporary_path.write_bytes(content)
@@ -210,31 +207,14 @@ def write_parts(path: Path, tensors: Mapping[str, TensorParts]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, "Tensor"]:
-    """Memory-map the tensors of a safetensors file on the CPU. Raises DamagedFile if the file has changed."""
-    return read_with_metadata(path)[0]
-
-
-def read_with_metadata(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
-    """Memory-map the tensors like `read_tensors`, and also return the strings that are stored with them."""
+    """Memory-map the tensors of a safetensors file on the CPU. Raises DamagedFile if it cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (`file` is not a dict)
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (`file` is not a dict)
     except SafetensorError as error:
         raise DamagedFile(path, str(error)) from None
-    if CHECKSUM in metadata and metadata[CHECKSUM] != _tensor_checksum(tensors):
-        raise DamagedFile(path, "its checksum differs")
-    return tensors, metadata
-
-
-def _tensor_checksum(tensors: Mapping[str, "Tensor"]) -> str:
-    hasher = xxh3_128()
-    for name, tensor in sorted(tensors.items()):
-        hasher.update(f"{name} {tensor.dtype} {[*tensor.shape]}".encode())
-        hasher.update(_bytes(tensor))
-    return hasher.hexdigest()
 
 
 def _bytes(tensor: "Tensor") -> Any:
@@ -242,15 +222,3 @@ def _bytes(tensor: "Tensor") -> Any:
     from torch import uint8
 
     return tensor.reshape(-1).view(uint8).numpy().data
-
-
-@contextmanager
-def rust_errors(path: Path) -> Iterator[None]:
-    """Turn system errors inside safetensors or tokenizers, such as a full disk, into OSError."""
-    try:
-        yield
-    except Exception as error:  # tokenizers raises plain exceptions
-        # In Rust, messages of system errors end with "(os error NUMBER)".
-        if "(os error " not in str(error):
-            raise
-        raise OSError(f"{path} could not be written: {error}") from error

@@ -7,13 +7,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import ranks
-
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from .method.callback import Metric
     from .method.config import Phase2Config
-    from .method.loop import Metric
 
 LOGGED_ITERATIONS = 10  # iterations of Phase 1 per printed line
 ESTIMATE_SECONDS = 5  # a loop's duration is estimated after this many seconds
@@ -26,8 +24,8 @@ def progress_bar(items: Iterable[Any] | None, description: str, **options: Any) 
     """Return a tqdm bar. It is shown only on a terminal or in a notebook."""
     from tqdm.auto import tqdm
 
-    hidden = ranks.rank() > 0 or not (in_notebook() or sys.stderr.isatty())
-    return tqdm(items, description, disable=hidden, leave=False, **options)
+    is_shown = in_notebook() or sys.stderr.isatty()
+    return tqdm(items, description, disable=not is_shown, leave=False, **options)
 
 
 def estimated(items: Iterable[T], total: int, tell: Callable[[float], None]) -> Iterator[T]:
@@ -62,8 +60,7 @@ def log(line: str) -> None:
     """Print a line above the progress bars, to stderr or, in notebooks (where stderr is red), to stdout."""
     from tqdm import tqdm
 
-    if not ranks.rank():
-        tqdm.write(line, file=sys.stdout if in_notebook() else sys.stderr)
+    tqdm.write(line, file=sys.stdout if in_notebook() else sys.stderr)
 
 
 def in_notebook() -> bool:

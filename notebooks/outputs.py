@@ -50,7 +50,10 @@ def execute(path: Path) -> None:
             cell.outputs = [
                 kept for output in cell.outputs if (kept := slimmed(output))
             ]
-    nbformat.write(notebook, path)
+    # Paths are those of a reader's clone.
+    path.write_text(
+        nbformat.writes(notebook).replace(f"{FOLDER.parent}/", "") + "\n", "utf-8"
+    )
 
 
 def slimmed(output: Any) -> Any:
@@ -95,14 +98,14 @@ def window_data(opened: Any, first: int, count: int = CLICKED) -> dict[str, Any]
 
     from ctxkv_lib.views.explore import with_other_contexts
 
-    model, cache, decode = opened.model, opened.caches["val"], opened.tokenizer.decode
+    model, stream, decode = opened.model, opened.streams["val"], opened.tokenizer.decode
     at = torch.arange(first, first + count)
-    batch, slots = model.batch(cache, at), model.window.slots(at)
-    sources = {"own": batch, "other": with_other_contexts(model, cache, at)}
+    batch, slots = model.batch(stream, at), model.window.slots(at)
+    sources = {"own": batch, "other": with_other_contexts(model, stream, at)}
     columns = {name: answers(opened, batch) for name, batch in sources.items()}
     start = max(0, int(slots.min()))  # a slot before the stream has no token
     tokens = [
-        decode([token]) for token in cache.ids[start : first + count + 1].tolist()
+        decode([token]) for token in stream.ids[start : first + count + 1].tolist()
     ]
     return {
         "start": start,
@@ -157,7 +160,7 @@ def keep_window() -> None:
     import ctxkv_lib as ctxkv
 
     opened = ctxkv.open_run(ctxkv.run_folder_of(ctxkv.notebook_config()))
-    data = window_data(opened, len(opened.caches["val"]) // 2)
+    data = window_data(opened, len(opened.streams["val"]) // 2)
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     WINDOW.write_text(f"window.attention={text};\n", encoding="utf-8")
 

@@ -37,8 +37,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def shared_cache(tmp_path_factory):
-    """Write tables and tokens to a folder of this test session, never to the user's own cache."""
+def shared_store(tmp_path_factory):
+    """Use one store for this test session, never the user's own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CTXKV_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -62,24 +62,23 @@ def empty_picture(_, path):
 
 
 @pytest.fixture
-def own_cache(tmp_path, monkeypatch):
-    """Give the test a cache folder of its own."""
-    monkeypatch.setenv("CTXKV_CACHE", str(tmp_path / "cache"))
+def own_store(tmp_path, monkeypatch):
+    """Give the test a store of its own, and return its folder."""
+    monkeypatch.setenv("CTXKV_CACHE", str(tmp_path / "store"))
+    return tmp_path / "store"
 
 
-def flip(path, draw=None, _=None):
-    """Flip one bit of a file, in the middle or at a random place."""
+def flip(path):
+    """Flip one bit in the middle of a file."""
     content = bytearray(path.read_bytes())
     if content:
-        bit = draw.randrange(8 * len(content)) if draw else 4 * len(content)
-        content[bit // 8] ^= 1 << bit % 8
+        content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def cut(path, draw=None, _=None):
-    """Remove the last five bytes of a file, or a random number of bytes from its end."""
-    size = path.stat().st_size
-    os.truncate(path, draw.randrange(size + 1) if draw else size - 5)
+def cut(path):
+    """Remove the last five bytes of a file."""
+    os.truncate(path, max(0, path.stat().st_size - 5))
 
 
 @pytest.fixture(params=[flip, cut])
@@ -151,14 +150,15 @@ def lines_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def lasting(value):
+    """Return a summary or metrics without the entries in `CHANGING`."""
+    if isinstance(value, dict):
+        return {key: lasting(each) for key, each in value.items() if key not in CHANGING}
+    return [lasting(each) for each in value] if isinstance(value, list) else value
+
+
 def outcome(folder: Path) -> dict[str, object]:
     """Return a run folder's file names and its numbers, except for the entries in `CHANGING`."""
-
-    def lasting(value):
-        if isinstance(value, dict):
-            return {key: lasting(each) for key, each in value.items() if key not in CHANGING}
-        return [lasting(each) for each in value] if isinstance(value, list) else value
-
     return {
         "files": {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()},
         "summary": lasting(json.loads((folder / "summary.json").read_text())),
@@ -190,7 +190,7 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def saved_model(tmp_path_factory, tokenizer):
     """Return the folder of a saved tiny model with the parts of recipe `tuned` and the real tokenizer."""
-    from ctxkv_lib.runs.export import stop_after_text
+    from ctxkv_lib.report.export import stop_after_text
 
     path, tokenizer = tmp_path_factory.mktemp("model"), deepcopy(tokenizer)
     model = tiny_model(vocab_size=len(tokenizer), attention_dropout=0.0, **TUNED)

@@ -34,9 +34,9 @@ def train_on(tiny_settings, tmp_path):
     sizes = {"phase1.batch_size": 100, "phase1.max_iterations": 3, "phase2.batch_size": 64}
     sizes |= {"phase2.max_epochs": 2, "data.corpus_samples": 2}
 
-    def train(device="cuda", recipe="exact", **changes):
-        named = {key.replace("__", "."): value for key, value in changes.items()}
-        config = build_config("ci", recipe, 6, {**tiny_settings, **sizes, "runtime.device": device, **named})
+    def train(device="cuda", recipe="exact", settings=None, **plugins):
+        settings = {**tiny_settings, **sizes, "runtime.device": device, **(settings or {})}
+        config = build_config("ci", recipe, 6, settings, **plugins)
         return experiments.run(config, tmp_path / f"{device}-{recipe}")
 
     return train

@@ -7,11 +7,10 @@ from typing import Any
 from ctxkv_lib.files import checksums, write_json
 from ctxkv_lib.runs.build import parameter_counts, unallocated_model
 from ctxkv_lib.runs.config import ExperimentConfig
-from ctxkv_lib.runs.folder import RunFolder
 from ctxkv_lib.runs.presets import build_config
-from ctxkv_lib.runs.records import Record
-from ctxkv_lib.runs.stages import settings_stage
-from ctxkv_lib.runs.summary import TRAININGS, Run, summarize
+from ctxkv_lib.runs.steps import STEPS
+from ctxkv_lib.runs.summary import Run, run_of, summarize
+from ctxkv_lib.store import Record, inputs_of
 
 # (train PPL, val PPL, val accuracy) per epoch; they are near the published numbers, but never equal
 EPOCHS = {
@@ -43,6 +42,7 @@ def sample_run(
     epochs: list[tuple[float, float, float]] | None = None,
     recipe: str = "published",
     path: Path = Path("runs/sample"),
+    plugins: dict[str, Any] | None = None,
 ) -> Run:
     """Make a finished run without a folder.
 
@@ -50,23 +50,21 @@ def sample_run(
         settings: settings that differ from the preset and the recipe.
         epochs: (train PPL, val PPL, val accuracy) per epoch; by default six, of which the third is best.
     """
-    config = build_config(preset, recipe, samples, settings)
+    config = build_config(preset, recipe, samples, settings, **(plugins or {}))
     rows = epochs or EPOCHS.get(samples, EPOCHS[500])
-    folder = RunFolder(path, _records(config, epoch_lines(rows), gpu))
-    return Run(path, config, summarize(folder), folder.metrics(TRAININGS))
+    return run_of(path, _records(config, epoch_lines(rows), gpu), config)
 
 
-def write_run(path: Path, samples: int = 500, settings: dict[str, Any] | None = None) -> Path:
+def write_run(path: Path, samples: int = 500, settings: dict[str, Any] | None = None, **plugins: Any) -> Path:
     """Write a sample run and its records into the folder `path`, and return `path`."""
-    config = build_config("colab", "published", samples, settings)
-    folder = RunFolder(path)
-    for name, record in _records(config, epoch_lines(EPOCHS[samples]), gpu=True).items():
-        folder.write(name, record)
+    config = build_config("colab", "published", samples, settings, **plugins)
+    records = _records(config, epoch_lines(EPOCHS[samples]), gpu=True)
     write_json(path / "config.json", config.to_dict())
-    write_json(path / "summary.json", summarize(folder))
-    files = checksums(path, ["summary.json"])
-    folder.write("results", Record({}, files))
-    folder.write("settings", replace(folder.records["settings"], files=checksums(path, ["config.json"])))
+    write_json(path / "summary.json", summarize(config, records))
+    records["settings"] = replace(records["settings"], files=checksums(path, ["config.json"]))
+    records["results"] = Record(inputs_of({}, {}), {}, checksums(path, ["summary.json"]))
+    for name, record in records.items():
+        record.write(path / STEPS / f"{name}.json")
     return path
 
 
@@ -78,6 +76,9 @@ def phase1_lines(iterations: int = 17) -> list[dict[str, Any]]:
             "iteration": n,
             "loss": 1.25 + 4.2 * 0.7 ** (n - 2),
             "convergence_rate": 0.93 * ((n - 1) / (iterations - 1)) ** 3,
+            "dispersion": 15.0,
+            "centroid": 7.0 / n,
+            "effective_rank": 0.6 + 0.01 * n,
             "seconds": 0.4,
         }
         for n in range(2, iterations + 1)
@@ -96,7 +97,7 @@ def epoch_lines(rows: list[tuple[float, float, float]]) -> list[dict[str, Any]]:
 
 
 def _records(config: ExperimentConfig, epochs: list[dict[str, Any]], gpu: bool) -> dict[str, Record]:
-    """Return the records of a run's stages, from which the package builds the summary."""
+    """Return the records of a run's steps, from which the package builds the summary."""
 
     def memory(stage: str, cpu: float, on_gpu: float) -> dict[str, Any]:
         values = {"cpu_gib": cpu, "cpu_peak_gib": cpu + 0.3}
@@ -106,49 +107,41 @@ def _records(config: ExperimentConfig, epochs: list[dict[str, Any]], gpu: bool) 
     model, samples = unallocated_model(config), config.data.samples
     phase1 = {"iterations": 17, "convergence_rate": 0.93, "stop_reason": "converged", "seconds": 6.4}
     early = epochs[-1]["no_improve"] >= config.phase2.patience
-    results = {
-        "settings": config.to_dict(),
-        "contexts": {
-            "phase1": {**phase1, "effective_rank": 0.807},
-            "tokens": {"train": TOKENS.get(samples, 1_176 * samples), "val": 22_723},
-            "caches_mib": {"train_ctx": 575, "train_emb": 152, "val_ctx": 23, "val_emb": 0.2, "total": 750.2},
-        },
-        "phase2": {
-            "parameters": parameter_counts(model),
-            "offsets": model.window.offsets,
-            "stop_reason": "early_stopping" if early else "max_epochs",
-            "provenance": {
-                "seed": config.runtime.seed,
-                "date": "2026-01-31",
-                "versions": {"python": "3.11.9", "torch": "2.11.0"},
-                "device": "NVIDIA H100" if gpu else "cpu (x86_64, 2 threads)",
-                "git_commit": "0123abc",
-                "data": {"source": config.data.source, "validation_fingerprint": "bb"},
-                "embeddings": {"table": config.data.table},
-                "precision": "bf16",
-                "caches": "311 MiB on cuda, 20,000 MiB free",
-            },
+    contexts = {
+        "phase1": {**phase1, "effective_rank": 0.807, "context_method": config.phase1.context_method},
+        "tokens": {"train": TOKENS.get(samples, 1_176 * samples), "val": 22_723},
+        "caches_mib": {"train_ctx": 575, "train_emb": 152, "val_ctx": 23, "val_emb": 0.2, "total": 750.2},
+        "objective": 0,
+    }
+    trained = {
+        "contexts": contexts,
+        "parameters": parameter_counts(model),
+        "offsets": model.window.offsets,
+        "stop_reason": "early_stopping" if early else "max_epochs",
+        "provenance": {
+            "seed": config.runtime.seed,
+            "date": "2026-01-31",
+            "versions": {"python": "3.11.9", "torch": "2.11.0"},
+            "device": "NVIDIA H100" if gpu else "cpu (x86_64, 2 threads)",
+            "git_commit": "0123abc",
+            "data": {"source": config.data.source, "validation_fingerprint": "bb"},
+            "embeddings": {"table": config.data.table},
+            "precision": "bf16",
+            "caches": "311 MiB on cuda, 20,000 MiB free",
         },
     }
     epochs = [{**line, "memory": memory(f"epoch {line['epoch']}", 2.9, 0.6)} for line in epochs]
-    metrics = {"contexts": phase1_lines(), "phase2": epochs}
-    snapshots = {
-        "contexts": [
-            memory("data loaded", 1.3, 0.0),
-            memory("model built", 1.9, 0.3),
-            memory("phase 1 done", 2.7, 0.4),
-        ],
-        "phase2": [memory("phase 2 prepared", 2.8, 0.5)],
-    }
-    tables = {
-        "settings": settings_stage(config).made_from,
-        "contexts": {},
-        "phase2": {},
-        "model": {},
-        "test": {},
-    }
-    tables["phase2"] = {"output of contexts": Record(tables["contexts"]).output}
+    snapshots = [
+        memory("data loaded", 1.3, 0.0),
+        memory("model built", 1.9, 0.3),
+        memory("phase 1 done", 2.7, 0.4),
+        memory("phase 2 prepared", 2.8, 0.5),
+    ]
+    settings = {name: value for name, value in config.flat().items() if not name.endswith(".code")}
+    none = inputs_of({}, {})
+    decided = {"config": config.to_dict(), "precision": "bf16", "threads": 1}
     return {
-        name: Record(table, {}, results.get(name, {}), metrics.get(name, []), snapshots.get(name, []))
-        for name, table in tables.items()
+        "settings": Record(inputs_of(settings, {}), numbers=decided),
+        "phase2": Record(none, numbers=trained, metrics=phase1_lines() + epochs, memory=snapshots),
+        "test": Record(none, {"phase2": Record(none).output}),
     }

@@ -19,25 +19,25 @@ def test_a_plug_in_has_its_own_settings_and_a_layer_that_reads_tokens_drops_phas
     tuned = build_config("offline", "tuned", settings={"layer.layer_dropout": "0.3"})
     tuned = tuned.replace({"layer.copy_weight": 0.1})  # keeps the other settings
     assert tuned.plugins["layer"].settings["layer_dropout"] == 0.3
-    plain = tuned.replace({"layer": "null", "block": None})
+    plain = tuned.with_plugins(layer=None, block=None)
     assert plain.plugins == {}
-    mixed = tuned.replace({"layer": "tiny:PreviousToken"})
+    mixed = tuned.with_plugins(layer="tiny:PreviousToken")
     assert {*mixed.plugins} == {"layer"}
     assert config_from_dict(mixed.to_dict()) == mixed
     with pytest.raises(
         UserError, match="reads tokens, so there is no Phase 1 and loss has no effect; give only"
     ):
-        mixed.replace({"loss": "torch:sum"})
+        mixed.with_plugins(loss="torch:sum")
 
 
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
         ("preset", "moon", "preset is 'moon'; allowed: colab, offline, ci."),
-        ("data.samples", "many", "data.samples is 'many'; allowed: a value of type int or null."),
+        ("data.samples", "many", "data.samples is 'many'; allowed: a value of type int."),
         ("model.num_heads", "7", "allowed: a divisor of model.hidden_size (768)."),
-        ("loss.power", "2", "no plug-in is given; add one with loss=module:Name."),
-        ("block", "", "'' does not name a plug-in; write package.module:Name."),
+        ("loss.power", "2", "no plug-in is given; add one with --loss module:Name (loss=...)."),
+        ("block", "", "Unknown setting 'block'. Allowed: block.longest_mean."),
         ("layer.copy_weight", "1", "layer.copy_weight is 1.0; allowed: 0 or more, less than 1."),
         ("phase2.learning_rate", "NaN", "allowed: finite numbers."),
         ("runtime.seed", 2**63, "allowed: whole numbers up to 9223372036854775807."),

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import cut
 
 from ctxkv_lib.errors import DamagedFile
 from ctxkv_lib.files import (
     read_tensors,
-    read_with_metadata,
     replacing,
     runs_root,
     write_tensors,
@@ -49,17 +49,16 @@ def test_two_writers_of_one_file_never_share_a_temporary_file(tmp_path):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["first"]
 
 
-def test_tensors_and_strings_are_read_as_written_and_damage_is_found(tmp_path, damage):
+def test_tensors_are_read_as_written_and_a_cut_file_is_refused(tmp_path):
     weight = torch.randn(5, 3)
     tensors = {"weight": weight, "tied": weight, "turned": weight.T, "none": torch.ones(0, 4)}
     tensors |= {"count": torch.tensor(3), "ids": torch.tensor([1, 65535], dtype=torch.uint16)}
-    write_tensors(tmp_path / "t.safetensors", tensors, {"key": "é"})
-    found, metadata = read_with_metadata(tmp_path / "t.safetensors")
-    assert metadata["key"] == "é"
+    write_tensors(tmp_path / "t.safetensors", tensors)
+    found = read_tensors(tmp_path / "t.safetensors")
     assert found.keys() == tensors.keys()
     for name, expected in tensors.items():
         assert torch.equal(found[name], expected)
     del found  # the tensors map the file
-    damage(tmp_path / "t.safetensors")
+    cut(tmp_path / "t.safetensors")
     with pytest.raises(DamagedFile, match=r"t\.safetensors cannot be used: .*run the command"):
         read_tensors(tmp_path / "t.safetensors")

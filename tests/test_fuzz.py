@@ -53,13 +53,14 @@ set_options = st.tuples(st.sampled_from(KEYS), st.one_of(values, st.sampled_from
 odd_sets = values.map(lambda value: ["--set", value])
 presets = st.sampled_from([[], ["--preset", "ci"], ["--preset", "offline"], ["--recipe", "exact"]])
 flags = "samples preset recipe out train-tokens val-tokens lang seed prompt data max-new-tokens temperature"
-flags = [f"--{name}" for name in f"{flags} split top-k block loss layer".split()]
+flags = [f"--{name}" for name in f"{flags} split top-k base block loss layer".split()]
 odd_options = st.one_of(
     st.tuples(st.sampled_from(flags), values).map(list),
     st.sampled_from([["--json"], ["--help"], ["--version"], ["--unknown"], ["--"]]),
     values.map(lambda value: [value]),
 )
-COMMANDS = ["info", "run", "compare", "report", "generate", "evaluate", "list", "settings"]
+COMMANDS = ["info", "run", "compare", "report", "difference", "generate", "evaluate", "export", "list"]
+COMMANDS += ["settings"]
 names = st.sampled_from([*COMMANDS, "", "no-such"])
 command_lines = st.tuples(
     names, presets, st.lists(st.one_of(set_options, odd_sets, odd_options), max_size=4)
@@ -111,6 +112,8 @@ NAMED = (
     ["run", "--set", "data.source=file", "--set", "data.path=\udcff"],
     ["report", "a run", "--lang", "ja"],
     ["report", "\udcff"],
+    ["difference", "a run", "--base", "a run"],
+    ["export", "a run", "\udcff"],
     ["evaluate", "a run", "--data", "~no-such-user/x"],
     ["list", "~no-such-user"],
     ["--version"],

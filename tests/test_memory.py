@@ -1,4 +1,4 @@
-"""Every stage reports its own peak of memory, and caches are mapped from files."""
+"""Every stage of a run reports its own peak of memory, and streams are mapped from files."""
 
 import pytest
 import torch
@@ -8,7 +8,8 @@ from ctxkv_lib.experiments import prepare
 from ctxkv_lib.files import write_parts
 from ctxkv_lib.method import memory
 from ctxkv_lib.method.windows import ContextWindow
-from ctxkv_lib.runs.build import load_caches, place_caches
+from ctxkv_lib.runs.contexts import load_streams
+from ctxkv_lib.runs.training import place_streams
 
 CPU = torch.device("cpu")
 BLOCK_GIB = 0.25
@@ -43,15 +44,15 @@ def test_a_run_shows_no_peak_from_before_it(tiny_config, tmp_path):
     assert first["cpu_peak_gib"] < first["cpu_gib"] + BLOCK_GIB / 2
 
 
-def test_caches_stay_in_their_files_if_only_the_total_memory_of_a_gpu_would_hold_them(monkeypatch):
+def test_streams_stay_in_their_files_if_only_the_total_memory_of_a_gpu_would_hold_them(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (memory.GIB, 1000 * memory.GIB))
-    caches, words = place_caches({"train": tiny_stream(9)}, torch.device("cuda"))
-    assert caches["train"].contexts.device == CPU
+    streams, words = place_streams({"train": tiny_stream(9)}, torch.device("cuda"))
+    assert streams["train"].contexts.device == CPU
     assert words == "train 0 MiB mapped from its files"
 
 
 @ONLY_LINUX
-def test_caches_are_written_part_by_part_and_mapped(tmp_path):
+def test_streams_are_written_part_by_part_and_mapped(tmp_path):
     count, width = 2**18, 256  # 256 MiB
     memory.begin_peaks(CPU)
     before = memory.snapshot("before", CPU)["cpu_gib"]
@@ -62,7 +63,7 @@ def test_caches_are_written_part_by_part_and_mapped(tmp_path):
         )
         ids = {"ids": (torch.int32, (count,), [torch.zeros(count)])}
         write_parts(tmp_path / f"{split}_emb.safetensors", ids)
-    window, cache = ContextWindow(range(0, 640, 20)), load_caches(tmp_path)["train"]
+    window, cache = ContextWindow(range(0, 640, 20)), load_streams(tmp_path)["train"]
     contexts, _ = window.gather(cache, torch.tensor([0, count - 2]), training=False).inputs
     assert contexts[:, 0, 0].tolist() == [0, count // 2**12 - 1]
     assert memory.snapshot("after", CPU)["cpu_peak_gib"] < before + 0.2

@@ -12,7 +12,9 @@ import ctxkv_lib as ctxkv
 from ctxkv_lib.method import reference
 
 SEED = 42
-TRAIN, TEST, CORPUS, VALIDATION = 5, 1, 50, 1  # conversations, in this order in the file
+# Conversations, in this order in the file. With 5 for training, the rounding of a single context decided when
+# Phase 1 stopped, so it stopped earlier on some processors.
+TRAIN, TEST, CORPUS, VALIDATION = 6, 1, 50, 1
 
 
 def data_of(package: str, *files: str) -> list[Path]:
@@ -92,7 +94,7 @@ def test_a_whole_run_equals_the_reference(recipe, texts, streams, tmp_path):
     config = ctxkv.build_config("ci", recipe, TRAIN, settings)
     prepared = ctxkv.prepare(config, tmp_path / "run")
     for split, ids in streams.items():
-        assert prepared.caches[split].ids.tolist() == ids.tolist()
+        assert prepared.streams[split].ids.tolist() == ids.tolist()
     run = ctxkv.run(config, tmp_path / "run")
     first, second = computed(config, prepared.model.wte.weight.clone(), streams["train"], streams["val"])
 

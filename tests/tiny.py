@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from ctxkv_lib.method.block import ContextBlock
-from ctxkv_lib.method.caches import Cache
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.method.layer import AttentionLayer
 from ctxkv_lib.method.model import ContextKV
+from ctxkv_lib.method.streams import Stream
 
 TINY = {
     "vocab_size": 211,
@@ -55,11 +55,11 @@ def tiny_ids(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, TINY["vocab_size"], (count,), generator=torch.Generator().manual_seed(seed))
 
 
-def tiny_stream(count: int) -> Cache:
+def tiny_stream(count: int) -> Stream:
     """Make a cached stream of random float32 contexts at `count` positions."""
     contexts = torch.randn(count + 1, TINY["context_dim"], generator=torch.Generator().manual_seed(count))
     contexts[0] = 0
-    return Cache(tiny_ids(count + 1, seed=count).int(), contexts)
+    return Stream(tiny_ids(count + 1, seed=count).int(), contexts)
 
 
 def write_conversations(path, count: int, seed: int = 0) -> None:
@@ -136,3 +136,15 @@ class PreviousToken(nn.Module):
     def forward(self, embeddings, start):
         before = torch.cat([torch.zeros_like(embeddings[:, :1]), embeddings[:, :-1]], dim=1)
         return (embeddings + self.out(before))[:, start:]
+
+
+def falls(module, loss):
+    """Return whether ten steps lower the loss. Every parameter must get a gradient."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.01)
+    first = loss().item()
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss().backward()
+        assert all(weight.grad is not None for weight in module.parameters())
+        optimizer.step()
+    return loss().item() < first

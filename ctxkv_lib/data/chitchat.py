@@ -3,13 +3,16 @@
 import hashlib
 import json
 import re
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from ..errors import DamagedFile
-from ..files import cache_dir, checksum, digest, read_json, source_digest, write_json
+from ..files import checksum, read_json, write_json
+from ..store import Work, code_inputs, entry, inputs_of
 from .hub import package_file
+
+VERSION = 1  # raise it if other code chooses other conversations
+FILE = "texts.json"  # in an entry of the store
 
 # Row numbers in `_usable_texts` for each split. All other rows are for training.
 # The size of one split does not change which rows another split uses.
@@ -47,15 +50,15 @@ def _texts_of(split: str) -> list[str]:
 # Keep the texts in memory, since every split is read from them.
 @lru_cache(maxsize=1)
 def _usable_texts(path: Path) -> list[str]:
-    """Return the conversations that pass the filter, from the shared cache if they are there."""
-    file = cache_dir() / f"chitchat-{digest([checksum(path), source_digest('data.chitchat')])}.json"
-    with suppress(OSError, DamagedFile, LookupError, TypeError):
-        cached = read_json(file)
-        if cached["checksum"] == digest(cached["texts"]):
-            return list(cached["texts"])
-    texts = _choose_texts(path)
-    write_json(file, {"checksum": digest(texts), "texts": texts})
-    return texts
+    """Return the conversations that pass the filter, from the store if they are there."""
+
+    def compute(work: Work) -> dict[str, Any]:
+        write_json(work.folder / FILE, _choose_texts(path))
+        return {}
+
+    code = code_inputs("chitchat", VERSION, "data.chitchat")
+    folder, _ = entry("chitchat", inputs_of({}, {"file": checksum(path)}, code=code), compute, [FILE])
+    return list(read_json(folder / FILE))
 
 
 def _choose_texts(path: Path) -> list[str]:

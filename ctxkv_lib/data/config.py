@@ -27,8 +27,6 @@ CORPORA = {
     "chitchat+own": "corpus_samples conversations from chitchat-dataset, and all of yours that neither "
     "validation nor the test uses",
 }
-# Settings that may be None if `path` is given. Their values are then chosen to fit the user's own data.
-FITTED = ("samples", "validation_samples", "test_samples", "corpus")
 
 
 @dataclass(frozen=True)
@@ -44,13 +42,11 @@ class DataConfig:
     split: str | None = setting(
         None, "split of a data set on the Hub; by default its only split, or train if there are several"
     )
-    samples: int | None = setting(500, "size of the training split", at_least(1), "conversations")
-    validation_samples: int | None = setting(
+    samples: int = setting(500, "size of the training split", at_least(1), "conversations")
+    validation_samples: int = setting(
         20, "size of the validation split, independent of `samples`", at_least(1), "conversations"
     )
-    test_samples: int | None = setting(
-        20, "size of the test split; 0 means no test", at_least(0), "conversations"
-    )
+    test_samples: int = setting(20, "size of the test split; 0 means no test", at_least(0), "conversations")
     tokenizer: str = setting("gpt2", "where GPT-2's byte-pair encoding comes from", TOKENIZERS)
     table: str = setting("gpt2", "the frozen token embeddings", TABLES)
     neighbours: str = setting(
@@ -65,7 +61,7 @@ class DataConfig:
     unigram: str = setting(
         "none", "log-frequencies of tokens that are added to the logits and not trained", UNIGRAMS
     )
-    corpus: str | None = setting(
+    corpus: str = setting(
         "own", "the text that is counted for table=cooccurrence and unigram=corpus", CORPORA
     )
     corpus_samples: int = setting(1000, "size of the split `corpus`", at_least(1), "conversations")
@@ -80,9 +76,6 @@ class DataConfig:
             object.__setattr__(self, "source", "file")
         elif self.source == "file":
             raise UserError("data.source is 'file' without data.path; name your file with --data.")
-        for name in FITTED:
-            value = getattr(self, name)
-            require(value is not None or bool(self.path), f"data.{name}", value, "a value, without data.path")
         if self.corpus == "chitchat+own" and self.source != "file":
             raise UserError(f"data.corpus is {self.corpus!r}, which needs data.path; allowed: own.")
         require(bool(self.path) or not self.split, "data.split", self.split, "None unless data.path is given")
@@ -93,13 +86,8 @@ class DataConfig:
         return self.table == "cooccurrence" or self.unigram == "corpus"
 
     def size(self, split: Split) -> int:
-        """Return the number of conversations in a split. Raises UserError if the number is not set yet."""
-        size: int | None = getattr(self, self.size_setting(split))
-        if size is None:
-            raise UserError(
-                f"data.{self.size_setting(split)} is not set for {self.path}; give a number, or let "
-                "ctxkv.with_fitting_sizes(config) choose one."
-            )
+        """Return the number of conversations in a split."""
+        size: int = getattr(self, self.size_setting(split))
         return size
 
     @staticmethod

@@ -6,28 +6,16 @@ the token table is built from `corpus`. Splits overlap only if `data.corpus=chit
 then includes the training text.
 """
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from ..errors import UserError
-from ..files import digest, expanded
-from .config import FITTED, DataConfig, Split
+from ..files import digest
+from .config import DataConfig, Split
 from .sources import SOURCES
-from .texts import files_from, read_texts
+from .texts import read_texts
 
-# Share of the user's conversations that validation gets. The test set gets the same share.
-TENTH = 0.1
-# TENTH gives validation and the test at most this number of conversations each. More would only cost time.
-MOST = 100
-# Validation gets at most this share of the conversations, even if that is too little text.
-VALIDATION_LIMIT = 1 / 3
-# Minimum amount of text for reliable results, measured in context windows.
-LEAST_WINDOWS = 2
-CHARACTERS_A_TOKEN = 4  # average in English text
-MOST_NAMED = 5  # maximum file names per message
 PURPOSES = {
     "samples": "training",
     "validation_samples": "validation",
@@ -113,66 +101,50 @@ def own_texts(data: DataConfig, split: Split) -> list[str]:
     return texts[rows[split]]
 
 
-def fitting_sizes(data: DataConfig, context_window: int) -> dict[str, Any]:
-    """Choose split sizes that fit the user's data. Returns `{name: value}` for the settings that are None.
+def fitting_sizes(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Choose the settings that divide the user's own data: 80% training, 10% validation and 10% test.
 
-    Validation gets a tenth of the conversations, or more if a tenth has less text than `LEAST_WINDOWS`, but
-    at most a third. The test set also gets a tenth of all conversations, and training gets the rest. The
-    token table is built from chitchat-dataset and from all of the user's conversations except those for
-    validation and test. Raises UserError if the data cannot be read, or has fewer than two conversations.
+    Validation and the test have at least one conversation each. Training has all conversations that no other
+    split has.
+
+    Args:
+        given: settings of `DataConfig`, by name, that the user has chosen. They are not changed.
+
+    Returns:
+        `{name: value}` for the settings that are not in `given`. If all of them are, no data is read.
+
+    Raises:
+        UserError: The data cannot be read, or has too few conversations.
     """
-    missing = [name for name in FITTED if getattr(data, name) is None]
+    fitted: dict[str, Any] = {} if "corpus" in given else {"corpus": "chitchat+own"}
+    missing = [name for name in ("samples", "validation_samples", "test_samples") if name not in given]
     if not missing:
-        return {}
-    texts = read_texts(str(data.path), data.split)
-    count, tenth = len(texts), TENTH * len(texts)
-    if count < 2:
-        separated = "in a .txt file, a blank line separates them"
-        raise UserError(f"{data.path} has {count} conversation; to train and validate, give 2 ({separated}).")
-    enough = max(min(MOST, math.ceil(tenth)), _enough(reversed(texts), count, context_window))
-    sizes: dict[str, Any] = {"validation_samples": min(max(1, int(VALIDATION_LIMIT * count)), enough)}
-    sizes["corpus"] = "chitchat+own" if data.reads_corpus else "own"
-    # Start with the minimum sizes. Training and the test then share the remaining conversations.
-    sizes |= {"samples": 1, "test_samples": 0}
-    sizes = {name: sizes[name] for name in missing}
-    left = max(0, count - sum(_sizes(replace(data, **sizes)).values()))
-    if "test_samples" in sizes:
-        sizes["test_samples"] = min(MOST, int(tenth), left)
-    if "samples" in sizes:
-        sizes["samples"] += left - sizes.get("test_samples", 0)
-    return sizes
-
-
-def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tuple[int, int]:
-    """Choose two training sizes to compare: a part of the training data with enough text, and all of it."""
-    texts = read_texts(str(data.path), data.split)
-    enough = _enough(texts, len(texts), context_window)
-    larger = data.size("train")
-    return min(larger, max(larger // ratio, enough)), larger
+        return fitted
+    count = len(read_texts(path, given.get("split")))
+    sizes = {name: given.get(name, max(1, count // 10)) for name in ("validation_samples", "test_samples")}
+    if given.get("corpus") == "own":
+        sizes["corpus_samples"] = given.get("corpus_samples", DataConfig.corpus_samples)
+    sizes["samples"] = given.get("samples", count - sum(sizes.values()))
+    if sizes["samples"] < 1:
+        raise UserError(
+            f"{path} has {count} conversations, which is too few to train, validate and test; give more (in "
+            "a .txt file, a blank line separates them), or lower data.test_samples."
+        )
+    return fitted | {name: sizes[name] for name in missing}
 
 
 def describe_split(data: DataConfig) -> str:
     """Describe how the user's data is split and how the token table is made.
 
-    If the data is a folder, the description names the files without training conversations. For example, if
-    each file has a different author, all texts by one author may be in the test. Raises UserError if the data
-    is too small.
+    Raises a UserError if the data has too few conversations.
     """
     own_texts(data, "train")
     sizes = ", ".join(f"{count:,} for {PURPOSES[name]}" for name, count in _sizes(data).items())
     table = {"gpt2": "GPT-2's", "random": "random", "cooccurrence": "made from those"}[data.table]
     if data.table == "cooccurrence" and data.corpus != "own":
-        held_back = "validation or the test" if data.test_samples else "validation"
-        table = f"made from {data.corpus_samples:,} of chitchat-dataset and all of these not for {held_back}"
+        table = f"made from {data.corpus_samples:,} of chitchat-dataset and all of these for training"
     count = len(read_texts(str(data.path), data.split))
-    line = f"{data.path}: {count:,} conversations, {sizes}; the token table is {table}."
-    folder = expanded(str(data.path))
-    unseen = files_from(folder, data.size("train")) if folder.is_dir() else []
-    if not unseen:
-        return line
-    names = ", ".join(str(file.relative_to(folder)) for file in unseen[:MOST_NAMED])
-    more = f" and {len(unseen) - MOST_NAMED:,} more" if len(unseen) > MOST_NAMED else ""
-    return f"{line} Training uses no conversation from {names}{more}; mix the files to train on all of them."
+    return f"{data.path}: {count:,} conversations, {sizes}; the token table is {table}."
 
 
 def _sizes(data: DataConfig) -> dict[str, int]:
@@ -180,9 +152,3 @@ def _sizes(data: DataConfig) -> dict[str, int]:
     holds_corpus = data.reads_corpus and data.corpus == "own"
     names = [name for name in PURPOSES if holds_corpus or name != "corpus_samples"]
     return {name: count for name in names if (count := getattr(data, name))}
-
-
-def _enough(texts: Iterable[str], most: int, context_window: int) -> int:
-    """Return how many of the first texts fill `LEAST_WINDOWS` windows, or `most` if no number does."""
-    wanted = LEAST_WINDOWS * context_window * CHARACTERS_A_TOKEN
-    return next((n for n, total in enumerate(accumulate(map(len, texts)), start=1) if total >= wanted), most)

@@ -24,17 +24,19 @@ NOISE = 0.15
 _BLOCK = 1 << 20
 
 
-def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbours: str) -> torch.Tensor:
-    """Compute one vector per token from a token stream. Returns float32 `[vocab_size, hidden_size]`.
+def token_vectors(
+    stream: TokenStream, vocab_size: int, hidden_size: int, neighbours: str
+) -> dict[str, torch.Tensor]:
+    """Compute one vector for each token that occurs in a token stream.
 
     With `neighbours="around"` (symmetric), tokens with the same neighbours get similar vectors. With "sides"
     (directional), left and right neighbours are counted separately. A token's vector then contains two SVD
-    factors for each distance: one for the token as the first of a pair, and one for it as the second. A
-    random rotation gives all components the same weight. All vectors are scaled to a norm of about 1, so
-    that frequent tokens do not dominate the output head. Tokens that do not occur in the stream get random
-    vectors of norm `NOISE`.
+    factors for each distance: one for the token as the first of a pair, and one for it as the second.
+
+    Returns:
+        `tokens`, int32 `[seen]`, in ascending order, and `vectors`, float32 `[seen, dims]`. `table_of` makes
+        the token table from them. They are much smaller than the table, so a run can keep them.
     """
-    generator = torch.Generator().manual_seed(SEED)
     occurs = torch.bincount(stream.ids.int(), minlength=vocab_size) > 0
     seen, place = occurs.nonzero().flatten(), occurs.cumsum(0) - 1
 
@@ -49,11 +51,21 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbou
         dims = -(-hidden_size // (2 * len(SIDES)))
         factors = [_factors(positive_pmi(followed(reach)), min(SIDE_DIMS, dims)) for reach in SIDES]
         parts = [normalize(factor) for both in factors for factor in both]
-    vectors = torch.cat(parts, dim=1)[:, :hidden_size]  # (seen, dims)
+    return {"tokens": seen.int(), "vectors": torch.cat(parts, dim=1)[:, :hidden_size]}
+
+
+def table_of(tokens: torch.Tensor, vectors: torch.Tensor, vocab_size: int, hidden_size: int) -> torch.Tensor:
+    """Make the token table, float32 `[vocab_size, hidden_size]`, from the result of `token_vectors`.
+
+    A random rotation gives all components the same weight. All vectors are scaled to a norm of about 1, so
+    that frequent tokens do not dominate the output head. Tokens that do not occur in the text get random
+    vectors of norm `NOISE`.
+    """
+    generator = torch.Generator().manual_seed(SEED)
     rotation = torch.linalg.qr(torch.randn(hidden_size, vectors.shape[1], generator=generator)).Q.T
     noise = torch.randn(vocab_size, hidden_size, generator=generator)
     table = noise * NOISE / hidden_size**0.5
-    table[seen] += normalize(vectors @ rotation)  # (seen, hidden_size)
+    table[tokens.long()] += normalize(vectors @ rotation)  # (seen, hidden_size)
     return table
 
 

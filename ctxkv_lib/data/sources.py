@@ -23,7 +23,6 @@ class Source:
         available: takes a split (train, validation, test or corpus) and returns its number of conversations,
             without a download.
         read: takes a split and a number, and returns that many conversations from the start of the split.
-        is_installed: whether `read` works without a download.
     """
 
     meaning: str
@@ -31,7 +30,6 @@ class Source:
     licence: str
     available: Callable[[str], int]
     read: Callable[[str, int], list[str]]
-    is_installed: bool
 
 
 SOURCES = {
@@ -41,7 +39,6 @@ SOURCES = {
         "mit",
         ultrachat.available,
         ultrachat.read,
-        is_installed=False,
     ),
     "chitchat": Source(
         "the pip-installed chitchat-dataset",
@@ -49,6 +46,5 @@ SOURCES = {
         "mit",
         chitchat.available,
         chitchat.read,
-        is_installed=True,
     ),
 }

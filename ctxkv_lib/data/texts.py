@@ -1,14 +1,14 @@
 """Read the user's own conversations from a file, a folder of files, or a data set on the Hub."""
 
-import csv
 import gzip
 import json
 import os
 import re
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,6 @@ FORMS: tuple[tuple[str, ...], ...] = (
 )
 ALLOWED = "; ".join(" and ".join(form) for form in FORMS)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")  # owner/name, or owner/name:configuration
-# Maximum length of a CSV cell in characters. Python's csv module accepts no higher limit on some systems.
-LONGEST_CELL = 2**31 - 1
-PARQUET_ROWS = 256  # rows read at a time
 
 
 def read_texts(source: str | Path, split: str | None = None) -> list[str]:
@@ -51,19 +48,6 @@ def read_texts(source: str | Path, split: str | None = None) -> list[str]:
     train if there are several splits. Raises a UserError if there is nothing to read. If a record is not a
     conversation, the error names the file and the place of the record.
     """
-    texts, _ = _read_files(source, split)
-    if not texts:
-        raise UserError(f"{source} has no conversations; write at least one ({KINDS}).")
-    return texts
-
-
-def files_from(source: str | Path, row: int) -> list[Path]:
-    """List the files of a folder whose conversations all have index `row` or higher in `read_texts`."""
-    _, starts = _read_files(source, None)
-    return [file for file, start in starts.items() if start >= row]
-
-
-def _read_files(source: str | Path, split: str | None) -> tuple[list[str], dict[Path, int]]:
     path = Path(os.path.expanduser(source))
     if not path.exists() and _kind(path) not in FILE_READERS and HUB_NAME.fullmatch(str(source)):
         files = dataset_files(str(source), split)
@@ -78,26 +62,26 @@ def _read_files(source: str | Path, split: str | None) -> tuple[list[str], dict[
         files = sorted(file for file in visible_files(path) if _kind(file) in FILE_READERS)
     states = [file.stat() for file in files]
     with status_line(f"Reading {source}"):
-        return _read(tuple(files), *((state.st_mtime_ns, state.st_size) for state in states))
+        texts = _read(tuple(files), *((state.st_mtime_ns, state.st_size) for state in states))
+    if not texts:
+        raise UserError(f"{source} has no conversations; write at least one ({KINDS}).")
+    return texts
 
 
 # Keep the texts in memory, since every split is read from them.
 @lru_cache(maxsize=1)
-def _read(files: tuple[Path, ...], *_: tuple[int, int]) -> tuple[list[str], dict[Path, int]]:
-    """Return all texts and, for each file that contains texts, the index of its first text."""
+def _read(files: tuple[Path, ...], *_: tuple[int, int]) -> list[str]:
+    """Return the texts of all files. The other arguments are the files' times and sizes."""
     texts: list[str] = []
-    starts: dict[Path, int] = {}
     for file in files:
         if _kind(file) not in FILE_READERS:
             raise UserError(f"{file} has an unknown file type; allowed: {KINDS}.")
-        start, records = len(texts), FILE_READERS[_kind(file)](file)
+        records = FILE_READERS[_kind(file)](file)
         try:
             texts += filter(None, (text_of(f"{file}, {place}", record) for place, record in records))
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{file} cannot be read ({error}); name a readable file.") from error
-        if len(texts) > start:
-            starts[file] = start
-    return texts, starts
+    return texts
 
 
 def _kind(path: Path) -> str:
@@ -138,39 +122,33 @@ def _table(path: Path) -> Records:
 
     In CSV, the separator is whichever of `,`, `;` and tab is most frequent in the header.
     """
-    csv.field_size_limit(LONGEST_CELL)
-    # `begin` is the number of the line where the current record begins.
-    lines, begin = _lines(path), 1
-    header = next(lines, "")
+    import pandas as pd
+
+    header = next(_lines(path), "")
     separator = "\t" if _kind(path) == ".tsv" else max(",;\t", key=header.count)
-    reader = csv.DictReader(chain([header], lines), delimiter=separator, strict=True)
+    options: dict[str, Any] = {"sep": separator, "dtype": str, "keep_default_na": False, "index_col": False}
     try:
-        # Spreadsheets may capitalise the names of fields.
-        reader.fieldnames = [name.lower() for name in reader.fieldnames or ()]
-        _form(f"{path}, line 1", reader.fieldnames)
-        begin += reader.line_num
-        for record in reader:
-            where = f"line {begin}"
-            if any(record.get(None) or ()) or None in record.values():
-                raise UserError(f"{path}, {where} needs as many cells as the header; quote separators.")
-            yield where, record
-            begin = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{path}, line {begin} is not CSV ({error}); close and double its quotes.") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row has more cells than the header
+            frame = pd.read_csv(path, encoding="utf-8-sig", **options)
+    except (ValueError, pd.errors.ParserWarning) as error:
+        raise UserError(
+            f"{path} cannot be read as CSV ({one_line(str(error))}); give each row as many cells as the "
+            "header, and put quotes around cells that contain the separator."
+        ) from None
+    frame.columns = frame.columns.str.lower()  # spreadsheets may capitalise the names of fields
+    yield from ((f"row {number}", record) for number, record in enumerate(frame.to_dict("records"), start=1))
 
 
 def _parquet(path: Path) -> Records:
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
+    from pyarrow import ArrowException, parquet
 
     try:
-        with ParquetFile(path) as parquet:
-            fields = _form(str(path), parquet.schema_arrow.names)
-            batches = parquet.iter_batches(PARQUET_ROWS, columns=[*fields])
-            records = (record for batch in batches for record in batch.to_pylist())
-            yield from ((f"row {number}", record) for number, record in enumerate(records, start=1))
+        fields = _form(str(path), parquet.read_schema(path).names)
+        records = parquet.read_table(path, columns=[*fields]).to_pylist()
     except (ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as Parquet ({error}); write it again.") from None
+    yield from ((f"row {number}", record) for number, record in enumerate(records, start=1))
 
 
 def _plain(path: Path) -> Records:

@@ -1,20 +1,20 @@
 """Load GPT-2's tokenizer, and turn conversations into one stream of token ids."""
 
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from xxhash import xxh3_128
 
-from ..errors import DamagedFile, UserError
-from ..files import cache_dir, checksum, digest, read_tensors, remove, source_digest, write_tensors
+from ..errors import UserError
+from ..files import digest, read_tensors, write_tensors
 from ..method.config import GPT2_VOCAB_SIZE
-from ..progress import log, progress_bar
+from ..progress import progress_bar
+from ..store import Work, code_inputs, entry, inputs_of
 from .conversations import Conversations
 from .hub import GPT2, download, package_file
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 # The number of tokens, the number of merges, and the id of END_OF_TEXT.
 GPT2_SIZES = (GPT2_VOCAB_SIZE, GPT2_VOCAB_SIZE - 257, GPT2_VOCAB_SIZE - 1)
-# Age in seconds at which a half-written file in the shared cache counts as abandoned.
-LEFTOVER_SECONDS = 3600
+VERSION = 1  # raise it if other code gives other tokens
+FILE = "tokens.safetensors"  # in an entry of the store
 # Number of texts that are tokenised at a time, to limit memory.
 _BATCH = 256
 Maker = Callable[[], dict[str, torch.Tensor]]
@@ -33,12 +33,17 @@ Maker = Callable[[], dict[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class TokenStream:
-    """The tokens of all conversations, memory-mapped from a file in the shared cache."""
+    """The tokens of all conversations, memory-mapped from a file in the store."""
 
     # Token ids, uint16 [num_tokens]. Torch has few operations for uint16, so slice first, then call .int().
     ids: torch.Tensor
     # Index of each conversation's first token, int64 [num_conversations].
     starts: torch.Tensor
+
+    @property
+    def digest(self) -> str:
+        """A digest of the tokens and the starts. They are integers, so it is the same on every machine."""
+        return xxh3_128(self.ids.numpy().tobytes() + self.starts.numpy().tobytes()).hexdigest()[:16]
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
@@ -79,11 +84,6 @@ def _tokenizer(name: str, vocabulary_file: Path, merges_file: Path) -> "PreTrain
         ) from error
 
 
-def tokenizer_digest(name: str) -> str:
-    """Return a digest of what determines token ids: the tokenizer's files and the code of this module."""
-    return digest([source_digest("data.tokens"), *map(checksum, _tokenizer_files(name))])
-
-
 def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
     """Tokenise each conversation by itself, and concatenate the tokens without a separator."""
 
@@ -97,7 +97,7 @@ def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFa
                 starts.append(starts[-1] + len(ids))
         return {"ids": torch.from_numpy(np.concatenate(parts)), "starts": torch.tensor(starts[:-1])}
 
-    return TokenStream(**cached_tensors("tokens", _key("train", conversations, tokenizer), make))
+    return _stored("train", conversations, tokenizer, make)
 
 
 def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
@@ -117,34 +117,25 @@ def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokeni
         ids = torch.tensor(encoded["input_ids"], dtype=torch.uint16)
         return {"ids": ids, "starts": torch.from_numpy(starts)}
 
-    return TokenStream(**cached_tensors("tokens", _key("validation", conversations, tokenizer), make))
+    return _stored("validation", conversations, tokenizer, make)
 
 
-def _key(kind: str, conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> str:
-    return digest([kind, conversations.fingerprint, source_digest("data.tokens"), _content_digest(tokenizer)])
+def _stored(
+    kind: str, conversations: Conversations, tokenizer: "PreTrainedTokenizerFast", make: Maker
+) -> TokenStream:
+    """Return a stream from the store. If it is missing, make and store it first."""
+
+    def compute(work: Work) -> dict[str, Any]:
+        write_tensors(work.folder / FILE, make())
+        return {}
+
+    code = code_inputs("tokens", VERSION, "data.tokens")
+    digests = {"text": conversations.fingerprint, "tokenizer": _content_digest(tokenizer)}
+    inputs = inputs_of({"kind": kind}, digests, code=code)
+    path, _ = entry("tokens", inputs, compute, [FILE])
+    return TokenStream(**read_tensors(path / FILE))
 
 
 @lru_cache(maxsize=1)
 def _content_digest(tokenizer: "PreTrainedTokenizerFast") -> str:
     return digest(tokenizer.backend_tokenizer.to_str())
-
-
-def cached_tensors(name: str, key: str, make: Maker) -> dict[str, torch.Tensor]:
-    """Memory-map tensors from a file in the shared cache. If the file is missing, make the tensors first.
-
-    `key` must be a digest of everything that determines the tensors.
-    """
-    path = cache_dir() / f"{name}-{key}.safetensors"
-    if path.exists():
-        try:
-            return read_tensors(path)
-        except DamagedFile as error:
-            log(f"{path} is damaged ({error.reason}) and will be remade.")
-    # Remove old temporary files, which processes leave behind if they are killed.
-    for leftover in path.parent.glob(".*.part"):
-        # Another process may rename or remove the file at the same moment.
-        with suppress(OSError):
-            if leftover.stat().st_mtime < time.time() - LEFTOVER_SECONDS:
-                remove(leftover)
-    write_tensors(path, make())
-    return read_tensors(path)

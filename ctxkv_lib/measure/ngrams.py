@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.conversations import load_conversations
 from ..data.kneser_ney import discounts, smoothed_unigram
-from ..data.token_table import corpus_counts, corpus_ids
-from ..data.tokens import validation_stream
+from ..data.token_table import token_counts
 from ..method.config import GPT2_VOCAB_SIZE
 from ..progress import print_on_terminal
-from ..runs.opened import OpenRun
+from ..runs.opened import SPLITS, OpenRun
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -38,21 +36,24 @@ def of_run(opened: OpenRun) -> dict[str, Any]:
         text. A baseline is missing if it would count more than `MOST_COUNTED` tokens.
     """
     data, starts = opened.run.config.data, {}
-    streams = {split: cache.ids for split, cache in opened.caches.items()}
-    if "test" in opened.run.summary:
-        test = validation_stream(load_conversations(data, "test"), opened.tokenizer)
-        streams["test"], starts["test"] = test.ids, test.starts.numpy()
-    ids = {name: stream.numpy().astype(np.int64) for name, stream in streams.items()}
+    streams = {
+        name: opened.tokens(split)
+        for name, split in SPLITS.items()
+        if getattr(data, data.size_setting(split))
+    }
+    if "test" in streams:
+        starts["test"] = streams["test"].starts.numpy()
+    ids = {name: stream.ids.numpy().astype(np.int64) for name, stream in streams.items()}
     train, size = ids.pop("train"), GPT2_VOCAB_SIZE
     priors = {"uniform": np.full(size, 1 / size)}
     texts = {"": train}
     if data.reads_corpus:
-        corpus = load_conversations(data, "corpus")
-        priors["table text"] = smoothed_unigram(corpus_counts(data, corpus).numpy())
+        corpus = opened.tokens("corpus")
+        priors["table text"] = smoothed_unigram(token_counts(corpus).numpy())
         if data.table == "cooccurrence":
             # With `data.corpus=chitchat+own`, the corpus already contains the training text.
             apart = train if data.corpus == "own" else train[:0]
-            texts["_table"] = np.concatenate([corpus_ids(data, corpus).numpy(), apart])
+            texts["_table"] = np.concatenate([corpus.ids.numpy(), apart])
     results: dict[str, Any] = {}
     for name, counted in texts.items():
         if len(counted) > MOST_COUNTED:

@@ -15,9 +15,9 @@ from ..data.texts import read_texts
 from ..errors import UserError, friendly_errors
 from ..method.model import ContextKV
 from ..method.scoring import perplexity, token_scores
+from ..runs.contexts import read_stream
 from ..runs.device import torch_state
 from ..runs.opened import EXACT, open_run
-from ..runs.stages import read_stream
 from ..runs.summary import Run
 
 # Bin edges for the number of preceding tokens in the conversation.
@@ -64,8 +64,8 @@ def _scores(model: ContextKV, ids: Tensor) -> tuple[Tensor, Tensor]:
 
     Both tensors are on the CPU. The losses are float32, and the other tensor is bool.
     """
-    cache = read_stream(model, EXACT, ids)
-    losses, correct = token_scores(model, cache, torch.arange(len(cache)))
+    stream = read_stream(model, EXACT, ids)
+    losses, correct = token_scores(model, stream, torch.arange(len(stream)))
     return losses.cpu(), correct.cpu()
 
 

@@ -1,5 +1,6 @@
 """The recurrent block that Phase 1 trains: its interface, and the published ContextBlock."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,20 +13,33 @@ CONTEXT_WEIGHT_STD = 0.1
 CONTEXT_BIAS_STD = 0.01
 
 
-class Block(nn.Module):
-    """The base class of recurrent blocks. It defines a default for every optional attribute and method.
+def optional(part: nn.Module, name: str, base: type[nn.Module]) -> Any:
+    """Return an optional attribute or method of a user's module, or the default that `base` defines."""
+    if hasattr(part, name):
+        return getattr(part, name)
+    default = getattr(base, name)
+    return partial(default, part) if callable(default) else default
 
-    A block's constructor takes `(context_dim, hidden_size)`. `forward(contexts, inputs)` computes the next
-    contexts `[n, context_dim]` from the previous contexts and from the output of `project_inputs`. Row i of
-    the result depends only on row i of `contexts` and row i of `inputs`.
+
+def project_inputs(block: nn.Module, embeddings: Tensor) -> Tensor:
+    """Return the argument `inputs` of a block's `forward`; see `Block.project_inputs`."""
+    inputs: Tensor = optional(block, "project_inputs", Block)(embeddings)
+    return inputs
+
+
+class Block(nn.Module):
+    """The optional attributes and methods of a recurrent block, with their defaults.
+
+    A block may inherit from this class, but any `nn.Module` will do (see `optional`). Its constructor takes
+    `(context_dim, hidden_size)`. `forward(contexts, inputs)` computes the next contexts `[n, context_dim]`
+    from the previous contexts and from the output of `project_inputs`. Row i of the result depends only on
+    row i of `contexts` and row i of `inputs`.
 
     Attributes:
         Settings: the dataclass of the constructor's argument `settings`; None if a block has no settings.
-        context_dim: the size of a context vector; set by the model.
     """
 
     Settings: Any = None
-    context_dim: int
 
     def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
         """Initialise the weights before Phase 1. The default keeps the weights from the constructor.

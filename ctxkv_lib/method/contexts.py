@@ -5,8 +5,8 @@
 `[n + 1, context_dim]`. Row 0 is the context before the first token, and row i + 1 is the context after
 token i.
 
-`runs.stages._stream_contexts` computes the contexts of every text with one of the two methods. Only four
-other places call a block: `oacd.train_iteration` in training (`report.times` calls this function, too),
+`runs.contexts._stream_contexts` computes the contexts of every text with one of the two methods. Only four
+other places call a block: `oacd.train_iteration` in training,
 `modeling` in a saved model, `runs.generation` after each new token, and `plugins.checks`, which tries one
 step of a user's block. `reference` computes unpadded contexts in plain code. Notebooks 0 and 2 and the
 study's `plugins.py` have their own loops; notebook 0 and the study's `probe.py` call `exact_contexts`.
@@ -16,9 +16,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from .block import Block
 from .config import Phase1Config
 
 PASS_ROWS = 2**14  # contexts per chunk in a parallel pass
@@ -44,9 +43,10 @@ def distinct_rows(model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def contexts_by_passes(
-    block: Block,
+    block: nn.Module,
     projected_inputs: Tensor,
     tokens: Tensor,
+    context_dim: int,
     config: Phase1Config,
     generator: torch.Generator,
     trained_on: Tensor | None = None,
@@ -58,7 +58,7 @@ def contexts_by_passes(
     """
     if trained_on is not None:
         return parallel_pass(block, projected_inputs, tokens, trained_on)
-    contexts = draw_contexts(len(tokens), block.context_dim, config.initial_std, generator)
+    contexts = draw_contexts(len(tokens), context_dim, config.initial_std, generator)
     for _ in range(config.validation_passes):
         contexts = parallel_pass(block, projected_inputs, tokens, contexts)
     return contexts
@@ -72,7 +72,7 @@ def draw_contexts(count: int, width: int, std: float, generator: torch.Generator
 
 
 @torch.no_grad()
-def parallel_pass(block: Block, projected_inputs: Tensor, tokens: Tensor, contexts: Tensor) -> Tensor:
+def parallel_pass(block: nn.Module, projected_inputs: Tensor, tokens: Tensor, contexts: Tensor) -> Tensor:
     """Apply one step of the block to all contexts in place, and return the contexts.
 
     The new context of a token is computed from the old context of the token before it.
@@ -87,7 +87,7 @@ def parallel_pass(block: Block, projected_inputs: Tensor, tokens: Tensor, contex
 
 @torch.no_grad()
 def exact_contexts(
-    block: Block, projected_inputs: Tensor, tokens: Tensor, tolerance: float, before: Tensor | None = None
+    block: nn.Module, projected_inputs: Tensor, tokens: Tensor, before: Tensor, tolerance: float
 ) -> Tensor:
     """Compute the padded contexts that reading the stream token by token would give.
 
@@ -97,22 +97,21 @@ def exact_contexts(
     correctly, and each later segment is final at most one round after the segment before it. So the loop
     always ends. If the block forgets its start within a segment, two rounds are enough. After `ROUNDS`
     rounds, each round computes only the first unfinished segment, so the remaining tokens are read one by
-    one. The result has the dtype and device of `projected_inputs`.
+    one. The result has the dtype and device of `before`.
 
     Args:
+        before: context before the first token, `[context_dim]`: zeros at the start of a stream. To read a
+            long stream in parts, pass the last context of the previous part.
         tolerance: target error per component. The actual error may be larger: a segment may start with an
             error of a quarter of the tolerance, and a block may amplify this error before it fades.
-        before: context before the first token, `[context_dim]`; None means zeros. To read a long stream in
-            parts, pass the last context of the previous part.
     """
-    first = projected_inputs.new_zeros(block.context_dim) if before is None else before
     length = max(1, min(len(tokens), SEGMENT), -(-len(tokens) // SEGMENTS))
     rows = F.pad(tokens, (0, -len(tokens) % length)).view(-1, length)  # (segments, length)
-    starts = first.new_zeros(len(rows), len(first))
-    starts[:1] = first
-    contexts = first.new_empty(1 + rows.numel(), len(first))
-    contexts[0] = first
-    segments = contexts[1:].view(*rows.shape, len(first))  # (segments, length, context_dim)
+    starts = before.new_zeros(len(rows), len(before))
+    starts[:1] = before
+    contexts = before.new_empty(1 + rows.numel(), len(before))
+    contexts[0] = before
+    segments = contexts[1:].view(*rows.shape, len(before))  # (segments, length, context_dim)
     unfinished, rounds = torch.arange(len(rows), device=rows.device), 0
     while len(unfinished):
         state = starts[unfinished]

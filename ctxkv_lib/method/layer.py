@@ -11,9 +11,10 @@ from .copying import Copying
 
 
 class Layer(nn.Module):
-    """Base class for layers, with a default for every optional attribute and method.
+    """The optional attributes and methods of a layer, with their defaults.
 
-    The layer is everything that Phase 2 trains. Its constructor takes a `ModelConfig`. The layer computes the
+    A layer may inherit from this class, but any `nn.Module` will do (see `block.optional`). It is everything
+    that Phase 2 trains. Its constructor takes a `ModelConfig`. The layer computes the
     hidden state from which the output head predicts the next token. Its arguments depend on `reads`:
 
     - "contexts": `forward(embeddings [n, hidden_size], window [n, slots, context_dim], present bool [n,
@@ -23,17 +24,8 @@ class Layer(nn.Module):
       returns the hidden states from column `start` on, `[rows, length - start, hidden_size]`. The hidden
       state of a column may not depend on later columns.
 
-    A model whose layer reads tokens has no block, no Phase 1 and no contexts. The following code depends on
-    `reads`, as an attribute of the layer or of the configuration (`ExperimentConfig.reads`):
-
-    - `model` gathers batches with `windows.TokenWindow`, and `runs.build` skips the block.
-    - `runs.stages` skips Phase 1, caches only token ids, and adds `reads` to the contexts' cache key.
-    - `runs.inputs` accepts streams that are shorter than a window.
-    - `plugins.checks` tests such a layer with rows of token embeddings.
-    - `runs.generation` and `runs.opened` handle streams whose `Cache.contexts` is None.
-    - `runs.config` refuses a block or a loss for such a layer, and `experiments` refuses several processes.
-    - `runs.export` does not export such a model for transformers.
-    - `report.info` leaves out the window and the caches, and `report.times` leaves out Phase 1.
+    A model whose layer reads tokens has no block (`ContextKV.context_block` is None), no Phase 1 and no
+    contexts.
 
     Attributes:
         Settings: the dataclass of the constructor's argument `settings`; None if a layer has no settings.

@@ -1,6 +1,5 @@
 """The model: a frozen token table, a recurrent block, a layer, and an output head tied to the table."""
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
@@ -9,51 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .block import Block, ContextBlock
-from .caches import Batch, Cache, rows_of
+from .block import ContextBlock, optional
 from .config import GPT2_VOCAB_SIZE, ModelConfig, Phase1Config
 from .contexts import distinct_rows
-from .copying import mix
+from .copying import Copying, mix
 from .layer import AttentionLayer, Layer
 from .losses import add_to_logit, frozen_head_cross_entropy
+from .streams import Batch, Stream, rows_of
 from .windows import ContextWindow, TokenWindow
 
 MIXED_ROWS = 256  # positions per chunk when copied tokens are mixed into the logits
 TOKEN_CHUNK = 64  # consecutive positions that an epoch visits together if the layer reads tokens
-
-Shard = Callable[[int], slice]  # selects the rows of a batch that this process computes; see `Loop.shard`
-
-
-@functools.cache
-def _derived(kind: Any, base: Any) -> Any:
-    """Return a subclass of the user's class `kind` that inherits whatever `kind` lacks from `base`."""
-
-    # Pickle can find only the class that the user wrote, not the subclass.
-    def reduce(part: Any, _: int) -> tuple[Any, ...]:
-        return _blank, (kind, base), vars(part)
-
-    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__reduce_ex__": reduce}
-    return type(kind.__name__, (kind, base), {**names, "as_written": kind})
-
-
-def _blank(kind: Any, base: Any) -> Any:
-    """Return an empty object of the class that `_derived` returns; pickle then restores its state."""
-    derived: Any = _derived(kind, base)
-    return derived.__new__(derived)
-
-
-def with_defaults(part: nn.Module, base: Any) -> Any:
-    """Add the defaults of `base` to `part` if its class does not inherit from `base`, and return `part`."""
-    if not isinstance(part, base):
-        kind: Any = type(part)
-        part.__class__ = _derived(kind, base)  # like `torch.nn.utils.parametrize`
-    return part
-
-
-def class_as_written(part: nn.Module) -> type[nn.Module]:
-    """Return the class of a block or layer as its author wrote it, before `with_defaults` changed it."""
-    kind: type[nn.Module] = vars(type(part)).get("as_written", type(part))
-    return kind
 
 
 class ContextKV(nn.Module):
@@ -66,7 +31,7 @@ class ContextKV(nn.Module):
             trained; None adds no bias.
         context_block: the block, which Phase 1 trains; None if the layer reads tokens.
         layer: the layer, which Phase 2 trains.
-        window: gathers the layer's inputs at given positions of a cache.
+        window: gathers the layer's inputs at given positions of a stream.
     """
 
     def __init__(
@@ -90,21 +55,35 @@ class ContextKV(nn.Module):
         self.register_buffer("log_unigram", torch.zeros(vocab_size) if has_unigram else None)
         self.context_block: Any = None
         if block:
-            self.context_block = with_defaults(block(config.context_dim, config.hidden_size), Block)
-            self.context_block.context_dim = config.context_dim
-        self.layer: Layer = with_defaults(layer(config), Layer)
+            self.context_block = block(config.context_dim, config.hidden_size)
+        self.layer: nn.Module = layer(config)
         self.window: Any = self._window()
         self.set_phase(2)
 
     def _window(self) -> ContextWindow | TokenWindow:
-        layer = self.layer
-        if layer.reads == "tokens":
-            return TokenWindow(layer.history, layer.evaluation_history, layer.chunk or TOKEN_CHUNK)
-        return ContextWindow(layer.slot_offsets(self.config), layer.chunk or 1)
+        chunk = self._of_layer("chunk")
+        if self._of_layer("reads") == "tokens":
+            history, in_evaluation = (self._of_layer(name) for name in ("history", "evaluation_history"))
+            return TokenWindow(history, in_evaluation, chunk or TOKEN_CHUNK)
+        return ContextWindow(self._of_layer("slot_offsets")(self.config), chunk or 1)
 
-    def part(self, hook: str) -> nn.Module:
-        """Return the block or the layer; `hook` is "block" or "layer"."""
-        return {"block": self.context_block, "layer": self.layer}[hook]
+    def _of_layer(self, name: str) -> Any:
+        return optional(self.layer, name, Layer)
+
+    @property
+    def copying(self) -> Copying | None:
+        """How the model copies tokens outside of training; None if it does not."""
+        copying: Copying | None = self._of_layer("copying")
+        return copying
+
+    @property
+    def current_token_bias(self) -> float:
+        """A number that is added to the logit of the current token."""
+        return float(self._of_layer("current_token_bias"))
+
+    def part(self, kind: str) -> nn.Module:
+        """Return the block or the layer; `kind` is "block" or "layer"."""
+        return {"block": self.context_block, "layer": self.layer}[kind]
 
     def set_phase(self, phase: Literal[1, 2]) -> None:
         """Choose what is trained: only the block in Phase 1, and only the layer in Phase 2."""
@@ -129,7 +108,7 @@ class ContextKV(nn.Module):
 
         `ids`, integers `[n]`, are the tokens that Phase 1 trains on.
         """
-        self.layer.init_weights(*distinct_rows(self, ids), config)
+        self._of_layer("init_weights")(*distinct_rows(self, ids), config)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the normed embeddings of tokens, `[..., hidden_size]`; `input_ids` may have any shape."""
@@ -142,33 +121,33 @@ class ContextKV(nn.Module):
         output = self.layer(embeddings, *inputs)
         return output if isinstance(output, tuple) else (output, None)
 
-    def batch(self, cache: Cache, positions: Tensor) -> Batch:
+    def batch(self, stream: Stream, positions: Tensor) -> Batch:
         """Gather the layer's inputs at `positions`, int64 `[n]` on any device, into a batch.
 
         The batch is on the model's device. Outside of training, it includes the tokens to copy.
         """
-        batch = self.window.gather(cache, positions, self.training)
-        if self.layer.copying and not self.training and len(positions):
-            batch = replace(batch, copied=self._copied(cache, positions))
+        batch = self.window.gather(stream, positions, self.training)
+        if self.copying and not self.training and len(positions):
+            batch = replace(batch, copied=self._copied(stream, positions))
         return batch.to(self.device)
 
-    def batches(self, cache: Cache, order: Tensor, size: int, shard: Shard | None = None) -> Iterator[Batch]:
-        """Yield batches of `size` positions from `order`, int64 `[n]`; `shard` selects one process's rows."""
-        for positions in order.to(cache.ids.device).split(size) if len(order) else ():
-            yield self.batch(cache, positions if shard is None else positions[shard(len(positions))])
+    def batches(self, stream: Stream, order: Tensor, size: int) -> Iterator[Batch]:
+        """Yield batches of `size` positions from `order`, int64 `[n]`."""
+        for positions in order.to(stream.ids.device).split(size) if len(order) else ():
+            yield self.batch(stream, positions)
 
-    def _copied(self, cache: Cache, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _copied(self, stream: Stream, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return the inputs of `mix`: the tokens to copy at each position, and their shares, `[n, reach]`."""
-        copying, reach = self.layer.copying, self.window.offsets[-1]
+        copying, reach = self.copying, self.window.offsets[-1]
         assert copying is not None
-        assert cache.contexts is not None
+        assert stream.contexts is not None
         tokens, shares = [], []
         for run in positions.tensor_split((positions.diff() != 1).nonzero()[:, 0].cpu() + 1):
             start, stop = max(0, int(run[0]) - reach), int(run[-1]) + 1
             rows, first = run[None] - start, run.new_zeros(1)
-            shares.append(copying.shares(cache.contexts[None, start + 1 : stop + 1], rows, first, reach)[0])
+            shares.append(copying.shares(stream.contexts[None, start + 1 : stop + 1], rows, first, reach)[0])
             followed = run[:, None] - torch.arange(reach, device=run.device)
-            tokens.append(rows_of(cache.ids, followed.clamp(min=0)))
+            tokens.append(rows_of(stream.ids, followed.clamp(min=0)))
         return torch.cat(tokens), torch.cat(shares)
 
     def read(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -182,8 +161,8 @@ class ContextKV(nn.Module):
     def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Compute logits without copying, `[..., vocab_size]`; `tokens`, `[...]`, are the current tokens."""
         logits = F.linear(hidden, self.wte.weight, self.log_unigram)
-        if self.layer.current_token_bias:
-            add_to_logit(logits, tokens, self.layer.current_token_bias)
+        if bias := self.current_token_bias:
+            add_to_logit(logits, tokens, bias)
         return logits
 
     def losses(
@@ -195,8 +174,8 @@ class ContextKV(nn.Module):
         """
         table = self.wte.weight if table is None else table
         hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # sum in float32 or wider
-        bias, token_bias = self.log_unigram, self.layer.current_token_bias
-        return frozen_head_cross_entropy(hidden, table, targets, bias, tokens, token_bias)
+        biases = self.log_unigram, tokens, self.current_token_bias
+        return frozen_head_cross_entropy(hidden, table, targets, *biases)
 
     def predictions(self, batch: Batch) -> Iterator[Tensor]:
         """Yield logits that include copying, `[m, vocab_size]`, in chunks of `MIXED_ROWS` positions."""

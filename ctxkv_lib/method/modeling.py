@@ -14,16 +14,17 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 
-from .arguments import columns_read, next_tokens
+from .block import project_inputs
 from .config import GPT2_VOCAB_SIZE, ModelConfig
 from .copying import mix
 from .fields import require
-from .model import ContextKV, class_as_written
+from .model import ContextKV
 from .own_code import save_part
 from .tuned import SlotLayer, StructuredBlock
 
 # Name of the argument and of the output that hold the cache; transformers 5.24 renamed both.
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+IGNORED = -100  # the label of a token that does not count, as in transformers
 ATTENDED_AT_ONCE = 2048  # positions per chunk when windows are gathered, to limit memory
 SHAPES = [field.name for field in dataclasses.fields(ModelConfig)]
 # Classes that may replace the published block or layer. A saved model adds a user's own class here.
@@ -60,10 +61,10 @@ class ContextKVConfig(PretrainedConfig):
 
     def build(self) -> ContextKV:
         """Build the model with random weights."""
-        parts = {hook: PARTS[part["name"]] for hook, part in self.parts.items()}
-        for hook, kind in parts.items():
-            if settings := getattr(kind, "Settings", None):  # missing in some users' classes
-                parts[hook] = partial(kind, settings=settings(**self.parts[hook]["settings"]))
+        parts = {kind: PARTS[part["name"]] for kind, part in self.parts.items()}
+        for kind, part in parts.items():
+            if settings := getattr(part, "Settings", None):  # missing in some users' classes
+                parts[kind] = partial(part, settings=settings(**self.parts[kind]["settings"]))
         return ContextKV(self.shapes(), self.vocab_size, self.has_unigram, **parts)
 
 
@@ -141,21 +142,6 @@ class ContextCache(Cache):
             setattr(self, name, change(getattr(self, name)))
 
 
-@dataclasses.dataclass
-class TrainingOutput(CausalLMOutputWithPast):
-    """The output of training with labels. Few trainers read `logits`, so they are computed on access."""
-
-    compute_logits: Callable[[], Tensor] | None = None
-
-    @property  # type: ignore[misc]
-    def logits(self) -> Tensor | None:
-        return None if self.compute_logits is None else self.compute_logits()
-
-    @logits.setter
-    def logits(self, value: Tensor | None) -> None:
-        """Ignore `value`, since the dataclass's `__init__` sets every field."""
-
-
 class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     """`ContextKV` with transformers' forward pass, generation, loading and saving."""
 
@@ -175,8 +161,8 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     def of(cls, model: ContextKV, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Self:
         """Wrap a trained model; `settings` maps "block" and "layer" to the settings of replaced parts."""
         parts = {
-            hook: {"name": class_as_written(model.part(hook)).__name__, "settings": dict(part_settings)}
-            for hook, part_settings in (settings or {}).items()
+            kind: {"name": type(model.part(kind)).__name__, "settings": dict(part_settings)}
+            for kind, part_settings in (settings or {}).items()
         }
         has_unigram, shapes = model.log_unigram is not None, vars(model.config)
         return cls(ContextKVConfig(model.wte.num_embeddings, has_unigram, parts, **shapes), model).eval()
@@ -220,9 +206,9 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         lost = dict(self.named_buffers()).keys() - self.state_dict().keys()
         require(not lost, "a buffer", min(lost, default=""), "those saved with the weights (persistent=True)")
         super().save_pretrained(save_directory, **options)
-        for kind in (class_as_written(self.model.part(hook)) for hook in self.config.parts):
-            if PARTS.get(kind.__name__) is not kind:
-                save_part(kind, Path(save_directory) / "modeling.py")
+        for part in (type(self.model.part(kind)) for kind in self.config.parts):
+            if PARTS.get(part.__name__) is not part:
+                save_part(part, Path(save_directory) / "modeling.py")
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.wte
@@ -238,9 +224,12 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Tensor,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         cache: ContextCache | None = None,
         past_key_values: ContextCache | None = None,
         use_cache: bool | None = None,
@@ -255,7 +244,10 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids: int64 `[batch, length]`, the new tokens only.
             attention_mask: `[batch, >= length]`; zeros in the last `length` columns mark padding. Padding
                 is not read: it shifts no positions and changes no context.
+            position_ids: must grow by 1 per token of a text, since packed texts are not supported.
             labels: int64 `[batch, length]`, usually `input_ids`. They are shifted here; -100 is ignored.
+            shift_labels, num_items_in_batch: as in transformers' losses. The number of items divides the loss
+                instead of the number of labels.
             cache: updated in place; `past_key_values` is its name before transformers 5.24.
             use_cache: whether to return the cache. With labels, the default is False, otherwise the
                 configuration's value.
@@ -266,26 +258,27 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
                 configuration's value.
             output_attentions: whether to return attention weights `[batch, heads, length, slots]`; the
                 default is the configuration's value.
-            options: `num_items_in_batch`, `ignore_index` and `shift_labels` mean the same as in transformers'
-                losses, and `shift_labels` may be given without `labels`. Some other options have no effect.
+            options: have no effect.
 
         Returns:
-            Logits `[batch, kept, vocab_size]` and, with labels, the mean loss in nats. In training with
-            labels, logits are computed only if they are read (`TrainingOutput`). Copying is off in training.
+            Logits `[batch, kept, vocab_size]` and, with labels, the mean loss in nats. Copying is off in
+            training.
 
         Raises:
-            ValueError: `input_ids` is missing or empty, or an argument has a wrong shape or value.
+            ValueError: Texts are packed, the cache is from another model or batch, or attention weights are
+                asked for that the layer does not return.
         """
         config = self.config
         shows_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         shows_weights = config.output_attentions if output_attentions is None else output_attentions
-        cache = past_key_values if cache is None else cache
-        is_read = columns_read(input_ids, attention_mask, cache, **options)
-        assert input_ids is not None  # `columns_read` raises for None
-        ignored = options.get("ignore_index", -100)
-        targets = next_tokens(input_ids, labels, options.get("shift_labels"), ignored)
-
-        cache = self._cache_to_extend(len(input_ids), cache)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        is_read = mask[:, -input_ids.shape[1] :].bool()
+        targets = shift_labels
+        if targets is None and labels is not None:
+            targets = F.pad(labels, (0, 1), value=IGNORED)[:, 1:]
+        cache = self._cache_to_extend(len(input_ids), past_key_values if cache is None else cache)
+        if position_ids is not None and not cache.columns:
+            _refuse_packed(position_ids, is_read)
         embeddings = self.model.embed(input_ids)
         if shows_states and torch.is_grad_enabled():
             embeddings.requires_grad_()
@@ -299,20 +292,13 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         else:
             hidden, _ = self._attend(embeddings[:, kept], at_kept)
 
-        logits_of_kept, output = partial(self._logits, hidden, tokens, at_kept), CausalLMOutputWithPast()
-        if targets is None:
-            output["logits"] = logits_of_kept()
-        else:
-            is_counted, number = targets != ignored, options.get("num_items_in_batch")
-            if self.training and not self.model.wte.weight.requires_grad:
-                counted = [columns[is_counted] for columns in (hidden, tokens, targets)]
-                total = self.model.losses(*counted)[0].sum()
-                output = TrainingOutput(compute_logits=logits_of_kept)
-            else:
-                output["logits"] = logits = logits_of_kept()
-                flat = logits.flatten(0, 1).float(), targets.flatten()
-                total = F.cross_entropy(*flat, reduction="sum", ignore_index=ignored)
-            output["loss"] = total / (is_counted.sum() if number is None else number)
+        logits, output = self._logits(hidden, tokens, at_kept), CausalLMOutputWithPast()
+        if targets is not None:
+            flat = logits.flatten(0, 1).float(), targets.flatten()
+            total = F.cross_entropy(*flat, reduction="sum", ignore_index=IGNORED)
+            count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+            output["loss"] = total / count
+        output["logits"] = logits
         if shows_states:
             output["hidden_states"] = (embeddings, states)
         if shows_weights:
@@ -336,7 +322,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         """Compute each column's context from the context before it, and append the contexts to the cache."""
         contexts, context, block = [], cache.contexts[:, -1], self.model.context_block
         with torch.autocast(embeddings.device.type, enabled=False):  # rounding errors would accumulate
-            inputs = block.project_inputs(embeddings.to(context.dtype))
+            inputs = project_inputs(block, embeddings.to(context.dtype))
             for column, is_token in zip(inputs.unbind(1), is_read.unbind(1), strict=True):
                 context = torch.where(is_token[:, None], block(context, column), context)
                 contexts.append(context)
@@ -365,7 +351,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     def _logits(self, hidden: Tensor, tokens: Tensor, past: Past) -> Tensor:
         """Compute logits `[batch, n, vocab_size]` from the hidden states at the rows of `past`."""
         hidden = hidden.to(self.model.wte.weight.dtype)  # autocast may change the dtype
-        logits, copying = self.model.logits(hidden, tokens), self.model.layer.copying
+        logits, copying = self.model.logits(hidden, tokens), self.model.copying
         if copying is None or self.training:
             return logits
         reach, rows = self.model.window.offsets[-1], past.rows
@@ -391,6 +377,13 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # `forward` makes a `ContextCache` instead
+
+
+def _refuse_packed(position_ids: Tensor, is_read: Tensor) -> None:
+    """Raise ValueError if positions do not grow by 1 per token, as if one row had several texts."""
+    moved = bool(((position_ids != is_read.cumsum(dim=1) - 1) & is_read).any())
+    allowed = "positions that grow by 1 per token; packed texts must be separate rows"
+    require(not moved, "position_ids", "restarted", allowed)
 
 
 ContextKVConfig.register_for_auto_class()

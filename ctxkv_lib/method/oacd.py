@@ -15,15 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .block import Block
+from .block import Block, optional, project_inputs
+from .callback import Callback, Diverged
 from .config import Phase1Config
 from .contexts import draw_contexts
-from .loop import Diverged, Loop
 from .objective import asked_tensors
 
 # Embeddings of the distinct tokens, float32 `[num_distinct, hidden_size]`, and a stream as row numbers in
 # these embeddings, int64 `[n]`.
 TokenRows = tuple[Tensor, Tensor]
+SAMPLE = 512  # how many contexts the metrics of an iteration describe
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,14 @@ class StoppingRule:
 
 
 def train_context_block(
-    block: Block,
+    block: nn.Module,
     embeddings: Tensor,
     tokens: Tensor,
+    context_dim: int,
     config: Phase1Config,
     generator: torch.Generator,
     loss: Callable[..., Tensor] | None = None,
-    loop: Loop | None = None,
+    callback: Callback | None = None,
     next_tokens: TokenRows | None = None,
 ) -> tuple[Phase1Result, Tensor | None]:
     """Train `block` in place. Raises Diverged if the loss or the weights are no longer finite.
@@ -113,17 +115,17 @@ def train_context_block(
         The outcome, and the padded contexts (see `windows`) of the last iteration, float32
         `[n + 1, context_dim]`. The contexts are None if nothing is trained.
     """
-    loop, weights = loop or Loop(), [*block.parameters()]
-    block.init_weights(embeddings, tokens, config)
+    callback, weights = callback or Callback(), [*block.parameters()]
+    optional(block, "init_weights", Block)(embeddings, tokens, config)
     if not weights or not config.max_iterations:
         return UNTRAINED, None
     loss = partial(oacd_loss, centroid_weight=config.centroid_weight) if loss is None else loss
     objective = Objective(loss, (embeddings, tokens), next_tokens)
     optimizer = torch.optim.Adam([*weights, *objective.weights], lr=config.learning_rate)
     rule = StoppingRule(config)
-    contexts = draw_contexts(len(tokens), block.context_dim, config.initial_std, generator)
+    contexts = draw_contexts(len(tokens), context_dim, config.initial_std, generator)
     total, planned = 0.0, range(2, config.max_iterations + 1)  # iteration 1 is the random draw
-    for iteration in loop.track(planned, "Phase 1", config.max_iterations, done=1):
+    for iteration in callback.track(planned, "Phase 1", config.max_iterations, done=1):
         began = time.perf_counter()
         mean_loss, rate = train_iteration(
             block, optimizer, contexts, embeddings, tokens, config, generator, objective
@@ -132,14 +134,35 @@ def train_context_block(
         seconds = time.perf_counter() - began
         total += seconds
         metric = {"stage": "phase1", "iteration": iteration, "loss": mean_loss, "convergence_rate": rate}
-        loop.after_round(None, metric | {"seconds": round(seconds, 4)})
+        callback.after_round(None, metric | spread(contexts[1:]) | {"seconds": round(seconds, 4)})
         if reason := rule.reason(rate):
             break
     return Phase1Result(iteration, rate, reason or "max_iterations", total), contexts
 
 
+@torch.no_grad()
+def spread(contexts: Tensor) -> dict[str, float]:
+    """Describe a fixed sample of contexts `[n, context_dim]`, which are evenly spaced in the text.
+
+    Returns:
+        `dispersion`, the root of the mean squared distance of a context from the mean of all (OACD's first
+        term is this, divided by the root of the batch size); `centroid`, the length of the mean; and
+        `effective_rank`, the share of the dimensions that the contexts use, as in `scoring.effective_rank`.
+    """
+    sample = contexts[:: max(1, len(contexts) // SAMPLE)][:SAMPLE].float()
+    centroid = sample.mean(dim=0)
+    dispersion = (sample - centroid).square().sum(dim=1).mean().sqrt()
+    # The eigenvalues of the Gram matrix are the squares of the singular values, and faster to compute.
+    gram = (sample.T @ sample).cpu().double()
+    shares = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    shares = shares / shares.sum().clamp(min=1e-300)
+    rank = (-torch.special.xlogy(shares, shares).sum()).exp() / len(shares)
+    values = torch.stack([dispersion, centroid.norm(), rank.to(dispersion)]).tolist()
+    return dict(zip(("dispersion", "centroid", "effective_rank"), values, strict=True))
+
+
 def train_iteration(
-    block: Block,
+    block: nn.Module,
     optimizer: torch.optim.Optimizer,
     contexts: Tensor,
     embeddings: Tensor,
@@ -154,7 +177,7 @@ def train_iteration(
     the mean loss of the batches, and the share of positions that have converged.
     """
     optimizer.zero_grad()
-    projected = block.project_inputs(embeddings)  # once per distinct token
+    projected = project_inputs(block, embeddings)  # once per distinct token
     inputs = projected.detach().requires_grad_(projected.requires_grad)  # accumulates the batches' gradients
     batches, read = tokens.split(config.batch_size), 0
     total_loss, converged = torch.zeros(2, device=tokens.device)
@@ -181,7 +204,7 @@ def train_iteration(
     return mean_loss, count / len(tokens)
 
 
-def _check_finite(block: Block, iteration: int, loss: float, config: Phase1Config) -> None:
+def _check_finite(block: nn.Module, iteration: int, loss: float, config: Phase1Config) -> None:
     names, weights = zip(*block.named_parameters(), strict=True)
     finite = torch.stack([weight.isfinite().all() for weight in weights]).tolist()  # one wait for the GPU
     if (is_lost := not math.isfinite(loss)) or not all(finite):

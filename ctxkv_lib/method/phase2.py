@@ -2,23 +2,18 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from .caches import DTYPES, Batch, Cache
+from .callback import Callback, Diverged, Metric
 from .config import Phase2Config
-from .loop import Diverged, Loop, Metric
 from .memory import snapshot
 from .model import ContextKV
 from .optimizer import ScheduledAdamW, Stepper
 from .scoring import mean_scores, perplexity
+from .streams import DTYPES, Batch, Stream
 
 CHECKED_STEPS = 50  # steps between checks of the loss; each check makes the CPU wait for the GPU
 # Positions per shuffle pool, and blocks of consecutive positions per pool. Shuffling within one pool at a
@@ -45,12 +40,12 @@ class Phase2Result:
 
 def train_layer(
     model: ContextKV,
-    train: Cache,
-    validation: Cache,
+    train: Stream,
+    validation: Stream,
     config: Phase2Config,
     seed: int,
     precision: str = "fp32",
-    loop: Loop | None = None,
+    callback: Callback | None = None,
 ) -> Phase2Result:
     """Train `model` in place and leave it with the best epoch's weights.
 
@@ -61,19 +56,19 @@ def train_layer(
         precision: the dtype of matrix products in training, fp32 or bf16 (see `batch_gradients`). Sums, the
             optimiser and validation use float32.
     """
-    loop = loop or Loop()
+    callback = callback or Callback()
     model.set_phase(2)
     weights = model.trained_weights()
     state = Phase2State(weights, STEPPERS[config.optimizer](weights, config, len(train)))
-    loop.restore(state)
+    callback.restore(state)
     metrics = state.metrics
     best_ppl = min((metric["val_ppl"] for metric in metrics), default=math.inf)
     no_improve = metrics[-1]["no_improve"] if metrics else 0
     while len(metrics) < config.max_epochs and no_improve < config.patience:
         epoch, began = len(metrics) + 1, time.perf_counter()
-        train_loss = train_epoch(model, train, state.stepper, config, seed, epoch, precision, loop)
+        train_loss = train_epoch(model, train, state.stepper, config, seed, epoch, precision, callback)
         with state.stepper.averaged():
-            val_loss, val_acc = mean_scores(model, validation, loop)
+            val_loss, val_acc = mean_scores(model, validation, callback)
             validated = {name: weight.detach().clone() for name, weight in weights.items()}
         train_ppl, val_ppl = perplexity(train_loss), perplexity(val_loss)
         if not (math.isfinite(train_ppl) and math.isfinite(val_ppl)):
@@ -86,7 +81,7 @@ def train_layer(
         metric |= {"val_acc": val_acc, "improved": improved, "no_improve": no_improve}
         metric |= {"seconds": round(time.perf_counter() - began, 3)}
         metrics.append(metric | {"memory": snapshot(f"epoch {epoch}", model.device)})
-        loop.after_round(state, metrics[-1])
+        callback.after_round(state, metrics[-1])
     for name, weight in weights.items():
         weight.data.copy_(state.best[name])
     model.eval()
@@ -122,17 +117,17 @@ def epoch_order(count: int, seed: int, epoch: int, chunk: int = 1) -> Tensor:
 
 def train_epoch(
     model: ContextKV,
-    train: Cache,
+    train: Stream,
     stepper: Stepper,
     config: Phase2Config,
     seed: int,
     epoch: int,
     precision: str,
-    loop: Loop,
+    callback: Callback,
 ) -> float:
     """Train on every position once, and return the mean loss in nats; see `train_layer` for the arguments.
 
-    After every `CHECKED_STEPS` steps within the epoch, `loop.after_steps` gets the mean loss of these steps.
+    After every `CHECKED_STEPS` steps within the epoch, `callback.after_steps` gets their mean loss.
     """
     model.train()
     torch.manual_seed(epoch_seed(seed, epoch))  # for dropout
@@ -141,18 +136,17 @@ def train_epoch(
     # An epoch may have millions of steps, so the loss is summed in float64, which mps does not support.
     sum_dtype = torch.float32 if model.device.type == "mps" else torch.float64
     total, last_sum = torch.zeros((), dtype=sum_dtype, device=model.device), 0.0
-    batches = model.batches(train, epoch_order(len(train), seed, epoch, model.window.chunk), size, loop.shard)
-    for step, batch in enumerate(loop.track(batches, f"Epoch {epoch} of {config.max_epochs}", steps)):
+    batches = model.batches(train, epoch_order(len(train), seed, epoch, model.window.chunk), size)
+    for step, batch in enumerate(callback.track(batches, f"Epoch {epoch} of {config.max_epochs}", steps)):
         stepper.schedule((epoch - 1) * steps + step)
-        count = min(size, len(train) - step * size)
-        total += train_step(model, table, stepper, loop, batch, count, precision)
+        total += train_step(model, table, stepper, batch, precision)
         if (step + 1) % CHECKED_STEPS == 0 and step + 1 < steps:  # not at the end
             loss_sum = total.item()
             if not math.isfinite(loss_sum):
                 raise _diverged(epoch, f"by step {step + 1} of {steps} the loss is {loss_sum}", config)
             metric = {"stage": "phase2", "epoch": epoch, "step": step + 1, "steps": steps}
             metric |= {"loss": (loss_sum - last_sum) / (CHECKED_STEPS * size)}
-            loop.after_steps(metric | {"learning_rate": stepper.optimizer.param_groups[0]["lr"]})
+            callback.after_steps(metric | {"learning_rate": stepper.optimizer.param_groups[0]["lr"]})
             last_sum = loss_sum
     return total.item() / len(train)
 
@@ -161,30 +155,21 @@ def train_step(
     model: ContextKV,
     table: Tensor,
     stepper: Stepper,
-    loop: Loop,
     batch: Batch,
-    count: int,
     precision: str = "fp32",
 ) -> Tensor:
-    """Take one step, and return the loss summed over the batch's `count` positions, on the device.
+    """Take one step, and return the loss summed over the batch's positions, on the device.
 
-    `table` is the token table in the dtype of `precision`. `batch` has only this process's rows.
+    `table` is the token table in the dtype of `precision`.
     """
-    shard = loop.shard(count)
     stepper.optimizer.zero_grad()
-    with nullcontext() if shard == slice(0, count) else ShardedDropout(count, shard):
-        loss = batch_gradients(model, table, count, batch, precision)
-    for weight in stepper.weights.values():  # an empty batch leaves no gradient
-        weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-    loop.all_reduce([loss, *(weight.grad for weight in stepper.weights.values() if weight.grad is not None)])
+    loss = batch_gradients(model, table, batch, precision)
     stepper.step()
     return loss
 
 
-def batch_gradients(
-    model: ContextKV, table: Tensor, count: int, batch: Batch, precision: str = "fp32"
-) -> Tensor:
-    """Accumulate the gradients of the summed loss / `count`; return the summed loss, on the device.
+def batch_gradients(model: ContextKV, table: Tensor, batch: Batch, precision: str = "fp32") -> Tensor:
+    """Accumulate the gradients of the mean loss; return the summed loss, on the device.
 
     With bf16, matrix products are computed in bf16: in the layer by autocast, and in the output head because
     `table` is bf16. Sums are float32.
@@ -192,30 +177,8 @@ def batch_gradients(
     with torch.autocast(model.device.type, torch.bfloat16, precision == "bf16", cache_enabled=False):
         hidden, _ = model.read(batch)
     losses, _ = model.losses(hidden, batch.tokens, batch.targets, table)
-    (losses.sum() / count).backward()
+    (losses.sum() / len(batch)).backward()
     return losses.detach().sum()
-
-
-class ShardedDropout(TorchFunctionMode):
-    """A mode in which `nn.Dropout` drops the same values in several processes as in a single process.
-
-    Each process computes the rows `shard` of a batch of `batch_size` rows. If a tensor has as many rows as
-    the shard, dropout draws a mask for the whole batch from the random state that all processes share. It
-    then applies only the shard's rows of the mask.
-    """
-
-    def __init__(self, batch_size: int, shard: slice) -> None:
-        super().__init__()
-        self.batch_size, self.shard = batch_size, shard
-
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs, rows = kwargs or {}, self.shard.stop - self.shard.start
-        if function is not F.dropout or len(args[0]) != rows:
-            return function(*args, **kwargs)
-        mask = F.dropout(args[0].new_ones(self.batch_size, *args[0].shape[1:]), **kwargs)
-        return args[0] * mask[self.shard]
 
 
 def _diverged(epoch: int, cause: str, config: Phase2Config) -> Diverged:

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from .caches import Cache
-from .loop import Loop
+from .callback import Callback
 from .model import ContextKV
+from .streams import Stream
 
 EVALUATION_ROWS = 1024  # positions per batch
 
@@ -19,27 +19,24 @@ def perplexity(loss: float) -> float:
 
 @torch.no_grad()
 def token_scores(
-    model: ContextKV, cache: Cache, positions: Tensor, loop: Loop | None = None
+    model: ContextKV, stream: Stream, positions: Tensor, callback: Callback | None = None
 ) -> tuple[Tensor, Tensor]:
     """Compute each prediction's loss in nats, float32 `[n]`, and correctness, bool `[n]`, without dropout."""
-    loop, was_training = loop or Loop(), model.training
+    callback, was_training = callback or Callback(), model.training
     model.eval()
-    shard = loop.shard(len(positions))
-    scores = torch.zeros(len(positions), 2, device=model.device)
-    done, total = shard.start, -(-(shard.stop - shard.start) // EVALUATION_ROWS)
-    for batch in loop.track(model.batches(cache, positions[shard], EVALUATION_ROWS), "Scoring", total):
-        losses, correct = model.scores(batch)
-        scores[done : done + len(batch)] = torch.stack([losses, correct.to(losses)], dim=1)
-        done += len(batch)
-    loop.all_reduce([scores])
+    total = -(-len(positions) // EVALUATION_ROWS)
+    batches = callback.track(model.batches(stream, positions, EVALUATION_ROWS), "Scoring", total)
+    scores = [model.scores(batch) for batch in batches]
     model.train(was_training)
-    losses, correct = scores.T.contiguous()  # a strided tensor's sum rounds differently
-    return losses, correct.bool()
+    if not scores:
+        return torch.empty(0), torch.empty(0, dtype=torch.bool)
+    losses, correct = zip(*scores, strict=True)
+    return torch.cat(losses), torch.cat(correct)
 
 
-def mean_scores(model: ContextKV, cache: Cache, loop: Loop | None = None) -> tuple[float, float]:
+def mean_scores(model: ContextKV, stream: Stream, callback: Callback | None = None) -> tuple[float, float]:
     """Compute the mean loss in nats and the accuracy over all positions of a cached stream."""
-    losses, correct = token_scores(model, cache, torch.arange(len(cache)), loop)
+    losses, correct = token_scores(model, stream, torch.arange(len(stream)), callback)
     return losses.mean().item(), correct.float().mean().item()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .caches import Batch, Cache, rows_of
+from .streams import Batch, Stream, rows_of
 
 LONGEST_ROW = 256  # maximum number of positions in a batch that share one row of tokens
 
@@ -45,13 +45,13 @@ class ContextWindow:
         """Return the row of each slot in the padded contexts; slots before the stream get row 0."""
         return (self.slots(positions) + 1).clamp(min=0)
 
-    def gather(self, cache: Cache, positions: Tensor, training: bool) -> Batch:
+    def gather(self, stream: Stream, positions: Tensor, training: bool) -> Batch:
         """Gather the layer's inputs at `positions`, int64 `[n]` on any device; `training` has no effect."""
-        assert cache.contexts is not None
+        assert stream.contexts is not None
         rows = self.rows(positions)
-        inputs = rows_of(cache.contexts, rows), rows > 0
-        embeddings = None if cache.embeddings is None else rows_of(cache.embeddings, positions)
-        return Batch(*_tokens(cache, positions), inputs, embeddings)
+        inputs = rows_of(stream.contexts, rows), rows > 0
+        embeddings = None if stream.embeddings is None else rows_of(stream.embeddings, positions)
+        return Batch(*_tokens(stream, positions), inputs, embeddings)
 
 
 class TokenWindow:
@@ -70,7 +70,7 @@ class TokenWindow:
         self.history = {True: history, False: history if evaluation_history is None else evaluation_history}
         self.chunk = chunk
 
-    def gather(self, cache: Cache, positions: Tensor, training: bool) -> Batch:
+    def gather(self, stream: Stream, positions: Tensor, training: bool) -> Batch:
         """Gather one row of tokens, with history, per run of consecutive `positions`; split long runs."""
         breaks = (positions.diff() != 1).nonzero().flatten() + 1
         runs = positions.cpu().tensor_split(breaks.cpu())
@@ -79,13 +79,13 @@ class TokenWindow:
             start, stop = int(part[0]), int(part[-1]) + 1
             first = max(0, start - self.history[training])
             spans.append((start - first, stop - first))
-            rows.append(cache.ids[first:stop])
+            rows.append(stream.ids[first:stop])
         padded, start = pad_sequence(rows, batch_first=True), min(first for first, _ in spans)
         width = padded.shape[1] - start
         places = [row * width + column - start for row, span in enumerate(spans) for column in range(*span)]
-        return Batch(*_tokens(cache, positions), (start,), rows=padded, places=torch.tensor(places))
+        return Batch(*_tokens(stream, positions), (start,), rows=padded, places=torch.tensor(places))
 
 
-def _tokens(cache: Cache, positions: Tensor) -> tuple[Tensor, Tensor]:
+def _tokens(stream: Stream, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Return the current tokens, int32 `[n]`, and the next tokens, int64 `[n]`."""
-    return rows_of(cache.ids, positions), rows_of(cache.ids, positions + 1).long()
+    return rows_of(stream.ids, positions), rows_of(stream.ids, positions + 1).long()

@@ -145,9 +145,11 @@ def _instructions(code: CodeType) -> list[Instruction]:
 def _is_module_of_user(name: str) -> bool:
     """Return whether a module belongs to the user, not to Python, this package or an installed package."""
     top = str(name).partition(".")[0]
+    if top == "__main__":  # in a worker process, it has the file of the library that started the process
+        return True
     module = sys.modules.get(top)
     file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")
-    if top == PACKAGE.name or not (file or top == "__main__" or module is None):  # built in
+    if top == PACKAGE.name or not (file or module is None):  # built in
         return False
     return is_of_user(Path(file))
 

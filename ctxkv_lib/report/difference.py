@@ -1,7 +1,6 @@
 """Standard errors of test perplexity, and differences between variants with confidence intervals."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 from ..errors import UserError
 from ..files import digest
 from ..progress import format_count, log
-from ..runs.names import variant_names
+from ..runs.config import ExperimentConfig, differing_settings
+from ..runs.presets import short_name
 from ..runs.summary import Run, load_run
 
 DRAWS = 10_000  # bootstrap draws
@@ -26,7 +26,16 @@ ESTIMATE = (
 Floats = NDArray[np.float64]
 Z = 1.96  # half-width of the 95% interval of a normal distribution, in standard deviations
 AnyRun = Run | Path | str  # a run or its folder
+Runs = AnyRun | Sequence[AnyRun] | Mapping[str, AnyRun | Sequence[AnyRun]]  # a mapping labels variants
 Seeds = dict[int, Run]  # the runs of one variant, by seed
+
+
+class Variant(NamedTuple):
+    """The runs of a variant by seed, and those of its base, which may be none or the variant itself."""
+
+    name: str
+    seeds: Seeds
+    base: Seeds
 
 
 class Interval(NamedTuple):
@@ -111,7 +120,7 @@ def seeds_needed(losses: Floats, base: Floats, tokens: Floats) -> int | None:
     return None
 
 
-def difference(runs: AnyRun | Sequence[AnyRun], base: AnyRun | Sequence[AnyRun]) -> pd.DataFrame:
+def difference(runs: Runs, base: AnyRun | Sequence[AnyRun]) -> pd.DataFrame:
     """Compute how many per cent higher the test perplexity of each variant is than the base's.
 
     Runs that differ only in `runtime.seed` are one variant. The seeds that a variant shares with the base are
@@ -120,42 +129,38 @@ def difference(runs: AnyRun | Sequence[AnyRun], base: AnyRun | Sequence[AnyRun])
 
     Args:
         runs: one or more finished runs, or their folders, tested on the same text. They may have any settings
-            and seeds, and may include runs of the base.
+            and seeds, and may include runs of the base. A mapping gives each variant its label.
         base: one or more finished runs of a single variant, or their folders, with any seeds. If these runs
             have several sizes (`data.samples`), each variant is compared with the base of the same size.
 
     Returns:
-        one row per variant, named after the settings in which the variant differs from the base. `percent` is
-        negative if the variant is better, and `low` and `high` are the ends of the 95% interval. `verdict` is
-        "more seeds needed" with fewer than three seeds. Otherwise, it is "clearly better" or "clearly worse"
-        if the interval excludes zero (a statistically clear difference), and "no clear difference" if not.
-        `seeds` is the number of shared seeds, and `conversations` the number of test conversations.
-        `interval_over` says what the interval covers: "conversations and seeds" or, with one seed,
-        "conversations only". `more_seeds` estimates how many more seeds would make an unclear difference
-        clear (see `report.difference.seeds_needed`). It is missing with one seed or if 100 seeds are too few.
+        one row per variant. Without labels, it is named after the settings in which it differs from the base.
+        `percent` is negative if the variant is better, and `low` and `high` are the ends of the 95% interval.
+        `verdict` is "more seeds needed" with fewer than three seeds. Otherwise, it is "clearly better" or
+        "clearly worse" if the interval excludes zero (a statistically clear difference), and "no clear
+        difference" if not. `seeds` is the number of shared seeds, and `conversations` the number of test
+        conversations. `interval_over` says what the interval covers: "conversations and seeds" or, with one
+        seed, "conversations only". `more_seeds` estimates how many more seeds would make an unclear
+        difference clear (see `report.difference.seeds_needed`). It is missing with one seed or if 100 seeds
+        are too few.
 
     Raises:
         UserError: a folder contains no finished run, `base` has several variants, the test conversations
             differ or are fewer than five, or no variant shares a seed with the base.
     """
-    variants, bases = _by_variant(runs), _by_variant(base)
-    if len({settings for _, settings in bases}) != 1:
-        raise UserError(
-            f"base has runs of {len(bases)} variants; give the runs of a single variant, with any seeds."
-        )
-    for key in bases:
-        variants.pop(key, None)
-    if not variants:
-        raise UserError("runs has no variant besides base; give runs that differ from base in a setting.")
     rows, left_out = dict[str, dict[str, Any]](), list[str]()
-    for name, seeds, base_seeds in _compared(variants, {size: seeds for (size, _), seeds in bases.items()}):
-        if seeds.keys() & base_seeds.keys():
-            rows[name] = _row(seeds, base_seeds)
+    for variant in variants(runs, base):
+        if variant.seeds is variant.base:
+            continue
+        if variant.seeds.keys() & variant.base.keys():
+            rows[variant.name] = compared(variant.seeds, variant.base)
         else:
-            here, there = _listed(seeds), _listed(base_seeds) or "none of this size"
+            here, there = _listed(variant.seeds), _listed(variant.base) or "none of this size"
             left_out.append(
-                f"{name} has seeds {here}, but base has {there}; run both with the same runtime.seed."
+                f"{variant.name} has seeds {here}, but base has {there}; run both with the same runtime.seed."
             )
+    if not rows and not left_out:
+        raise UserError("runs has no variant besides base; give runs that differ from base in a setting.")
     if not rows:
         raise UserError(left_out[0])
     for sentence in left_out:
@@ -163,41 +168,88 @@ def difference(runs: AnyRun | Sequence[AnyRun], base: AnyRun | Sequence[AnyRun])
     return pd.DataFrame.from_dict(rows, orient="index").astype({"more_seeds": "Int64"})
 
 
+def variants(runs: Runs, base: AnyRun | Sequence[AnyRun] | None) -> list[Variant]:
+    """Group runs by variant, as `difference` does: first the base (one variant per size), then the others.
+
+    Without `base`, the first variant of `runs` is the base, with all its sizes.
+
+    Raises:
+        UserError: There are no runs, or `base` has several variants.
+    """
+    groups = runs if isinstance(runs, Mapping) else {"": runs}
+    given = [(label, *item) for label, group in groups.items() for item in _by_variant(group).items()]
+    if not given:
+        raise UserError("runs is empty; give at least one finished run.")
+    if base is None:
+        (_, (_, settings), _), *_ = given
+        bases = {key: seeds for _, key, seeds in given if key[1] == settings}
+    else:
+        bases = _by_variant(base)
+    if len({settings for _, settings in bases}) != 1:
+        raise UserError(
+            f"base has runs of {len(bases)} variants; give the runs of a single variant, with any seeds."
+        )
+    base_of_size = {size: seeds for (size, _), seeds in bases.items()}
+    first = next(run for seeds in bases.values() for run in seeds.values())
+    name = next((label for label, key, _ in given if key in bases and label), first.config.recipe)
+    sized = [(name, size, seeds) for size, seeds in base_of_size.items()]
+    sized += [(label, key[0], seeds) for label, key, seeds in given if key not in bases]
+    return [
+        Variant(name, seeds, _base_of(size, base_of_size))
+        for name, (_, size, seeds) in zip(_names(sized, base_of_size), sized, strict=True)
+    ]
+
+
 def _by_variant(given: AnyRun | Iterable[AnyRun]) -> dict[tuple[int, str], Seeds]:
     """Group runs by size and by a digest of all other settings but the seed. Groups map seeds to runs."""
-    variants = dict[tuple[int, str], Seeds]()
+    groups = dict[tuple[int, str], Seeds]()
     runs = [given] if isinstance(given, AnyRun) else given
     for run in (run if isinstance(run, Run) else load_run(run) for run in runs):
         settings = run.config.flat()
         seed, size = settings.pop("runtime.seed"), settings.pop("data.samples")
-        variants.setdefault((size, digest(settings)), {})[seed] = run
-    return variants
+        groups.setdefault((size, digest(settings)), {})[seed] = run
+    return groups
 
 
-def _compared(
-    variants: Mapping[tuple[int, str], Seeds], base_of_size: Mapping[int, Seeds]
-) -> list[tuple[str, Seeds, Seeds]]:
-    """Return the name, the runs and the base of each variant.
+def _base_of(size: int, base_of_size: Mapping[int, Seeds]) -> Seeds:
+    """Return the base runs of a size, or all if they have one size only. There may be none of this size."""
+    (first, *more) = base_of_size.values()
+    return base_of_size.get(size, {} if more else first)
 
-    If all base runs have the same size, they are the base of every variant. Otherwise, a variant's base
-    consists of the base runs of the same size; without such runs, it is empty.
+
+def _names(variants: Sequence[tuple[str, int, Seeds]], base_of_size: Mapping[int, Seeds]) -> list[str]:
+    """Name variants by their labels, or by the settings in which they differ from their base.
+
+    If the base has several sizes, each name includes the variant's size. If several variants get the same
+    name, the names of their folders are added.
     """
-    first = next(iter(base_of_size.values()))
-    unmatched: Seeds = first if len(base_of_size) == 1 else {}
-    bases = [base_of_size.get(size, unmatched) for size, _ in variants]
-    runs = [_without_seed(seeds) for seeds in variants.values()]
-    names = variant_names(runs, [_without_seed(seeds or first) for seeds in bases])
-    return [*zip(names, variants.values(), bases, strict=True)]
+    names = []
+    for label, size, seeds in variants:
+        base = _base_of(size, base_of_size) or next(iter(base_of_size.values()))
+        name = label or _differing(*(next(iter(side.values())).config for side in (base, seeds)))
+        sized = [name, format_count(size)] if len(base_of_size) > 1 else [name]
+        names.append(", ".join(filter(None, sized)) or format_count(size))
+    folders = [next(iter(seeds.values())).path.name for *_, seeds in variants]
+    return [
+        name if names.count(name) == 1 else f"{name} ({folder})"
+        for name, folder in zip(names, folders, strict=True)
+    ]
 
 
-def _without_seed(seeds: Seeds) -> Run:
-    """Return one run of a variant with its seed set to 0, so that the seed does not appear in any name."""
-    run = next(iter(seeds.values()))
-    return replace(run, config=replace(run.config, runtime=replace(run.config.runtime, seed=0)))
+def _differing(base: ExperimentConfig, config: ExperimentConfig) -> str:
+    """Describe the settings in which an experiment differs from its base, such as "block=GatedBlock"."""
+    words = []
+    for key, value in differing_settings([base, config])[1].items():
+        group, _, name = key.rpartition(".")
+        if name == "plugin":
+            words.append(f"{group}={short_name(value) if value else value}")
+        elif key not in ("runtime.seed", "data.samples"):
+            words.append(f"{key}={value}")
+    return ", ".join(words)
 
 
-def _row(runs: Seeds, base: Seeds) -> dict[str, Any]:
-    """Compare two variants on the seeds that they share."""
+def compared(runs: Seeds, base: Seeds) -> dict[str, Any]:
+    """Compare two variants on the seeds that they share. Return a row of `difference`."""
     seeds = sorted(runs.keys() & base.keys())
     tests = [_test(side[seed], base[seeds[0]]) for side in (base, runs) for seed in seeds]  # (tokens, loss)
     base_losses, losses = np.array(tests)[..., 1].reshape(2, len(seeds), -1)

@@ -1,66 +1,41 @@
 """The written report of one or more runs, as Markdown in English or Japanese.
 
-Every claim is computed from the runs. `ja.json` contains the Japanese translations. Text without a
-translation stays in English.
+The text of the report is in two templates, `report.en.md.jinja` and `report.ja.md.jinja`. This module
+computes what they show. `ja.json` has the Japanese names of the rows and values of tables.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..errors import UserError
 from ..method.config import GPT2_VOCAB_SIZE
-from ..plugins.hooks import OF_PACKAGE
-from ..runs.names import FEW_RUNS
+from ..plugins.plugins import OF_PACKAGE
 from ..runs.summary import Run
 from . import tables
 from .difference import standard_error
 
 Translate = Callable[[str], str]
 
+HERE = Path(__file__).parent
 LANGUAGES = ("en", "ja")
-JAPANESE: dict[str, str] = json.loads(Path(__file__).with_name("ja.json").read_text(encoding="utf-8"))
-ORIGINAL = (
-    "The original is the report *Context-KV Attention, 500 samples* of 2025-12-03 from the repository "
-    "[rato-tokyo/new-llm](https://github.com/rato-tokyo/new-llm). Its numbers, measured on an NVIDIA L4, are "
-    "shown next to each run with the same data, model and settings; a dash means that a number was not "
-    "published. Other runs cannot be compared with the original."
-)
-CHANGED = (
-    "From {first} to {last}, the number of training tokens grew by a factor of {times}, val PPL changed by "
-    "{ppl}, and val acc changed by {acc}."
-)
-ENDED = "{name}: val PPL was lowest at epoch {best}; training ended at epoch {last} ({reason})."
-OVERFITTING = (
-    "{name}: after the best epoch, train PPL changed {train} and val PPL changed {val}, which shows "
-    "{judgement}."
-)
-UNIFORM = (
-    "{name}: val PPL {ppl} is worse than guessing uniformly, which has PPL {count} (the vocabulary's size)."
-)
-TEST_ERROR = "{name}: the test PPL has a standard error of ±{error} over {count} test conversations."
-PROPOSALS = (
-    "Longer interval: 50 or 100 instead of 20 (`--set model.interval=50`).",
-    "More data: 1,000 or 2,000 samples instead of 500 (`--samples 1000`).",
-    "Stronger regularisation: more dropout and weight decay (`--set model.attention_dropout=0.2`).",
-    "More contexts: 64 instead of 32 (`--set model.max_contexts=64`).",
-)
-FIGURES = {
-    "phase1": "Converged positions and loss of Phase 1 by iteration",
-    "ppl_curves": "Train and validation perplexity by epoch",
-    "memory": "Memory by stage",
-}
+JAPANESE: dict[str, str] = json.loads((HERE / "ja.json").read_text(encoding="utf-8"))
 
 
-def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool = False) -> str:
-    """Write the report of one or more runs as Markdown. The runs are sorted by their number of samples.
+def write_report(
+    runs: Sequence[Run] | Mapping[str, Run], language: str = "en", has_figures: bool = False
+) -> str:
+    """Write the report of one or more runs as Markdown.
 
     With more than three runs, tables have one row per run, and only the run with the lowest validation
-    perplexity gets a table of its epochs.
+    perplexity also gets a table of its epochs.
 
     Args:
+        runs: runs, or runs by label. Without labels, runs are called after their folders.
         language: "en" or "ja".
         has_figures: whether the report shows the pictures in the folder `figures` next to the report. The
             report of a single run always shows these pictures.
@@ -73,96 +48,88 @@ def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool = 
             f"A report needs at least one run, and a language that is {' or '.join(LANGUAGES)}; language is "
             f"{language!r}."
         )
-    texts = JAPANESE if language == "ja" else {}
+    names = JAPANESE if language == "ja" else {}
 
     def t(text: str) -> str:
         # A text without a translation, such as "+4.5 points", is translated word by word.
-        return texts.get(text) or " ".join(texts.get(word, word) for word in text.split(" "))
+        return names.get(text) or " ".join(names.get(word, word) for word in text.split(" "))
 
-    plugins = [plugin for run in runs for plugin in run.config.plugins.values()]
+    templates = Environment(
+        loader=FileSystemLoader(HERE),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters |= {"t": t, "table": lambda frame: markdown(frame, t)}
+    template = templates.get_template(f"report.{language}.md.jinja")
+    return template.render(_content(tables.labelled(runs)) | {"has_figures": has_figures or len(runs) == 1})
+
+
+def _content(runs: Mapping[str, Run]) -> dict[str, Any]:
+    """Compute what a template shows; each name is a variable of the templates."""
+    plugins = [plugin for run in runs.values() for plugin in run.config.plugins.values()]
     has_own_parts = not all(plugin.name.startswith(OF_PACKAGE) for plugin in plugins)
-    caches, cache_rows = "Caches in MiB (the original's layout: fp32 rows)", tables.CACHES
-    # If the user has replaced a part of the method, the original's caches and the experiments that it
-    # proposes do not apply.
-    if has_own_parts:
-        caches, cache_rows = "Caches in MiB", {name: tables.CACHES[name] for name in tables.CACHE_FILES}
-    ours, results = tables.runs_by_name(runs), tables.comparison_table(runs)
-    columns = {t(name): summary for name, summary in tables.with_original(ours).items()}
-    sections = {
-        "Settings": tables.side_by_side(columns, tables.SETTINGS),
-        "Phase 1: OACD (Origin-Anchored Centroid Dispersion)": tables.side_by_side(columns, tables.PHASE1),
-        **{f"{t('Phase 2')}: {name}": tables.epochs_table(summary) for name, summary in columns.items()},
-        "Results": results,
-        "Memory in GiB at the end of each stage (in brackets: the peak)": tables.memory_table(columns),
-        caches: tables.side_by_side(columns, cache_rows),
+    # The original's caches mean nothing if the user has replaced a part of the method.
+    cache_rows = (
+        {name: tables.CACHES[name] for name in tables.CACHE_FILES} if has_own_parts else tables.CACHES
+    )
+    summaries, results = tables.with_original(runs), tables.comparison_table(runs)
+    content: dict[str, Any] = {
+        "settings": tables.side_by_side(summaries, tables.SETTINGS),
+        "phase1": tables.side_by_side(summaries, tables.PHASE1),
+        "results": results,
+        "memory": tables.memory_table(summaries),
+        "caches": tables.side_by_side(summaries, cache_rows),
     }
-    title, described = ", ".join(ours), ours
-    if len(runs) > FEW_RUNS:
-        best = min(ours, key=lambda name: ours[name].summary["phase2"]["val_ppl"])
-        title, described = t(f"{len(runs)} runs"), {best: ours[best]}
-        sections = _a_row_a_run(sections, [t(name) for name in ours], t(best), t)
-    parts = [f"# {t('Context-KV attention: experiment report')} ({title})", t(ORIGINAL)]
-    for heading, table in sections.items():
-        parts += [f"## {t(heading)}", markdown(table, t)]
-        if heading == "Results":
-            sentences = (*_comparison(ours, results, t), *_trainings(described, t))
-            parts.append("\n".join(f"- {sentence}" for sentence in sentences))
-    if has_figures or len(runs) == 1:
-        trained = any(run.phase1 for run in runs)
-        shown = {name: text for name, text in FIGURES.items() if trained or name != "phase1"}
-        parts += [f"![{t(text)}](figures/{name}.png)" for name, text in shown.items()]
-    if not has_own_parts:
-        parts.append(f"## {t('Next experiments that the original proposes')}")
-        parts.append("\n".join(f"{number}. {t(text)}" for number, text in enumerate(PROPOSALS, start=1)))
-    return "\n\n".join(parts) + "\n"
+    described, shown = [*runs], [*summaries]
+    shared = None
+    if len(runs) > tables.FEW_RUNS:
+        described = shown = [min(runs, key=lambda label: runs[label].summary["phase2"]["val_ppl"])]
+        settings = content["settings"][[*runs]]
+        differs = settings.nunique(axis=1) > 1
+        shared = settings[~differs].iloc[:, :1].set_axis(["all runs"], axis=1)
+        content = {name: frame.T.rename_axis(columns="Run") for name, frame in content.items()}
+        content["settings"] = settings[differs].T.rename_axis(columns="Run") if differs.any() else None
+    return content | {
+        "runs": [*runs],
+        "shared": shared,
+        "epochs": {label: tables.epochs_table(summaries[label]) for label in shown},
+        "change": _change(runs, results),
+        "have_one_text": tables.have_one_text(run.summary for run in runs.values()),
+        "described": [_described(label, runs[label].summary) for label in described],
+        "has_own_parts": has_own_parts,
+        "has_phase1": any(run.phase1 for run in runs.values()),
+    }
 
 
-def _a_row_a_run(
-    sections: Mapping[str, pd.DataFrame], ours: list[str], best: str, t: Translate
-) -> dict[str, pd.DataFrame]:
-    """Rearrange the sections for many runs: one row per run, and the epochs of the best run only."""
-    settings, epochs = sections["Settings"][ours], f"{t('Phase 2')}: "
-    differ = settings.nunique(axis=1) > 1
-    shared = settings[~differ].iloc[:, :1].set_axis(["all runs"], axis=1)
-    by_run = {
-        heading: table if heading.startswith(epochs) else table.T.rename_axis(columns="Run")
-        for heading, table in sections.items()
-        if not heading.startswith(epochs) or heading == epochs + best
-    }
-    differing = by_run.pop("Settings").loc[ours, differ]
+def _change(runs: Mapping[str, Run], results: pd.DataFrame) -> dict[str, str] | None:
+    """Return the change from the first run to the last one, or None if they cannot be compared."""
+    if "change" not in results:
+        return None
+    first, *_, last = runs
+    times = runs[last].summary["train_tokens"] / runs[first].summary["train_tokens"]
+    change = {"ppl": results["change"]["Val PPL"], "acc": results["change"]["Val Acc"]}
+    return {"first": first, "last": last, "times": f"{times:,.1f}", **change}
+
+
+def _described(label: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a run's training ended, whether the model overfitted, and the error of the test."""
+    best, end = summary["phase2"], summary["phase2"]["epochs"][-1]
+    moved = {name: f"{best[f'{name}_ppl']:,.1f} → {end[f'{name}_ppl']:,.1f}" for name in ("train", "val")}
+    overfits = end["train_ppl"] < best["train_ppl"] and end["val_ppl"] > best["val_ppl"]
+    tested = summary.get("test", {}).get("conversations", [])
     return {
-        "Settings that all runs share": shared,
-        **({"Settings that differ": differing} if differ.any() else {}),
-        **by_run,
+        "label": label,
+        "best": best["best_epoch"],
+        "last": end["epoch"],
+        "reason": best["stop_reason"],
+        "val_ppl": f"{best['val_ppl']:,.1f}",
+        "uniform": f"{GPT2_VOCAB_SIZE:,}",
+        "is_worse_than_uniform": best["val_ppl"] > GPT2_VOCAB_SIZE,
+        "after_best": {**moved, "overfits": overfits} if end["epoch"] > best["best_epoch"] else None,
+        "test": {"error": f"{standard_error(tested):.1%}", "count": len(tested)} if len(tested) > 1 else None,
     }
-
-
-def _comparison(runs: Mapping[str, Run], results: pd.DataFrame, t: Translate) -> Iterator[str]:
-    """Yield sentences that compare the runs."""
-    first, *_, last = [*runs] * 2
-    if "change" in results:
-        times = runs[last].summary["train_tokens"] / runs[first].summary["train_tokens"]
-        ppl, acc = (t(results["change"][row]) for row in ("Val PPL", "Val Acc"))
-        yield t(CHANGED).format(first=first, last=last, times=f"{times:,.1f}", ppl=ppl, acc=acc)
-    elif not tables.have_one_text(run.summary for run in runs.values()):
-        yield t("The runs were validated on different texts: their perplexities cannot be compared.")
-
-
-def _trainings(runs: Mapping[str, Run], t: Translate) -> Iterator[str]:
-    """Yield sentences on each run: how training ended, whether the model overfitted, and the test error."""
-    for name, run in runs.items():
-        best, end = run.summary["phase2"], run.summary["phase2"]["epochs"][-1]
-        overfits = end["train_ppl"] < best["train_ppl"] and end["val_ppl"] > best["val_ppl"]
-        reason, judgement = t(best["stop_reason"]), t("overfitting" if overfits else "no clear overfitting")
-        yield t(ENDED).format(name=name, best=best["best_epoch"], last=end["epoch"], reason=reason)
-        if best["val_ppl"] > GPT2_VOCAB_SIZE:
-            shown = {"ppl": f"{best['val_ppl']:,.1f}", "count": f"{GPT2_VOCAB_SIZE:,}"}
-            yield t(UNIFORM).format(name=name, **shown)
-        elif end["epoch"] > best["best_epoch"]:
-            moved = {key: f"{best[f'{key}_ppl']:,.1f} → {end[f'{key}_ppl']:,.1f}" for key in ("train", "val")}
-            yield t(OVERFITTING).format(name=name, judgement=judgement, **moved)
-        if len(tested := run.summary.get("test", {}).get("conversations", [])) > 1:
-            yield t(TEST_ERROR).format(name=name, error=f"{standard_error(tested):.1%}", count=len(tested))
 
 
 def markdown(table: pd.DataFrame, t: Translate = str) -> str:

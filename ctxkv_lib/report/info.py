@@ -6,21 +6,18 @@ from typing import Any
 
 from ..data.config import DataConfig
 from ..data.conversations import check_splits, load_conversations
-from ..data.sources import SOURCES
 from ..data.token_table import check_width
 from ..data.tokens import load_tokenizer, train_stream, validation_stream
 from ..errors import UserError
-from ..progress import duration, epochs_ahead, status_line
+from ..method.model import ContextKV
 from ..runs.build import parameter_counts, unallocated_model
 from ..runs.config import GROUPS, ExperimentConfig
-from ..runs.presets import build_config, with_fitting_sizes
+from ..runs.presets import build_config
 from ..runs.published import PUBLISHED
 from ..runs.summary import FP32_BYTES, context_window, dense_fp32_mib
 from .tables import CACHES, COUNT, SETTINGS, Rows, side_by_side
-from .times import measure_times
 
 TOKEN_BYTES = 8  # size of an int64 token id
-ANY_TOKENS = 100_000  # number of training tokens to time if the data is unknown
 # Metadata for a setting of the user's own part if it was not declared with `fields.setting`.
 OF_OWN_PART = {"unit": "", "reason": "a setting of your own part", "allowed": "any", "meanings": {}}
 INFO: Rows = {
@@ -35,21 +32,14 @@ INFO: Rows = {
 
 
 def describe(
-    config: ExperimentConfig,
-    train_tokens: int | None = None,
-    val_tokens: int | None = None,
-    time: bool = False,
+    config: ExperimentConfig, train_tokens: int | None = None, val_tokens: int | None = None
 ) -> dict[str, Any]:
     """Return a configuration's numbers of parameters, tokens and bytes, with the keys of `summary.json`.
 
     If you give no token counts, they are taken from the original's report if the data is the same. Otherwise,
-    tokens are counted if the conversations are your own or, with `time`, if the data set is installed. In all
-    other cases, the counts are None. `kv_cache` gives the size of the cache that generation keeps per
-    sequence. With a layer that reads tokens, there are no contexts, no context window and no caches.
-
-    Args:
-        time: add the key `time`, an estimate from a few batches on this machine (see `times.measure_times`).
-            If the number of training tokens is unknown, the time is for 100,000 tokens without validation.
+    tokens are counted if the conversations are your own. In all other cases, the counts are None. `kv_cache`
+    gives the size of the cache that generation keeps per sequence. With a layer that reads tokens, there are
+    no contexts, no context window and no caches.
 
     Raises:
         UserError: a token count is below 1, or `run` would refuse the configuration before any download.
@@ -57,16 +47,14 @@ def describe(
     for option, count in (("--train-tokens", train_tokens), ("--val-tokens", val_tokens)):
         if count is not None and count < 1:
             raise UserError(f"{option} is {count}; allowed: 1 or more.")
-    config = with_fitting_sizes(config)
-    data, published = config.data, PUBLISHED.get(config.data.size("train"))
+    data, published = config.data, PUBLISHED.get(config.data.samples)
     original = (DataConfig.source, DataConfig.validation_samples)
     if published and (data.source, data.validation_samples) == original:
         train_tokens = train_tokens or published["train_tokens"]
         val_tokens = val_tokens or published["val_tokens"]
     check_splits(data)
     check_width(data.table, config.model.hidden_size)
-    is_installed = not data.path and SOURCES[data.source].is_installed
-    if (train_tokens, val_tokens) == (None, None) and (data.path or (time and is_installed)):
+    if (train_tokens, val_tokens) == (None, None) and data.path:
         train_tokens, val_tokens = _count_tokens(data)
     model = unallocated_model(config)
     sizes: dict[str, Any] = {
@@ -77,19 +65,26 @@ def describe(
         "val_tokens": val_tokens,
         "parameters": parameter_counts(model),
     }
-    if time:
-        with status_line("Measuring how long training takes"):
-            sizes["time"] = measure_times(config, train_tokens or ANY_TOKENS, val_tokens or 0)
-    if config.reads == "tokens":
+    if model.context_block is None:
         return sizes
     offsets = model.window.offsets
-    kept = offsets[-1] + 1
     sizes["context_window"] = {**context_window(config.model, train_tokens), "offsets": offsets}
-    bytes_a_context = config.model.context_dim * FP32_BYTES + TOKEN_BYTES  # a context and its token id
-    sizes["kv_cache"] = {"contexts": kept, "bytes": kept * bytes_a_context}
+    sizes["kv_cache"] = {"contexts": offsets[-1] + 1, "bytes": bytes_kept(model)}
     if train_tokens and val_tokens:
         sizes["caches_dense_fp32_mib"] = dense_fp32_mib(train_tokens, val_tokens, config.model)
     return sizes
+
+
+def bytes_kept(model: ContextKV) -> int:
+    """Return how many bytes generation keeps of a text of any length.
+
+    They are the contexts (fp32) that attention may still read, with their token ids. For a layer that reads
+    tokens, they are the ids of the tokens that it reads.
+    """
+    if model.context_block is None:
+        return int(model.window.history[False] + 1) * TOKEN_BYTES
+    bytes_a_context = model.config.context_dim * FP32_BYTES + TOKEN_BYTES
+    return int(model.window.offsets[-1] + 1) * bytes_a_context
 
 
 def format_info(sizes: dict[str, Any]) -> str:
@@ -99,21 +94,7 @@ def format_info(sizes: dict[str, Any]) -> str:
     if cache := sizes.get("kv_cache"):
         kib = cache["bytes"] / 1024
         shown["kept"] = f"{cache['contexts']:,} contexts, {kib:,.0f} KiB, for a text of any length"
-    table = side_by_side({"": shown}, INFO).to_string(header=False)
-    return f"{table}\n\n{_time_in_words(sizes)}" if "time" in sizes else table
-
-
-def _time_in_words(sizes: dict[str, Any]) -> str:
-    time = sizes["time"]
-    least, most = time["epochs"]
-    words = epochs_ahead(time["epoch_seconds"], least, most, time["usual_epochs"])
-    if seconds := time["iteration_seconds"]:
-        count = time["iterations"]
-        whole = (
-            f"Phase 1 takes at most {duration(count * seconds)} ({count} iterations of {duration(seconds)})"
-        )
-        words = f"{whole}; {words}"
-    return f"{'' if sizes['train_tokens'] else 'Per '}{time['tokens']:,} tokens: {words}"
+    return side_by_side({"": shown}, INFO).to_string(header=False)
 
 
 def _count_tokens(data: DataConfig) -> tuple[int, int]:
@@ -135,14 +116,14 @@ def describe_settings(
         preset: preset whose values are listed; None means `colab`, as in `ctxkv run`.
         recipe: recipe whose values are listed, with the settings of its plug-ins; None means the
             preset's recipe.
-        parts: your own parts by hook (`block`, `loss` or `layer`). Their settings are also listed.
+        parts: your own parts by kind (`block`, `loss` or `layer`). Their settings are also listed.
 
     Raises:
         UserError: the preset or recipe is unknown, or a part cannot be used.
     """
-    config, rows = build_config(preset or "colab", recipe, settings=parts), []
+    config, rows = build_config(preset or "colab", recipe, **(parts or {})), []
     values = config.to_dict()
-    of_plugins = {hook: getattr(plugin.load(), "Settings", None) for hook, plugin in config.plugins.items()}
+    of_plugins = {kind: getattr(plugin.part, "Settings", None) for kind, plugin in config.plugins.items()}
     for group, settings in (GROUPS | of_plugins).items():
         for field in dataclasses.fields(settings) if settings else ():
             row = {"setting": f"{group}.{field.name}", "value": values[group][field.name]}

@@ -10,9 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..plugins.hooks import HOOKS
+from ..plugins.plugins import KINDS
 from ..runs.config import GROUPS, differing_settings
-from ..runs.names import FEW_RUNS, run_names
 from ..runs.published import PUBLISHED, published_samples
 from ..runs.summary import Run
 
@@ -21,6 +20,8 @@ Summary = Mapping[str, Any]
 Rows = Mapping[str, tuple[str, str]]
 
 DASH = "–"
+# Up to this number of runs, tables have one column per run. With more runs, each run gets a row.
+FEW_RUNS = 3
 PPL, SHARE, RATIO, COUNT = ",.1f", ".1%", ",.2f", ","
 SETTINGS: Rows = {
     "Date": ("provenance.date", ""),
@@ -29,7 +30,7 @@ SETTINGS: Rows = {
     "Commit": ("provenance.git_commit", ""),
     "Preset": ("config.preset", ""),
     "Recipe": ("config.recipe", ""),
-    **{f"Own {hook}": (f"config.{hook}.plugin", "") for hook in HOOKS},
+    **{f"Own {kind}": (f"config.{kind}.plugin", "") for kind in KINDS},
     "Random seed": ("provenance.seed", ""),
     "Data": ("provenance.data.source", ""),
     "Token table": ("provenance.embeddings.table", ""),
@@ -121,10 +122,14 @@ def side_by_side(summaries: Mapping[Any, Summary], rows: Rows) -> pd.DataFrame:
     return table[(table != DASH).any(axis=1)]
 
 
-def runs_by_name(runs: Sequence[Run]) -> dict[str, Run]:
-    """Return a dictionary of runs, sorted by number of samples. Its keys name the settings that differ."""
-    ascending = sorted(runs, key=lambda run: run.summary["samples"])
-    return dict(zip(run_names(ascending), ascending, strict=True))
+def labelled(runs: Sequence[Run] | Mapping[str, Run]) -> dict[str, Run]:
+    """Return runs by label. If the caller gives no labels, the labels are the names of folders."""
+    if isinstance(runs, Mapping):
+        return dict(runs)
+    names = [run.path.name for run in runs]
+    return {
+        name if names.count(name) == 1 else str(run.path): run for name, run in zip(names, runs, strict=True)
+    }
 
 
 def with_original(runs: Mapping[str, Run]) -> dict[str, Summary]:
@@ -143,12 +148,12 @@ def with_original(runs: Mapping[str, Run]) -> dict[str, Summary]:
     return summaries
 
 
-def comparison_table(runs: Sequence[Run] | Mapping[str, Summary]) -> pd.DataFrame:
+def comparison_table(runs: Sequence[Run] | Mapping[str, Run] | Mapping[str, Summary]) -> pd.DataFrame:
     """Make a table of text that compares the results of runs. The function `results` returns numbers.
 
     Args:
-        runs: runs, or summaries by name. Each run that repeats the original is followed by the original's
-            numbers.
+        runs: runs, runs by label, or summaries by label. Each run that repeats the original is followed by
+            the original's numbers.
 
     Returns:
         one column of text per run. The column `change` compares the last run with the first run. It is left
@@ -156,13 +161,14 @@ def comparison_table(runs: Sequence[Run] | Mapping[str, Summary]) -> pd.DataFram
         differ in more than the number of samples.
     """
     ends_are_related = len(runs) <= FEW_RUNS
-    if isinstance(runs, Mapping):
-        ours, table = [*runs.values()], side_by_side(runs, RESULTS)
+    if isinstance(runs, Mapping) and not all(isinstance(run, Run) for run in runs.values()):
+        summaries: Mapping[str, Any] = runs
+        ours, table = [*summaries.values()], side_by_side(summaries, RESULTS)
     else:
-        by_name = runs_by_name(runs)
-        ours = [run.summary for run in by_name.values()]
-        table = side_by_side(with_original(by_name), RESULTS)
-        differing = differing_settings([run.config for run in runs])
+        by_label: dict[str, Any] = labelled(runs)  # type: ignore[arg-type]
+        ours = [run.summary for run in by_label.values()]
+        table = side_by_side(with_original(by_label), RESULTS)
+        differing = differing_settings([run.config for run in by_label.values()])
         ends_are_related |= differing[0].keys() == {"data.samples"}
     if len(ours) > 1 and ends_are_related and have_one_text(ours):
         gain, ratios = gains(ours[0], ours[-1]), [summary["phase2"]["train_val_ratio"] for summary in ours]
@@ -231,7 +237,7 @@ def format_results(table: pd.DataFrame) -> str:
     if not len(table):
         return "There are no runs in this folder."
     listed = {name: spec for name, spec in LISTED.items() if name in table and table[name].notna().any()}
-    cells = {name: [_cell(value, spec) for value in table[name]] for name, spec in listed.items()}
+    cells = {name: [cell(value, spec) for value in table[name]] for name, spec in listed.items()}
     head, *rows = pd.DataFrame(cells, index=table.index).to_string().split("\n")
     width = max(SHORTEST_COLUMN, TERMINAL_WIDTH - len(head) - 2)
     lines = [f"{head}  settings that differ"]
@@ -247,14 +253,15 @@ def _settings_in_words(values: "pd.Series[Any]") -> str:
     for key, value in values.items():
         group, _, name = str(key).rpartition(".")
         is_known = value is not None and value == value  # not NaN
-        if is_known and (group in GROUPS or group in HOOKS or name in ("preset", "recipe")):
+        if is_known and (group in GROUPS or group in KINDS or name in ("preset", "recipe")):
             is_part = name == "plugin"
-            shown = str(value).rpartition(":")[2] if is_part else _cell(value, "")
+            shown = str(value).rpartition(":")[2] if is_part else cell(value, "")
             words.append(f"{group if is_part else name} {shown}")
     return ", ".join(words)
 
 
-def _cell(value: Any, spec: str) -> str:
+def cell(value: Any, spec: str) -> str:
+    """Format a value of a DataFrame; an unknown value becomes a dash."""
     if value is None or value != value:  # NaN means unknown
         return DASH
     is_whole = isinstance(value, float) and value.is_integer() and not spec

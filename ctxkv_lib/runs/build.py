@@ -1,29 +1,27 @@
-"""Build the model of a run, load and save its weights, and load its caches."""
+"""Build the model of a run, and load and save its weights."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
-from ..data.config import DataConfig
-from ..data.conversations import Conversations
+from ..data.cooccurrence import token_vectors
 from ..data.kneser_ney import smoothed_unigram
-from ..data.token_table import corpus_counts
-from ..errors import UserError
-from ..files import mib, read_tensors, write_tensors
-from ..method.caches import Cache
+from ..data.token_table import load_table, token_counts
+from ..data.tokens import TokenStream
+from ..files import read_tensors, replacing, write_tensors
 from ..method.config import GPT2_VOCAB_SIZE
-from ..method.memory import GIB
 from ..method.model import ContextKV
-from ..plugins.hooks import HOOKS
+from ..plugins.plugins import KINDS
+from ..progress import status_line
+from ..store import Work, entry
 from .config import ExperimentConfig
 
-WEIGHTS = "checkpoint/weights.safetensors"  # path in a run folder
-HEADROOM_BYTES = GIB  # GPU memory left for training
+WEIGHTS, VECTORS = "weights.safetensors", "token_vectors.safetensors"  # files of a run folder
 
 
 @torch.random.fork_rng(devices=[])
@@ -31,40 +29,50 @@ def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool
     """Build the untrained model of an experiment. Its weights depend only on the seed and the shapes.
 
     Raises:
-        UserError: A plug-in does not make a torch.nn.Module, or a layer's `reads` is not what its plug-in
-            declares.
+        UserError: A plug-in does not make a torch.nn.Module.
     """
     torch.manual_seed(config.runtime.seed)
-    parts: dict[str, Any] = {}
-    for hook, plugin in config.plugins.items():
-        if HOOKS[hook].is_module:
-            parts[hook] = plugin.make
-    if config.reads == "tokens":
+    parts: dict[str, Any] = {
+        kind: plugin.make for kind, plugin in config.plugins.items() if KINDS[kind].is_module
+    }
+    if not config.has_contexts:
         parts["block"] = None
-    model = ContextKV(config.model, vocab_size, has_unigram, **parts)
-    if model.layer.reads != config.reads:
-        raise UserError(
-            f"{config.plugins['layer'].name} makes a layer that reads {model.layer.reads}; give its class, "
-            f"with reads = {model.layer.reads!r} as an attribute of the class."
-        )
-    return model
+    return ContextKV(config.model, vocab_size, has_unigram, **parts)
 
 
-def frozen_model(config: ExperimentConfig, table: Tensor, log_unigram: Tensor | None) -> ContextKV:
-    """Build the model and load the table `[vocab_size, hidden_size]` and log-frequencies `[vocab_size]`."""
+@status_line("Building the model")
+def frozen_model(config: ExperimentConfig, path: Path, log_unigram: Tensor | None) -> ContextKV:
+    """Build the untrained model of a run, with its token table.
+
+    Args:
+        path: the run folder. It has the vectors of the tokens if the table is computed from text.
+        log_unigram: log-frequencies of all tokens, `[vocab_size]`; None if the logits have no such bias.
+    """
+    vectors = read_tensors(path / VECTORS) if config.data.table == "cooccurrence" else None
+    table = load_table(config.data, config.model.hidden_size, config.runtime.seed, vectors)
     model = untrained_model(config, len(table), log_unigram is not None)
     model.load_table(table, log_unigram)
     return model
 
 
-def log_frequencies(data: DataConfig, corpus: Conversations | None) -> Tensor | None:
-    """Compute the log-frequencies of all tokens, float32 `[vocab_size]`. The model adds them to its logits.
+def compute_table(corpus: TokenStream, config: ExperimentConfig, work: Work) -> dict[str, Any]:
+    """Write the token vectors of a run, from which its token table is made. Runs share them in the store."""
+    sizes = GPT2_VOCAB_SIZE, config.model.hidden_size, config.data.neighbours
 
-    Return None if `data.unigram` is "none" or `corpus` is None.
-    """
-    if data.unigram == "none" or corpus is None:
-        return None
-    return torch.from_numpy(smoothed_unigram(corpus_counts(data, corpus).numpy())).log().float()
+    @status_line("Computing the token table")
+    def compute(inner: Work) -> dict[str, Any]:
+        write_tensors(inner.folder / VECTORS, token_vectors(corpus, *sizes))
+        return {}
+
+    path, _ = entry("table", work.inputs, compute, [VECTORS])
+    with replacing(work.folder / VECTORS) as temporary_path:
+        shutil.copyfile(path / VECTORS, temporary_path)
+    return {}
+
+
+def log_frequencies(corpus: TokenStream) -> Tensor:
+    """Compute the log-frequencies of all tokens in a text, float32 `[vocab_size]`."""
+    return torch.from_numpy(smoothed_unigram(token_counts(corpus).numpy())).log().float()
 
 
 def parameter_counts(model: ContextKV) -> dict[str, int]:
@@ -96,56 +104,13 @@ class _NoDraws(TorchFunctionMode):
         return function(*args, **arguments)
 
 
-def load_block(model: ContextKV, path: Path) -> None:
-    """Load the trained ContextBlock from a run folder. Do nothing if the model's layer reads tokens."""
-    if model.layer.reads == "contexts":
-        model.context_block.load_state_dict(read_tensors(path / "checkpoint" / "context_block.safetensors"))
-
-
-def save_weights(model: ContextKV, path: Path) -> None:
-    """Write all weights and buffers except the token table, with the same names as in the saved model."""
+def weights_of(model: ContextKV) -> dict[str, Tensor]:
+    """Return all weights and buffers of a model by name, except the token table."""
     tensors = dict[str, Tensor]([*model.named_buffers(), *model.named_parameters()])
-    del tensors["wte.weight"]
-    shard = {f"model.{name}": tensor for name, tensor in tensors.items()}
-    write_tensors(path / WEIGHTS, shard, {"format": "pt"})
-
-
-def saved_weights(path: Path) -> dict[str, Tensor]:
-    """Memory-map all weights and buffers of a run's trained model, except the token table."""
-    return {name.removeprefix("model."): tensor for name, tensor in read_tensors(path / WEIGHTS).items()}
+    return {name: tensor for name, tensor in tensors.items() if name != "wte.weight"}
 
 
 def load_weights(model: ContextKV, path: Path) -> None:
-    """Load all trained weights of a run folder into `model`, and switch it to evaluation mode."""
-    model.load_state_dict(saved_weights(path), strict=False)
+    """Load the trained weights and buffers of a run into `model`, and switch it to evaluation mode."""
+    model.load_state_dict(read_tensors(path / WEIGHTS), strict=False)
     model.eval()
-
-
-def load_caches(folder: Path) -> dict[str, Cache]:
-    """Memory-map the caches of both streams, "train" and "val", on the CPU.
-
-    Raises:
-        DamagedFile: A file is damaged.
-    """
-    caches: dict[str, Cache] = {}
-    for split in ("train", "val"):
-        tensors = read_tensors(folder / f"{split}_emb.safetensors")
-        # If the layer reads tokens, there is no file with contexts.
-        if (contexts := folder / f"{split}_ctx.safetensors").is_file():
-            tensors |= read_tensors(contexts)
-        caches[split] = Cache(**tensors)
-    return caches
-
-
-def place_caches(caches: dict[str, Cache], device: torch.device) -> tuple[dict[str, Cache], str]:
-    """Move the caches that fit to the GPU, smallest first. Return all caches and a text on where they are."""
-    placed, words = dict[str, Cache](), []
-    for split, cache in sorted(caches.items(), key=lambda item: item[1].nbytes):
-        placed[split], place = cache, "mapped from its files"
-        if device.type != "cpu":
-            on_gpu = device.type == "cuda"  # mps shares the CPU's memory
-            free_bytes = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
-            if cache.nbytes + HEADROOM_BYTES <= free_bytes:
-                placed[split], place = cache.map(lambda tensor: tensor.to(device)), f"on {device.type}"
-        words.append(f"{split} {mib(cache.nbytes):,.0f} MiB {place}")
-    return placed, ", ".join(words)

@@ -15,11 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
-from ..data.config import FITTED, DataConfig
+from ..data.config import DataConfig
+from ..data.conversations import describe_split, fitting_sizes
 from ..errors import UserError, as_user_errors, did_you_mean
 from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.fields import Allowed, at_least, check_settings, require, setting
-from ..plugins.hooks import HOOKS, OF_PHASE_1, READS, TUNED, PlugIn, settings_of
+from ..plugins.plugins import KINDS, OF_PHASE_1, TUNED, PlugIn, settings_of
+from ..progress import log
 
 # The largest allowed integer in a setting: LARGEST for two groups, and LARGEST_COUNT for all other groups.
 # These limits keep products of sizes and counts below 2^63.
@@ -90,24 +92,24 @@ class ExperimentConfig:
     phase1: Phase1Config = field(default_factory=Phase1Config)
     phase2: Phase2Config = field(default_factory=Phase2Config)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    plugins: dict[str, PlugIn] = field(default_factory=dict)  # keys are hooks
+    plugins: dict[str, PlugIn] = field(default_factory=dict)  # by kind, a key of `KINDS`
 
     @property
-    def reads(self) -> str:
-        """Return what the layer reads: "contexts" or "tokens"."""
+    def has_contexts(self) -> bool:
+        """Return whether the layer reads contexts. If it reads tokens, there is no block and no Phase 1."""
         layer = self.plugins.get("layer")
-        return layer.reads if layer else READS[0]
+        return layer is None or not layer.reads_tokens
 
     @property
     def has_own_parts(self) -> bool:
         """Return whether the user wrote any part of the model. The parts of recipe `tuned` do not count."""
-        parts = [plugin for hook, plugin in self.plugins.items() if HOOKS[hook].is_module]
+        parts = [plugin for kind, plugin in self.plugins.items() if KINDS[kind].is_module]
         return not all(plugin.name.startswith(TUNED) for plugin in parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole configuration as a dict of JSON values. `config_from_dict` is the inverse."""
         groups = {name: dataclasses.asdict(getattr(self, name)) for name in GROUPS}
-        plugins = {hook: plugin.to_dict() for hook, plugin in self.plugins.items()}
+        plugins = {kind: plugin.to_dict() for kind, plugin in self.plugins.items()}
         return {"preset": self.preset, "recipe": self.recipe, **groups, **plugins}
 
     def flat(self) -> dict[str, Any]:
@@ -118,53 +120,90 @@ class ExperimentConfig:
                 settings |= {f"{group}.{name}": value for name, value in values.items()}
         return settings
 
+    def defaults(self) -> dict[str, Any]:
+        """Return the default of each setting as `{"group.field": value}`, with those of plug-ins."""
+        own = {kind: settings_of(plugin.part, {}) for kind, plugin in self.plugins.items()}
+        of_plugins = {
+            f"{kind}.{name}": value for kind, values in own.items() for name, value in values.items()
+        }
+        return ExperimentConfig().flat() | of_plugins
+
     @as_user_errors()
     def replace(self, settings: Mapping[str, Any]) -> "ExperimentConfig":
         """Return a copy of this configuration with the given settings.
 
-        If `settings` gives `data.path` for the first time, split sizes that are not in `settings` become
-        None. They are chosen when the data is read (`presets.with_fitting_sizes`).
+        If `settings` gives `data.path` for the first time, the split sizes that are not in `settings` are
+        chosen to fit the user's conversations (`data.conversations.fitting_sizes`).
 
         Args:
-            settings: three kinds of entries. `{"group.field": value}` changes a setting; a string is parsed
-                as JSON unless the setting is a string. `{hook: plugin}` sets the plug-in of a hook, given as
-                a class, a function, or its name `"module:Name"`; None removes the plug-in.
-                `{"hook.field": value}` changes one of the plug-in's own settings.
+            settings: `{"group.field": value}`, such as `{"phase2.patience": 2}`. The group may be the kind of
+                a plug-in, such as `block`. A string is parsed as JSON unless the setting is a string.
 
         Raises:
-            UserError: A key or a value is not allowed.
+            UserError: A key or a value is not allowed, or the user's conversations cannot be read.
         """
-        plugins = self._with_plugins({key: value for key, value in settings.items() if key in HOOKS})
         changed: dict[str, dict[str, Any]] = {}
         for key, value in settings.items():
-            if key not in HOOKS:
-                group, name, kind = _field(key, plugins)
-                changed.setdefault(group, {})[name] = _typed(key, value, kind)
-        data = changed.get("data", {})
-        if data.get("path") and not self.data.path:
-            apart = {"corpus": "own"} if "corpus_samples" in data else {}
-            changed["data"] = {**dict.fromkeys(FITTED), **apart, **data}
-        for hook in changed.keys() & plugins.keys():
-            values = settings_of(plugins[hook].load(), {**plugins[hook].settings, **changed.pop(hook)})
-            plugins[hook] = dataclasses.replace(plugins[hook], settings=values)
+            group, name, hint = self._field(key)
+            changed.setdefault(group, {})[name] = _typed(key, value, hint)
+        data, plugins = changed.get("data", {}), dict(self.plugins)
+        fitted = fitting_sizes(data["path"], data) if data.get("path") and not self.data.path else {}
+        if fitted:
+            changed["data"] = fitted | data
+        for kind in changed.keys() & plugins.keys():
+            values = settings_of(plugins[kind].part, {**plugins[kind].settings, **changed.pop(kind)})
+            plugins[kind] = dataclasses.replace(plugins[kind], settings=values)
         groups = {group: dataclasses.replace(getattr(self, group), **new) for group, new in changed.items()}
-        return dataclasses.replace(self, **groups, plugins=plugins)
+        config = dataclasses.replace(self, **groups, plugins=plugins)
+        if "samples" in fitted:
+            log(describe_split(config.data))
+        return config
 
-    def _with_plugins(self, given: Mapping[str, Any]) -> dict[str, PlugIn]:
-        named = {
-            hook: None if part in (None, "null", "None") else PlugIn.of(part, hook)
-            for hook, part in given.items()
-        }
-        plugins = {hook: plugin for hook, plugin in {**self.plugins, **named}.items() if plugin}
-        if not ((layer := plugins.get("layer")) and named and layer.reads == "tokens"):
-            return plugins
-        for hook in OF_PHASE_1:
-            if named.get(hook):
-                raise UserError(
-                    f"{layer.name} reads tokens, so there is no Phase 1 and {hook} has no effect; give only "
-                    "one of the two plug-ins."
-                )
-        return {hook: plugin for hook, plugin in plugins.items() if hook not in OF_PHASE_1}
+    def with_plugins(self, **parts: Any) -> "ExperimentConfig":
+        """Return a copy of this configuration with other plug-ins, which have their default settings.
+
+        Args:
+            parts: by kind, such as `block`: a class, a function, or its name `"module:Name"`; None removes
+                the plug-in.
+
+        Raises:
+            UserError: A kind is unknown, a part is not a plug-in, or the layer reads tokens and `block` or
+                `loss` is given, too.
+        """
+        for kind in parts:
+            require_known("plug-in", kind, KINDS)
+        given = {kind: None if part is None else PlugIn.of(part, kind) for kind, part in parts.items()}
+        plugins = {kind: plugin for kind, plugin in {**self.plugins, **given}.items() if plugin}
+        if parts and (layer := plugins.get("layer")) and layer.reads_tokens:
+            for kind in OF_PHASE_1:
+                if given.get(kind):
+                    raise UserError(
+                        f"{layer.name} reads tokens, so there is no Phase 1 and {kind} has no effect; give "
+                        "only one of the two plug-ins."
+                    )
+            plugins = {kind: plugin for kind, plugin in plugins.items() if kind not in OF_PHASE_1}
+        return dataclasses.replace(self, plugins=plugins)
+
+    def _field(self, key: str) -> tuple[str, str, Any]:
+        """Return the group of the setting `key`, the name of its field, and its type."""
+        group, _, name = key.partition(".")
+        if group in KINDS and group not in self.plugins:
+            raise UserError(
+                f"{key} is a setting of a plug-in, but no plug-in is given; add one with "
+                f"--{group} module:Name ({group}=...)."
+            )
+        own = {kind: getattr(plugin.part, "Settings", None) for kind, plugin in self.plugins.items()}
+        kinds = GROUPS | own
+        names = setting_names(kinds)
+        if group not in kinds:
+            raise UserError(
+                f"Unknown setting {key!r}. Allowed: group.field, with group one of {', '.join(kinds)}."
+                f"{did_you_mean(key, [*names, *kinds])}"
+            )
+        if key not in names:
+            known = ", ".join(known for known in names if known.startswith(f"{group}."))
+            raise UserError(f"Unknown setting {key!r}. Allowed: {known}.{did_you_mean(key, names)}")
+        return group, name, typing.get_type_hints(kinds[group])[name]
 
 
 GROUPS = {name: hint for name, hint in typing.get_type_hints(ExperimentConfig).items() if is_dataclass(hint)}
@@ -178,15 +217,15 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
         UserError: This version of ctxkv_lib does not know a setting, or does not allow its value.
     """
     for name in values:
-        require_known("setting", name, ("preset", "recipe", *GROUPS, *HOOKS))
+        require_known("setting", name, ("preset", "recipe", *GROUPS, *KINDS))
     config = ExperimentConfig(values["preset"], values["recipe"]).replace(
         {f"{group}.{name}": value for group in GROUPS for name, value in values[group].items()}
     )
     plugins = {}
-    for hook in HOOKS:
-        if hook in values:
-            settings = dict(values[hook])
-            plugins[hook] = PlugIn(settings.pop("plugin"), settings.pop("code"), settings)
+    for kind in KINDS:
+        if kind in values:
+            settings = dict(values[kind])
+            plugins[kind] = PlugIn(settings.pop("plugin"), settings.pop("code"), settings)
     return dataclasses.replace(config, plugins=plugins)
 
 
@@ -196,7 +235,7 @@ def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, An
     The digest of a plug-in's code is left out, since it means nothing to a reader.
     """
     rows = [config.flat() for config in configs]
-    digests = {f"{hook}.code" for hook in HOOKS}
+    digests = {f"{kind}.code" for kind in KINDS}
     keys = dict.fromkeys(key for settings in rows for key in settings if key not in digests)
     different = [key for key in keys if any(settings.get(key) != rows[0].get(key) for settings in rows)]
     return [{key: settings.get(key) for key in different} for settings in rows]
@@ -213,26 +252,6 @@ def require_known(kind: str, value: Any, known: Iterable[str]) -> None:
     names = list(known)
     if value not in names:
         raise UserError(f"{kind} is {value!r}; allowed: {', '.join(names)}.{did_you_mean(str(value), names)}")
-
-
-def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
-    """Return the group of the setting `key`, the name of its field, and its type."""
-    group, _, name = key.partition(".")
-    if group in HOOKS and group not in plugins:
-        raise UserError(
-            f"{key} is a setting of a plug-in, but no plug-in is given; add one with {group}=module:Name."
-        )
-    kinds = GROUPS | {hook: getattr(plugin.load(), "Settings", None) for hook, plugin in plugins.items()}
-    names = setting_names(kinds)
-    if group not in kinds:
-        raise UserError(
-            f"setting is {key!r}; allowed: group.field, with group one of {', '.join(kinds)}; or one of "
-            f"{', '.join(HOOKS)}.{did_you_mean(key, [*names, *kinds, *HOOKS])}"
-        )
-    if key not in names:
-        known = ", ".join(known for known in names if known.startswith(f"{group}."))
-        raise UserError(f"setting is {key!r}; allowed: {known}.{did_you_mean(key, names)}")
-    return group, name, typing.get_type_hints(kinds[group])[name]
 
 
 def setting_names(kinds: Mapping[str, Any] = GROUPS) -> list[str]:
@@ -255,6 +274,8 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
             value = json.loads(value)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
+    if kinds == (str,) and type(value) is int:
+        value = str(value)  # a number of threads
     if float in kinds and type(value) is int:
         value = float(value) if abs(value) < 2**1023 else math.inf
     if tuple in kinds and isinstance(value, list):

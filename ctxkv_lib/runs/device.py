@@ -9,8 +9,6 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from ..progress import log
-from .folder import RunFolder
 
 NEW_SETTINGS = hasattr(torch.backends.cudnn, "conv")  # torch 2.9 added `fp32_precision`
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # /proc/cpuinfo flags (x86, Arm)
@@ -32,34 +30,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device(available[0] if name == "auto" else name)
 
 
-def precision_of_run(folder: RunFolder, name: str, device: torch.device) -> str:
-    """Return the precision of a run, `fp32` or `bf16`.
-
-    For a new run, `choose_precision` chooses the precision. A run that was begun earlier keeps its recorded
-    precision if `name`, the setting `runtime.precision`, is `auto`. If the recorded precision is bf16 and the
-    device does not support bf16 in hardware, a message is printed.
-
-    The result is stored in `Inputs.precision`. The precision is the dtype of the cached training contexts
-    (`stages._write_caches`) and of all matrix products in Phase 2's training (`phase2.batch_gradients`).
-    Everything else is fp32. The records of the stages `contexts` and `phase2` contain the precision.
-    """
-    chosen = choose_precision(name, device)
-    recorded = (record.made_from.get("precision") for record in folder.records.values())
-    begun_in: str | None = next(filter(None, recorded), None)
-    if begun_in is None or name != "auto":
-        return chosen
-    if (begun_in, chosen) == ("bf16", "fp32") and "phase2" not in folder.records:
-        log(
-            "This run was begun in bf16 and continues in bf16. This device does not support bf16 in "
-            "hardware, so training is slow. A new run in another folder would train in fp32."
-        )
-    return begun_in
-
-
 def choose_precision(name: str, device: torch.device) -> str:
     """Return `fp32` or `bf16`. `auto` selects bf16 if the processor or GPU supports it in hardware.
 
-    `precision_of_run` calls this function for a run, and `report.times` calls it to estimate run times.
+    The precision is the dtype of the cached training contexts (`runs.contexts`) and of all matrix products in
+    Phase 2's training (`phase2.batch_gradients`). Everything else is fp32.
     """
     if name != "auto":
         return name
@@ -92,7 +67,7 @@ def torch_state(threads: str = "auto") -> Iterator[None]:
         cudnn.allow_tf32 = False
         for place in places:
             place.fp32_precision = "ieee"
-        _set_threads(threads)
+        set_threads(number if threads == "auto" else int(threads))
         try:
             yield
         finally:
@@ -103,13 +78,11 @@ def torch_state(threads: str = "auto") -> Iterator[None]:
                 place.fp32_precision = precision
 
 
-def _set_threads(threads: str) -> None:
+def set_threads(threads: int) -> None:
     """Set the number of torch's threads. In a forked process, always use one thread.
 
     Notebook launchers start processes by forking. A forked process has no OpenMP threads, but OpenMP would
     wait for them forever.
     """
-    if isinstance(current_process(), getattr(context, "ForkProcess", ())):  # Windows has no forks
-        torch.set_num_threads(1)
-    elif threads != "auto":
-        torch.set_num_threads(int(threads))
+    is_forked = isinstance(current_process(), getattr(context, "ForkProcess", ()))  # Windows has no forks
+    torch.set_num_threads(1 if is_forked else threads)

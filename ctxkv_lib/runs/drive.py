@@ -1,120 +1,109 @@
-"""Keep copies of run folders in Google Drive, since Colab deletes the files of a machine after each session.
+"""Keep copies of runs in Google Drive, since Colab deletes the files of a machine after each session.
 
-Each finished stage has its own archive. The archive is written once, after the stage is recorded. While Phase
-2 trains, its state is written to a separate archive every two minutes.
-
-If the token table is GPT-2's, the archive of the saved model contains no weights: the next `ctxkv run`
-rewrites them from GPT-2's table on the Hub and the checkpoint. A token table that was computed from text is
-kept in the archive, since a different processor would compute a slightly different table.
+If `$CTXKV_DRIVE` names a folder, `kept_on_drive` restores a run from its copy there, and updates the copy
+while the run trains. A copy has the run folder in `run/` and, until Phase 2 is finished, the run's contexts
+in `store/`. Each file is replaced atomically, records last, so a copy is usable whenever the machine is lost.
 """
 
 import os
-import tarfile
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from ..errors import UserError
-from ..files import digest, expanded, remove, replacing
-from ..method.loop import Metric
-from ..progress import Listener
-from .folder import MODEL, RECORDS, RunFolder
+from ..files import digest, expanded, remove, replacing, visible_files
+from ..method.callback import Metric
+from ..progress import Listener, log
+from ..store import ENTRY, store
+from .steps import COMPARISON, STEPS
 
-SAVE_SECONDS = 120  # minimum seconds between saves
-STATE = (f"{RECORDS}/phase2.pt", "metrics.jsonl")  # files of the training state
-SAME_EVERYWHERE = ("gpt2",)  # tables identical on every machine
-# These options make `extractall` refuse paths outside the folder. They require Python 3.11.4 or newer.
-SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+SAVE_SECONDS = 120  # minimum seconds between copies
+RUN, STORE = "run", "store"  # folders of a copy
 
 
 @contextmanager
-def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> Iterator[Listener]:
-    """Restore run folders from Google Drive before a `with` block, and save copies there while it runs.
+def kept_on_drive(
+    path: Path, entries: Callable[[], Sequence[Path]], listener: Listener
+) -> Iterator[Listener]:
+    """Keep a copy of a folder while the block runs. If `$CTXKV_DRIVE` is not set, do nothing.
 
-        with kept_on_drive(folder, listener=live) as listener:
-            run(config, folder, listener)
+    Args:
+        entries: returns the entries of the store that an interrupted run would need to continue.
 
     Yields:
-        a listener that calls `listener` and, at most every two minutes, writes the archives of newly finished
-        stages and of the training state. If `$CTXKV_DRIVE` is not set, this is `listener` itself.
-
-    Raises:
-        UserError: An archive cannot be restored. If an archive cannot be written, only a message is printed.
+        a listener that calls `listener` and, at most every two minutes, updates the copy. The copy is also
+        updated when the block ends.
     """
-    drive = os.environ.get("CTXKV_DRIVE")
-    if not drive:
+    if (copy := copy_of(path)) is None:
         yield listener
         return
-    copies = {}
-    for folder in map(expanded, folders):
-        # The name of a copy has a digest of the whole path, since several folders may have the same name.
-        copies[folder] = expanded(drive) / f"{folder.name}-{digest(str(folder.absolute()))[:6]}"
-    for folder, copy in copies.items():
-        if copy.is_dir() and not folder.exists():
-            _restore(folder, copy)
     due = time.monotonic() + SAVE_SECONDS
 
     def listen(metric: Metric) -> None:
         nonlocal due
         listener(metric)
         if "step" not in metric and time.monotonic() >= due:
-            keep_all(copies)
+            keep(path, entries(), copy)
             due = time.monotonic() + SAVE_SECONDS
 
     try:
         yield listen
     finally:
-        keep_all(copies)
+        keep(path, entries(), copy)
 
 
-def _restore(folder: Path, copy: Path) -> None:
-    """Extract a run's archives. The training state comes first, so finished stages overwrite its files."""
-    archives = sorted(copy.glob("[!.]*.tar"), key=lambda archive: not archive.name.startswith("state"))
-    with replacing(folder) as restored:
-        for archive in archives:
-            try:
-                with tarfile.open(archive, "r:") as tar:
-                    tar.extractall(restored, **SAFELY)
-            except (OSError, tarfile.TarError) as error:
-                advice = "move it away, and run the cell again to recompute that part."
-                raise UserError(f"{archive} cannot be restored ({error}); {advice}") from error
+def copy_of(path: Path) -> Path | None:
+    """Return the folder of a run's copy in Google Drive, or None if `$CTXKV_DRIVE` is not set."""
+    drive = os.environ.get("CTXKV_DRIVE")
+    # The name has a digest of the whole path, since several folders may have the same name.
+    return expanded(drive) / f"{path.name}-{digest(str(path.absolute()))[:6]}" if drive else None
 
 
-def keep_all(copies: dict[Path, Path]) -> None:
-    """Write the missing archives of each run folder, and delete its outdated archives."""
-    for folder, copy in copies.items():
-        archives = _archives(RunFolder.read(folder))
-        for name, files in archives.items():
-            if not (copy / name).is_file():
-                _write(copy / name, folder, files)
-        for archive in copy.glob("[!.]*.tar"):
-            if archive.name not in archives:
-                remove(archive)
+def restore(path: Path) -> None:
+    """Copy a folder, and the entries that it needs, back from Google Drive if they are missing here."""
+    if (copy := copy_of(path)) is None or path.exists():
+        return
+    entries = [entry for entry in (copy / STORE).glob("[!.]*") if (entry / ENTRY).is_file()]
+    # Records are copied last, so a copy without any was not finished, and has nothing to lose.
+    folders = [copy / RUN] if any((copy / RUN / name).exists() for name in (STEPS, COMPARISON)) else []
+    for source in [*entries, *folders]:
+        target = path if source in folders else store() / source.name
+        if not target.exists():
+            with replacing(target) as temporary_path:
+                shutil.copytree(source, temporary_path, ignore=shutil.ignore_patterns(".*"))
 
 
-def _archives(folder: RunFolder) -> dict[str, list[str]]:
-    """Return the archives that a run should have, as `{archive name: paths of its files}`."""
-    archives = {}
-    for stage, record in folder.records.items():
-        file = folder.record_file(stage)
-        names = [*record.files, file.relative_to(folder.path).as_posix()]
-        if stage == MODEL and folder.config.data.table in SAME_EVERYWHERE:
-            names = [name for name in names if not name.endswith(".safetensors")]
-        archives[f"{stage}-{digest(file.read_text(encoding='utf-8'))}.tar"] = names
-    state = [name for name in STATE if (folder.path / name).is_file()]
-    if state and "results" not in folder.records:
-        times = [(folder.path / name).stat().st_mtime_ns for name in state]
-        archives[f"state-{digest(times)}.tar"] = state
-    return archives
-
-
-def _write(archive: Path, folder: Path, files: list[str]) -> None:
-    """Write an archive atomically. If Google Drive refuses the archive, print a message."""
+def keep(path: Path, entries: Sequence[Path], copy: Path) -> None:
+    """Update the copy of a folder and of its entries. If Google Drive refuses, print a message."""
+    if not path.is_dir():
+        return
     try:
-        with replacing(archive) as temporary_path, tarfile.open(temporary_path, "w", dereference=True) as tar:
-            for name in files:
-                tar.add(folder / name, name)
+        for entry in entries:
+            _mirror(entry, copy / STORE / entry.name)
+        _mirror(path, copy / RUN)
+        for entry in (copy / STORE).glob("[!.]*"):
+            if entry.name not in [kept.name for kept in entries]:
+                remove(entry)
     except OSError as error:
-        print(f"Google Drive refused {archive.name} ({error.strerror or error}); training continues.")
+        log(f"Google Drive refused a copy ({error.strerror or error}); training continues.")
+
+
+def _mirror(source: Path, target: Path) -> None:
+    """Make a folder a copy of another one. Records are copied last, and extra files are deleted then."""
+    files = {file.relative_to(source): file for file in visible_files(source)}
+    for name in sorted(files, key=lambda name: (name.parent.name == STEPS, name.name == ENTRY)):
+        if not _is_copy(files[name], target / name):
+            with replacing(target / name) as temporary_path:
+                shutil.copy2(files[name], temporary_path)
+    for file in [*visible_files(target)] if target.is_dir() else ():
+        if file.relative_to(target) not in files:
+            remove(file)
+
+
+def _is_copy(file: Path, copy: Path) -> bool:
+    """Return whether a copy has the size of a file and the time of its last change, in whole seconds."""
+    if not copy.is_file():
+        return False
+    new, old = file.stat(), copy.stat()
+    return (old.st_size, int(old.st_mtime)) == (new.st_size, int(new.st_mtime))

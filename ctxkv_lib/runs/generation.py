@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ..errors import as_user_errors, friendly_errors
-from ..method.caches import Cache
+from ..method.block import project_inputs
 from ..method.model import ContextKV
+from ..method.streams import Stream
 from .config import Sampling, require_known
+from .contexts import read_stream
 from .device import torch_state
-from .opened import EXACT, open_run, require_text
-from .stages import read_stream
+from .opened import EXACT, OpenRun, open_run, require_text
 from .summary import Run
 
 # At this temperature or below, generation always takes the most likely token.
@@ -24,11 +25,11 @@ COLDEST = 1e-6
 
 
 @friendly_errors()
-def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
+def generate_text(run: OpenRun | Run | Path | str, prompt: str, **sampling: Any) -> str:
     """Generate text with a finished run. The result begins with `prompt`.
 
     Args:
-        run: a run, or its folder.
+        run: a run, or its folder; or an open run, whose model may have any weights.
         sampling: settings for sampling, such as `max_new_tokens=20` (see `runs.config.Sampling`).
 
     Raises:
@@ -39,7 +40,7 @@ def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
     with as_user_errors():
         chosen = Sampling(**sampling)
     require_text("prompt", prompt)
-    opened = open_run(run, "auto")
+    opened = run if isinstance(run, OpenRun) else open_run(run, "auto")
     ids, end = opened.tokenizer(prompt)["input_ids"], int(opened.tokenizer.eos_token_id)
     with torch_state():
         torch.manual_seed(chosen.seed)
@@ -51,15 +52,15 @@ def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
 def continued(model: ContextKV, ids: list[int], sampling: Sampling, end: int) -> list[int]:
     """Generate at most `max_new_tokens` tokens after `ids`. The token `end` ends the text and is left out."""
     new = list[int]()
-    # The model never reads the last token of a cache, so `end` is only a placeholder for the next token.
-    cache = read_stream(model, EXACT, torch.tensor([*ids, end]))
+    # The model never reads the last token of a stream, so `end` is only a placeholder for the next token.
+    stream = read_stream(model, EXACT, torch.tensor([*ids, end]))
     while len(new) < sampling.max_new_tokens:
-        batch = model.batch(cache, torch.tensor([len(cache) - 1], device=model.device))
+        batch = model.batch(stream, torch.tensor([len(stream) - 1], device=model.device))
         token = _drawn(torch.cat([*model.predictions(batch)]), sampling)
         if token == end:
             break
         new.append(int(token))
-        cache = _extended(model, cache, token)
+        stream = _extended(model, stream, token)
     return new
 
 
@@ -72,11 +73,11 @@ def _drawn(logits: Tensor, sampling: Sampling) -> Tensor:
     return logits.masked_fill(logits < least, -torch.inf).softmax(dim=1).multinomial(1)[:, 0]
 
 
-def _extended(model: ContextKV, cache: Cache, token: Tensor) -> Cache:
-    """Insert a token, int64 `[1]`, before the placeholder at the end of the cache, and append its context."""
-    ids = torch.cat([cache.ids[:-1], token.int(), cache.ids[-1:]])
-    if cache.contexts is None:
-        return Cache(ids)
+def _extended(model: ContextKV, stream: Stream, token: Tensor) -> Stream:
+    """Insert a token, int64 `[1]`, before the placeholder at the end, and append its context."""
+    ids = torch.cat([stream.ids[:-1], token.int(), stream.ids[-1:]])
+    if stream.contexts is None:
+        return Stream(ids)
     block = model.context_block
-    context = block(cache.contexts[-1:], block.project_inputs(model.embed(token)))
-    return Cache(ids, torch.cat([cache.contexts, context]))
+    context = block(stream.contexts[-1:], project_inputs(block, model.embed(token)))
+    return Stream(ids, torch.cat([stream.contexts, context]))

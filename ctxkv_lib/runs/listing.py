@@ -1,7 +1,7 @@
 """The table of runs and their results that `ctxkv list` prints."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ import pandas as pd
 
 from ..errors import DamagedFile, UserError
 from ..files import MIB, expanded, runs_root
-from ..method.loop import epochs_of
+from ..method.callback import epochs_of
+from ..store import Record, store
 from .config import ExperimentConfig, differing_settings
-from .folder import RECORDS, RESULTS, RunFolder, is_run_folder
+from .steps import METRICS, SETTINGS, STEPS, config_of, finished
 from .summary import Run, summarize
 
 PHASE2 = ("val_ppl", "val_acc", "train_ppl", "best_epoch")
@@ -32,32 +33,30 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
         `parameters` (numbers of parameters that Phase 1 and Phase 2 train), `NAME.val_ppl` and
         `NAME.test_ppl` for each n-gram baseline that was measured, `mib` (size on disk), and `note` (what to
         do if the run is damaged). A run is damaged if a file is missing or has the wrong size. The results of
-        an interrupted run come from its best epoch so far. Unknown values are NaN. If several runs share a
-        file through hard links, the size of the file counts only for the first of these runs.
+        an interrupted run come from its best epoch so far. Unknown values are NaN.
 
     Raises:
         UserError: The folder `runs` does not exist.
     """
+    is_folder = runs is None or isinstance(runs, Path | str)
     if runs is None or isinstance(runs, Path | str):
         paths = _run_folders(runs_root() if runs is None else expanded(runs))
     else:
         paths = [run.path if isinstance(run, Run) else expanded(run) for run in runs]
     rows: dict[Path, dict[str, Any]] = {}
     configs: dict[Path, ExperimentConfig] = {}
-    counted: set[tuple[int, int]] = set()
     for path in paths:
         row: dict[str, Any] = {"state": "damaged"}
         try:
-            folder = RunFolder.open(path)
-            configs[path] = folder.config
-            row |= _state(folder) | _results(folder)
+            configs[path] = config_of(path)
+            row |= _state_and_results(path, configs[path])
         except DamagedFile as error:
-            row["note"] = f"{error.path} is damaged; recompute it with `ctxkv run --out {path}`"
+            row["note"] = f"{error.path} is damaged; repair it with `ctxkv run --out {path}`"
         except (UserError, OSError) as error:  # missing or incompatible records
             row["note"] = str(error)
-        row["mib"] = _bytes_on_disk(path, counted) / MIB
+        row["mib"] = folder_bytes(path) / MIB
         rows[path] = row
-    if runs is None or isinstance(runs, Path | str):
+    if is_folder:
         rows = dict(sorted(rows.items(), key=lambda item: item[1]["state"] == "interrupted"))
     settings = differing_settings([*configs.values()])
     for path, differing in zip(configs, settings, strict=True):
@@ -69,39 +68,48 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
     return table.reindex(columns=[*(column for column in columns if column not in last), *last])
 
 
-def _bytes_on_disk(path: Path, counted: set[tuple[int, int]]) -> int:
-    """Return the size in bytes of a folder's files, except files in `counted`. Add the files to `counted`."""
-    files = [file.stat() for file in path.rglob("*") if file.is_file()]
-    sizes = {(file.st_dev, file.st_ino): file.st_size for file in files}
-    size = sum(size for file, size in sizes.items() if file not in counted)
-    counted.update(sizes)
-    return size
+def describe_store() -> str:
+    """Say where the store is and how large it is. Return "" if there is none."""
+    folder = store()
+    if not folder.is_dir():
+        return ""
+    return f"The store {folder} has {folder_bytes(folder) / MIB:,.0f} MiB; you may delete it at any time."
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the size in bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _run_folders(root: Path) -> list[Path]:
     """Find all run folders at or below `root`, even if their records are lost. Skip hidden folders."""
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder; name the folder that holds your run folders.")
-    depths = ("", "[!.]*/", "[!.]*/[!.]*/")  # comparisons may hold run folders
-    folders = {file.parent for depth in depths for file in root.glob(f"{depth}{RECORDS}")}
-    return sorted(folder for folder in folders if is_run_folder(folder))
+        raise UserError(f"{root} is not a folder; choose the folder that contains your run folders.")
+    depths = ("", "[!.]*/", "[!.]*/[!.]*/")  # comparisons may contain run folders
+    return sorted({file.parent for depth in depths for file in root.glob(f"{depth}{STEPS}")})
 
 
-def _state(folder: RunFolder) -> dict[str, str]:
-    if damage := folder.damage():
-        return {"state": "damaged", "note": f"{damage}; recompute it with `ctxkv run --out {folder.path}`"}
-    return {"state": "finished" if folder.holds(RESULTS) else "interrupted"}
+def _state_and_results(path: Path, config: ExperimentConfig) -> dict[str, Any]:
+    """Return the state and the results of a run. Unfinished runs have those of the best epoch so far."""
+    records = finished(path)
+    damage = next(filter(None, (record.damage(path, only_size=True) for record in records.values())), "")
+    state: dict[str, Any] = {
+        "state": "finished" if {SETTINGS, "phase2", "test"} <= {*records} else "interrupted"
+    }
+    if damage:
+        state = {"state": "damaged", "note": f"{damage}; repair it with `ctxkv run --out {path}`"}
+    if "phase2" in records and "test" in records:
+        return state | _results(config, records)
+    lines = _lines(path / METRICS)
+    best = min(lines, key=lambda line: line["val_ppl"], default={})
+    names = {"val_ppl", "val_acc", "train_ppl"} & best.keys()
+    epoch = {"best_epoch": best["epoch"], "epochs": lines[-1]["epoch"]} if best else {}
+    return {**state, **{name: best[name] for name in PHASE2 if name in names}, **epoch}
 
 
-def _results(folder: RunFolder) -> dict[str, Any]:
-    """Return the results of a run. If the run is unfinished, return the results of its best epoch so far."""
-    if not folder.holds("test"):
-        lines = _lines(folder.path / "metrics.jsonl")
-        best = min(lines, key=lambda line: line["val_ppl"], default={})
-        names = {"val_ppl", "val_acc", "train_ppl"} & best.keys()
-        epoch = {"best_epoch": best["epoch"], "epochs": lines[-1]["epoch"]} if best else {}
-        return {**{name: best[name] for name in PHASE2 if name in names}, **epoch}
-    summary = summarize(folder)
+def _results(config: ExperimentConfig, records: Mapping[str, Record]) -> dict[str, Any]:
+    """Return the results of a finished run."""
+    summary = summarize(config, records)
     phase2, epochs = summary["phase2"], summary["phase2"]["epochs"]
     ngrams = {
         f"{name}.{split}_ppl": row[f"{split}_ppl"]

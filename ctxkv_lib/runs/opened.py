@@ -1,7 +1,7 @@
-"""Open a run to inspect its model, caches and tokenizer, and the streams that the model reads."""
+"""Open a run to inspect its model and tokenizer, and the streams that the model reads."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,32 +10,37 @@ import torch
 from torch import Tensor
 
 from ..data.config import Split
-from ..data.conversations import load_conversations
-from ..data.token_table import load_table
-from ..data.tokens import load_tokenizer, validation_stream
+from ..data.tokens import TokenStream, load_tokenizer
 from ..errors import UserError, friendly_errors, is_utf8
 from ..files import expanded, read_tensors
-from ..method.caches import Batch, Cache
 from ..method.config import Phase1Config
 from ..method.memory import snapshot
 from ..method.model import ContextKV
-from ..method.scoring import EVALUATION_ROWS, token_scores
-from ..plugins.hooks import HOOKS
+from ..method.scoring import EVALUATION_ROWS
+from ..method.streams import DTYPES, Batch, Stream
+from ..plugins.plugins import KINDS
 from ..progress import log, status_line
-from .build import frozen_model, load_caches, load_weights, parameter_counts, saved_weights
+from ..store import Inputs, Work, entry_folder, flat, stored
+from .build import WEIGHTS, frozen_model, load_weights, parameter_counts
 from .config import require_known
+from .contexts import contexts_entry, load_streams, read_stream
 from .device import choose_device, torch_state
-from .folder import TABLE_SHARD, RunFolder
-from .inputs import Inputs, result_code
-from .stages import OWN_PARTS, load_streams, read_stream
-from .summary import Run, finished_run
+from .plan import Plan, changed_code
+from .steps import OF_STORE, OWN_PARTS, RunFolder, finished
+from .summary import Run, run_of
+from .training import prepare_streams
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from transformers import PreTrainedTokenizerFast
 
-READ_AT_ONCE = ("checkpoint", TABLE_SHARD)  # read when opening a run
-SPLITS = ("train", "val", "test")  # the streams of a run
+SPLITS: dict[str, Split] = {
+    "train": "train",
+    "val": "validation",
+    "test": "test",
+}  # the streams of a run, and their splits
 EXACT = Phase1Config(context_method="exact")  # for contexts of new text
+OtherContexts = Tensor | Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -47,20 +52,62 @@ class OpenRun:
             and `caches_mib`.
         model: the model in evaluation mode.
         tokenizer: the tokenizer of the run.
-        caches: a `Cache` for "train" and for "val". The caches of a finished run are memory-mapped.
+        plan: reads the run's texts and tokens when they are needed.
+        inputs: the inputs of the test (see `store`), which identify all texts of the run.
+        uses: digests of the files that Phase 2 used.
     """
 
     run: Run
     model: ContextKV
     tokenizer: "PreTrainedTokenizerFast"
+    plan: Plan
+    inputs: Inputs
+    uses: dict[str, str]
 
     @cached_property
-    def caches(self) -> dict[str, Cache]:
-        """The caches of the training and validation streams, checked and memory-mapped on first use."""
-        finished_run(RunFolder.open(self.run.path), "caches")
-        return load_caches(self.run.path / "caches")
+    def streams(self) -> dict[str, Stream]:
+        """The streams "train" and "val" as Phase 2 read them.
 
-    def stream(self, split: str) -> "Stream":
+        They are memory-mapped from the store. If they are not there, they are computed again.
+
+        Raises:
+            UserError: The run's conversations cannot be read, or have changed since the run.
+        """
+        if self.model.context_block is None:
+            return {name: Stream(self.tokens(SPLITS[name]).ids.int()) for name in ("train", "val")}
+        inputs = self.inputs["before"]["phase2"]["before"]["contexts"]
+        table = {name: self.uses[name] for name in ("table",) if name in self.uses}
+        used, record = self.uses[f"{OF_STORE}contexts"], stored("contexts", inputs, table)
+        if record and record.output == used:
+            return load_streams(entry_folder("contexts", inputs))
+        with torch_state():
+            if self.run.config.phase1.context_method == "exact":
+                train, val = (
+                    read_stream(self.model, EXACT, self.tokens(SPLITS[name]).ids) for name in ("train", "val")
+                )
+                assert train.contexts is not None
+                return {
+                    "train": replace(train, contexts=train.contexts.to(DTYPES[self.plan.precision])),
+                    "val": val,
+                }
+            # Parallel passes start from contexts that only Phase 1 leaves, so Phase 1 is repeated.
+            self.tokens("train")
+            path, record = contexts_entry(self.plan, table.get("table"))
+            if record.output != used:
+                log("The contexts were computed again. This machine rounds differently from the run's.")
+            return load_streams(path)
+
+    def tokens(self, split: Split) -> TokenStream:
+        """Return the tokens of a split. Raises UserError if its conversations have changed since the run."""
+        if self.plan.digest(split) != flat(self.inputs)[f"#{split} text"]:
+            data = self.run.config.data
+            raise UserError(
+                f"The conversations of {data.path or data.source} for {split} are not those that "
+                f"{self.run.path} was made from; restore them, or make a new run."
+            )
+        return self.plan.tokens[split]
+
+    def stream(self, split: str) -> "OpenStream":
         """Return the stream that the run read for a split, which is "train", "val" or "test".
 
         Raises:
@@ -68,17 +115,34 @@ class OpenRun:
         """
         require_known("split", split, SPLITS)
         if split != "test":
-            return Stream(self, self.caches[split])
+            return OpenStream(self, self.streams[split])
         config = self.run.config
-        if not config.data.size("test"):
+        if not config.data.test_samples:
             raise UserError(f"{self.run.path} has no test text; make a run with data.test_samples above 0.")
-        refuse_other_texts(self.run, "test", self.run.summary.get("test", {}).get("fingerprint"))
-        ids = validation_stream(load_conversations(config.data, "test"), self.tokenizer).ids
         with torch_state():
-            return Stream(self, read_stream(self.model, config.phase1, ids, config.runtime.seed))
+            read = read_stream(self.model, config.phase1, self.tokens("test").ids, config.runtime.seed)
+            return OpenStream(self, read)
 
-    def read(self, text: str) -> "Stream":
-        """Read a text with an end-of-text token in front of it, in the same way as `evaluate_texts`.
+    def memory_span(self, split: str = "val", most: int = 40) -> "DataFrame":
+        """Measure how many of the last tokens can be read from a context, and the same before Phase 1.
+
+        A linear readout is fitted on the beginning of the training text and evaluated on a split; on "train",
+        on its end.
+
+        Returns:
+            the table of `ctxkv.memory_span`, with the columns `untrained_r2` and `untrained_recovered` and
+            the attributes `untrained_span` and `untrained_span_error` for the run's block before Phase 1.
+
+        Raises:
+            UserError: The layer reads tokens, the split is unknown, or the text is too short for `most`.
+        """
+        from .memory_span import of_run
+
+        self.stream(split).contexts()  # raises if there are none
+        return of_run(self, split, most)
+
+    def read(self, text: str) -> "OpenStream":
+        """Prepend an end-of-text token to a text, and read both, as `evaluate_texts` does.
 
         At position 0, the model reads the end-of-text token and predicts the first token of the text.
         Contexts are computed with the method `exact`.
@@ -89,7 +153,7 @@ class OpenRun:
         require_text("text", text)
         ids = torch.tensor([self.tokenizer.eos_token_id, *self.tokenizer(text)["input_ids"]])
         with torch_state():
-            return Stream(self, read_stream(self.model, EXACT, ids))
+            return OpenStream(self, read_stream(self.model, EXACT, ids))
 
 
 def require_text(name: str, text: Any) -> None:
@@ -98,33 +162,33 @@ def require_text(name: str, text: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Stream:
+class OpenStream:
     """A stream of n + 1 tokens. At position i, the run's model reads token i and predicts token i + 1.
 
     The methods return tensors on the CPU.
 
     Attributes:
         opened: the run, with its model and tokenizer.
-        cache: a `Cache` with the tokens and their contexts.
+        stream: a `Stream` with the tokens and their contexts.
     """
 
     opened: OpenRun
-    cache: Cache
+    stream: Stream
 
     def __len__(self) -> int:
         """Return the number of positions, n."""
-        return len(self.cache)
+        return len(self.stream)
 
     @property
     def ids(self) -> Tensor:
         """The tokens, int32 `[n + 1]`."""
-        return self.cache.ids.cpu()
+        return self.stream.ids.cpu()
 
     def contexts(self) -> Tensor:
-        """Return all contexts, `[n, context_dim]`, in the dtype of the cache. Row i belongs to position i."""
-        if self.cache.contexts is None:
+        """Return all contexts, `[n, context_dim]`, as they are stored. Row i belongs to position i."""
+        if self.stream.contexts is None:
             raise UserError(f"The layer of {self.opened.run.path} reads tokens, so the run has no contexts.")
-        return self.cache.contexts[1:].cpu()
+        return self.stream.contexts[1:].cpu()
 
     def attention(self, positions: Sequence[int] | Tensor) -> Tensor:
         """Compute attention weights at the given positions, float32 `[len(positions), heads, slots]`.
@@ -133,14 +197,27 @@ class Stream:
         """
         return self._computed(positions, self._attention_weights)
 
-    def logits(self, positions: Sequence[int] | Tensor) -> Tensor:
-        """Compute the next-token logits at the given positions, float32 `[len(positions), vocab_size]`."""
-        return self._computed(positions, lambda batch: torch.cat([*self.opened.model.predictions(batch)]))
+    def logits(self, positions: Sequence[int] | Tensor, contexts: OtherContexts | None = None) -> Tensor:
+        """Compute the next-token logits at the given positions, float32 `[len(positions), vocab_size]`.
 
-    def token_losses(self) -> Tensor:
-        """Compute the loss of every prediction in nats, float32 `[n]`. Perplexity is `exp(losses.mean())`."""
-        with torch_state():
-            return token_scores(self.opened.model, self.cache, torch.arange(len(self)))[0].cpu()
+        Args:
+            contexts: what attention reads instead of the stream's contexts: other contexts of all positions,
+                `[n, context_dim]`, or a function that gets the windows of some positions, `[m, slots,
+                context_dim]`, nearest slot first, and returns other windows of the same shape.
+
+        Raises:
+            UserError: A position or the shape of `contexts` is wrong, or the layer reads tokens.
+        """
+        model = self.opened.model
+        return self._computed(positions, lambda batch: torch.cat([*model.predictions(batch)]), contexts)
+
+    def token_losses(self, contexts: OtherContexts | None = None) -> Tensor:
+        """Compute the loss of every prediction in nats, float32 `[n]`. Perplexity is `exp(losses.mean())`.
+
+        `contexts` replaces what attention reads, as in `logits`.
+        """
+        scores = self.opened.model.scores
+        return self._computed(torch.arange(len(self)), lambda batch: scores(batch)[0], contexts)
 
     def _attention_weights(self, batch: Batch) -> Tensor:
         weights = self.opened.model.read(batch)[1]
@@ -149,15 +226,44 @@ class Stream:
         return weights
 
     @torch.no_grad()
-    def _computed(self, positions: Sequence[int] | Tensor, compute: Callable[[Batch], Tensor]) -> Tensor:
+    def _computed(
+        self,
+        positions: Sequence[int] | Tensor,
+        compute: Callable[[Batch], Tensor],
+        contexts: OtherContexts | None = None,
+    ) -> Tensor:
         """Call `compute` on batches of the given positions, and return the concatenated results."""
         order = torch.as_tensor(positions).cpu()
         if not (order.ndim == 1 and len(order) and order.min() >= 0 and order.max() < len(self)):
             last = len(self) - 1
             raise UserError(f"positions are {positions}; allowed: a list of numbers from 0 to {last}.")
         with torch_state():
-            batches = self.opened.model.batches(self.cache, order.long(), EVALUATION_ROWS)
+            stream = self._with_contexts(contexts) if isinstance(contexts, Tensor) else self.stream
+            batches = self.opened.model.batches(stream, order.long(), EVALUATION_ROWS)
+            if callable(contexts):
+                batches = (self._with_windows(batch, contexts) for batch in batches)
             return torch.cat([compute(batch).float().cpu() for batch in batches])
+
+    def _with_contexts(self, contexts: Tensor) -> Stream:
+        """Return the stream with other contexts, `[n, context_dim]`."""
+        _require_shape(contexts, self.contexts().shape)
+        own = self.stream.contexts
+        assert own is not None
+        return replace(self.stream, contexts=torch.cat([own[:1], contexts.to(own)]))
+
+    def _with_windows(self, batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Return a batch whose windows are the result of `change`."""
+        self.contexts()  # raises if there are none
+        window, present = batch.inputs
+        changed = change(window)
+        _require_shape(changed, window.shape)
+        return replace(batch, inputs=(changed.to(window), present))
+
+
+def _require_shape(contexts: Any, shape: Sequence[int]) -> None:
+    if not isinstance(contexts, Tensor) or contexts.shape != shape:
+        words = f"of shape {[*contexts.shape]}" if isinstance(contexts, Tensor) else repr(contexts)
+        raise UserError(f"contexts are {words}; allowed here: a tensor of shape {[*shape]}.")
 
 
 @friendly_errors()
@@ -171,25 +277,30 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
     Raises:
         UserError: There is no finished run, a file is damaged, or a plug-in is missing or has changed.
     """
-    folder = RunFolder.open(run.path if isinstance(run, Run) else expanded(run))
-    run = finished_run(folder, *READ_AT_ONCE)
+    path = run.path if isinstance(run, Run) else expanded(run)
+    records = finished(path, "settings", "phase2", "test")
+    if "table" in records["phase2"].uses:
+        finished(path, "table")
+    run = run_of(path, records, run.config if isinstance(run, Run) else None)
     _require_same_parts(run)
-    if folder.records["phase2"].made_from["code"] != result_code():
-        log(f"{run.path} was made with a different version of the method's code, so results may differ.")
+    if words := changed_code(records["phase2"].inputs):
+        log(f"{path} was made with another version of the method's code ({words}), so results may differ.")
     with status_line("Loading the model"), torch_state():
-        log_unigram = saved_weights(run.path).get("log_unigram")
-        model = frozen_model(run.config, _token_table(run), log_unigram)
-        load_weights(model, run.path)
+        model = frozen_model(run.config, path, read_tensors(path / WEIGHTS).get("log_unigram"))
+        load_weights(model, path)
         tokenizer = load_tokenizer(run.config.data.tokenizer)
-    return OpenRun(run, model.to(choose_device(device)), tokenizer)
+    plan = Plan(run.config, path, choose_device(device), run.summary["provenance"]["precision"])
+    return OpenRun(
+        run, model.to(plan.device), tokenizer, plan, records["test"].inputs, records["phase2"].uses
+    )
 
 
 def _require_same_parts(run: Run) -> None:
     """Raise UserError if a part of the model has changed or is missing, and say where its source text is."""
-    for hook, plugin in run.config.plugins.items():
-        source = run.path / OWN_PARTS / f"{hook}.py"
+    for kind, plugin in run.config.plugins.items():
+        source = run.path / OWN_PARTS / f"{kind}.py"
         try:
-            if HOOKS[hook].is_module:
+            if KINDS[kind].is_module:
                 plugin.require_same_code()
         except UserError as error:
             if not source.is_file():
@@ -197,40 +308,17 @@ def _require_same_parts(run: Run) -> None:
             raise UserError(f"{error} The source text that the run was made with is in {source}.") from None
 
 
-def open_prepared(folder: RunFolder, inputs: Inputs) -> OpenRun:
-    """Open an experiment after its contexts are computed and before Phase 2 is trained."""
-    streams, _ = load_streams(inputs, folder.path)
-    contexts = folder.records["contexts"]
-    memory = [*contexts.memory, snapshot("phase 2 prepared", inputs.device)]
-    parameters = {**parameter_counts(inputs.model), **contexts.result.get("parameters", {})}
-    summary = {**contexts.result, "memory": memory, "parameters": parameters}
-    run = Run(folder.path, inputs.config, summary, folder.metrics(["contexts"]))
-    opened = OpenRun(run, inputs.model.eval(), inputs.tokenizer)
-    opened.caches = streams
+def open_prepared(folder: RunFolder, plan: Plan) -> OpenRun:
+    """Compute the contexts of an experiment, or read them from the store, and open it before Phase 2."""
+    table = finished(folder.path).get("table")
+    work = Work(folder.path, plan.inputs["phase2"], {"table": table.output} if table else {}, folder.listen)
+    contexts, streams = prepare_streams(plan, work)
+    parameters = parameter_counts(plan.model)
+    if contexts["objective"]:
+        parameters["objective"] = contexts["objective"]
+    summary = {name: contexts[name] for name in ("phase1", "tokens", "caches_mib")}
+    summary |= {"memory": [*work.memory, snapshot("phase 2 prepared", plan.device)], "parameters": parameters}
+    run = Run(folder.path, plan.config, summary, work.metrics)
+    opened = OpenRun(run, plan.model.eval(), plan.tokenizer, plan, plan.inputs["test"], work.uses)
+    opened.streams = streams
     return opened
-
-
-def _token_table(run: Run) -> Tensor:
-    """Read a run's token table from its model folder. If that folder is missing, rebuild the table."""
-    for shard in run.path.glob(f"{TABLE_SHARD}*"):
-        return read_tensors(shard)["model.wte.weight"]
-    config, provenance = run.config, run.summary["provenance"]
-    refuse_other_texts(run, "corpus", provenance["data"].get("corpus_fingerprint"))
-    corpus = load_conversations(config.data, "corpus") if config.data.reads_corpus else None
-    table = load_table(config.data, config.model.hidden_size, config.runtime.seed, corpus)
-    if table.fingerprint != provenance["embeddings"]["fingerprint"]:
-        raise UserError(
-            f"The token table of {run.path} cannot be rebuilt, since its text or its code has changed; "
-            f"restore {config.data.path or 'them'}, or make a new run."
-        )
-    return table.weight
-
-
-def refuse_other_texts(run: Run, split: Split, fingerprint: str | None) -> None:
-    """Raise UserError if `fingerprint` is given and a split's conversations have a different fingerprint."""
-    data = run.config.data
-    if fingerprint not in (None, load_conversations(data, split).fingerprint):
-        raise UserError(
-            f"The conversations of {data.path or data.source} for {split} are not those that {run.path} was "
-            "made from; restore them, or make a new run."
-        )

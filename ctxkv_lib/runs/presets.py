@@ -3,30 +3,25 @@
 A *preset* chooses the data, the token table and the model's size; a *recipe* chooses how to train.
 
 To add a setting, add a field to its group (`data.config`, `method.config`, `runs.config`) or to the class
-`Settings` of a plug-in. If a recipe uses a value that is not the default, add the value to `RECIPES`. Then
-make sure that a change of the setting leads to new results in every stage that depends on it:
+`Settings` of a plug-in. If a recipe uses a value that is not the default, add the value to `RECIPES`.
 
-- If a setting in `phase1.*`, `phase2.*`, `model.*` or a plug-in changes, the stages that depend on its group
-  are recomputed. Add any other dependency to `runs.stages` (`CONTEXT_SETTINGS`, `experiment_stages`).
-- Stages depend on `data.*` only through digests, and each text has a digest. Add a new setting for the token
-  table to that table's digest (`data.token_table.table_fingerprint`), and a new setting for the token
-  frequencies to their digest (`runs.inputs.Inputs.digests`).
-
-For a new setting in `data` or `runtime`, `tests/runs/test_inputs.py` fails until its table `CHANGED_BY` lists
-the stages that depend on the setting. `report.tables.SETTINGS` lists the settings that reports show.
-`ctxkv settings` prints all settings.
+`runs.plan.Plan.inputs` says which steps depend on which settings. Every step that depends on the setting's
+group depends on the new setting, too. The test `tests/runs/test_plan.py` fails until its table `CHANGED_BY`
+lists the steps that a new setting in `data` or `runtime` changes. `report.tables.SETTINGS` lists the settings
+that reports show. `ctxkv settings` prints all settings.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-from ..data.conversations import comparable_samples, describe_split, fitting_sizes
 from ..errors import UserError, as_user_errors
-from ..plugins.hooks import TUNED
-from ..progress import log
+from ..files import checksum, digest, expanded, runs_root
+from ..plugins.plugins import TUNED
 from .config import ExperimentConfig, require_known
 
 # Range of the number of epochs after which most training runs stopped, by recipe. It comes from all runs in
@@ -73,8 +68,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "published": {"runtime.precision": "fp32"},
     "exact": {"phase1.context_method": "exact"},
     "tuned": {
-        "block": f"{TUNED}StructuredBlock",
-        "layer": f"{TUNED}SlotLayer",
         "data.neighbours": "sides",
         "data.row_length": 0.5,
         "data.unigram": "corpus",
@@ -88,6 +81,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "phase2.weight_decay": 2.0,
     },
 }
+# The plug-ins of a recipe, by recipe and kind.
+PARTS = {"tuned": {"block": f"{TUNED}StructuredBlock", "layer": f"{TUNED}SlotLayer"}}
 
 
 @as_user_errors()
@@ -96,17 +91,18 @@ def build_config(
     recipe: str | None = None,
     samples: int | None = None,
     settings: Mapping[str, Any] | None = None,
+    **plugins: Any,
 ) -> ExperimentConfig:
-    """Build the configuration of one experiment without reading any data.
+    """Build the configuration of one experiment.
 
-    With the user's own conversations (`data.path`), split sizes that are not given stay None until the
-    conversations are read.
+    Only the user's own conversations (`data.path`) are read, to choose the sizes of their splits.
 
     Args:
         preset: a key of `PRESETS`.
         recipe: a key of `RECIPES`. The default is the preset's recipe.
         samples: number of training conversations. The default is the preset's number.
         settings: more settings, as for `ExperimentConfig.replace`. They override the preset and recipe.
+        plugins: your own `block`, `loss` or `layer`, as for `ExperimentConfig.with_plugins`.
 
     Raises:
         UserError: The preset, the recipe or a setting is unknown, or a value is not allowed.
@@ -119,31 +115,14 @@ def build_config(
         raise UserError(
             f"data.source is {asked['data.source']!r} and data.path is given; leave one of them out."
         )
-    # Apply the preset and recipe first, since the settings of a plug-in exist only after it is chosen.
-    return _usual(preset, recipe).replace(asked)
-
-
-def with_fitting_sizes(config: ExperimentConfig) -> ExperimentConfig:
-    """Choose split sizes that were not given, so that they fit the user's own conversations.
-
-    A printed message says how the conversations are split.
-
-    Raises:
-        UserError: The conversations cannot be read, or are too few.
-    """
-    sizes = fitting_sizes(config.data, config.model.context_window)
-    if not sizes:
-        return config
-    config = config.replace({f"data.{name}": value for name, value in sizes.items()})
-    # If all sizes were given and only `corpus` was chosen, print no message.
-    if sizes != {"corpus": "own"}:
-        log(describe_split(config.data))
-    return config
+    # Plug-ins come first, since their settings exist only after they are chosen.
+    return _usual(preset, recipe).with_plugins(**plugins).replace(asked)
 
 
 @cache
 def _usual(preset: str, recipe: str) -> ExperimentConfig:
-    return ExperimentConfig(preset, recipe).replace({**PRESETS[preset].settings, **RECIPES[recipe]})
+    config = ExperimentConfig(preset, recipe).with_plugins(**PARTS.get(recipe, {}))
+    return config.replace({**PRESETS[preset].settings, **RECIPES[recipe]})
 
 
 def usual_epochs(config: ExperimentConfig) -> tuple[int, int] | None:
@@ -158,15 +137,10 @@ def usual_epochs(config: ExperimentConfig) -> tuple[int, int] | None:
 def compared_samples(config: ExperimentConfig) -> tuple[int, int]:
     """Choose the two sample counts of a comparison: a fifth of `data.samples`, as published, and all of them.
 
-    If a fifth of the user's own conversations has too little text, the smaller count is raised.
-
     Raises:
         UserError: There are too few samples for a comparison.
     """
-    config = with_fitting_sizes(config)
-    if config.data.source == "file":
-        return comparable_samples(config.data, config.model.context_window, COMPARED_RATIO)
-    larger = config.data.size("train")
+    larger = config.data.samples
     if larger < COMPARED_RATIO:
         raise UserError(f"samples is {larger}; allowed for a comparison: {COMPARED_RATIO} or more.")
     return larger // COMPARED_RATIO, larger
@@ -196,3 +170,33 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, str]:
             raise UserError(f"--set {pair!r} has no '='; write --set group.field=value.")
         settings[key.strip()] = value.strip()
     return settings
+
+
+def run_folder_of(config: ExperimentConfig, root: Path | str | None = None) -> Path:
+    """Return the default folder of an experiment. The same experiment always gets the same folder.
+
+    The name is `preset-recipe-samples`, followed by plug-in names and, if any setting differs from the preset
+    and recipe, a short hash of those settings. The user's own data file is hashed by content.
+
+    Args:
+        root: folder that contains the run folders. The default is `$CTXKV_RUNS`, or `runs`.
+    """
+    changed = changed_settings(config)
+    if config.data.path is not None and expanded(config.data.path).is_file():
+        changed["data.path"] = checksum(expanded(config.data.path))
+    plugins = [plugin.name for kind, plugin in config.plugins.items() if f"{kind}.plugin" in changed]
+    words = [config.preset, config.recipe, str(config.data.samples), *map(short_name, plugins)]
+    folder, name = runs_root() if root is None else expanded(root), "-".join(words)
+    return folder / (f"{name}-{digest(changed)[:6]}" if changed else name)
+
+
+def comparison_folder(configs: Sequence[ExperimentConfig], root: Path | str | None = None) -> Path:
+    """Return the default folder of a comparison: the name of its largest run, and the other sample counts."""
+    *smaller, largest = sorted(configs, key=lambda config: config.data.samples)
+    counts = "-".join(str(config.data.samples) for config in smaller)
+    return Path(f"{run_folder_of(largest, root)}-vs-{counts}")
+
+
+def short_name(plugin: str) -> str:
+    """Return the name of a class or function without its module."""
+    return str(re.findall(r"\w+", plugin)[-1])

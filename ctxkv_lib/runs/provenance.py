@@ -9,30 +9,28 @@ from typing import Any
 
 import torch
 
-from .. import ranks
 from ..files import PACKAGE
-from .inputs import Inputs
+from .plan import Plan
 
 REPORTED = ("torch", "transformers", "numpy")
 
 
-def provenance(inputs: Inputs, placement: str) -> dict[str, Any]:
-    """Describe how and where a result was computed. `placement` says where the caches were stored."""
-    config = inputs.config
-    texts = {split: text.fingerprint for split, text in inputs.texts.items() if split != "test"}
+def provenance(plan: Plan, placement: str) -> dict[str, Any]:
+    """Describe how and where a result was computed. `placement` says where the cached streams were."""
+    config = plan.config
+    texts = {split: text.fingerprint for split, text in plan.texts.items() if split != "test"}
     return {
         "seed": config.runtime.seed,
         "date": date.today().isoformat(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in REPORTED}},
-        "device": _device_name(inputs.device),
-        "processes": ranks.world_size(),
+        "device": _device_name(plan.device),
         "git_commit": git_commit(),
         "data": {
             "source": config.data.source,
             **{f"{split}_fingerprint": fingerprint for split, fingerprint in texts.items()},
         },
-        "embeddings": {"table": config.data.table, "fingerprint": inputs.token_table.fingerprint},
-        "precision": inputs.precision,
+        "embeddings": {"table": config.data.table},
+        "precision": plan.precision,
         "threads": torch.get_num_threads(),
         "caches": placement,
     }

@@ -1,21 +1,21 @@
-"""The results of a run: `summary.json` and the metrics, collected from the records of its stages."""
+"""The results of a run: `summary.json` and the metrics, collected from the records of its steps."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..files import expanded, mib, read_json
+from ..files import expanded, mib
+from ..method.callback import Metric, epochs_of
 from ..method.config import ModelConfig
-from ..method.loop import Metric, epochs_of
 from ..progress import format_count
+from ..store import Record
 from .config import ExperimentConfig
-from .folder import RESULTS, RunFolder
+from .steps import SETTINGS, config_of, finished
 
 EPOCH = ("epoch", "train_ppl", "val_ppl", "val_acc", "improved", "no_improve", "seconds")
 FP32_BYTES = 4
-TRAININGS = ("contexts", "phase2")  # stages that have metrics
-NGRAMS = "ngrams"  # stage computed only on request
+NGRAMS = "ngrams"  # a step that is computed only on request
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Run:
     def __repr__(self) -> str:
         phase2 = self.summary.get("phase2")
         result = f"val PPL {phase2['val_ppl']:,.1f}" if phase2 else "prepared"
-        return f"Run({str(self.path)!r}: {format_count(self.config.data.size('train'))}, {result})"
+        return f"Run({str(self.path)!r}: {format_count(self.config.data.samples)}, {result})"
 
     @property
     def phase1(self) -> list[Metric]:
@@ -39,46 +39,33 @@ class Run:
         return [line for line in self.metrics if line["stage"] == "phase1"]
 
 
-def load_run(path: Path | str, *parts: str) -> Run:
-    """Read a finished run after checking the files of its results.
-
-    Args:
-        parts: more files and folders of the run to check, such as "caches".
-
-    Raises:
-        UserError: There is no run in the folder, the run is unfinished, or a file is damaged.
-    """
-    return finished_run(RunFolder.open(expanded(path)), *parts)
+def load_run(path: Path | str) -> Run:
+    """Read a finished run. Raises UserError if there is no run in the folder, or it is unfinished."""
+    folder = expanded(path)
+    return run_of(folder, finished(folder, SETTINGS, "phase2", "test", only_size=True))
 
 
-def finished_run(folder: RunFolder, *parts: str) -> Run:
-    """Return the finished run in a folder whose records have been read.
-
-    `parts` and the errors are the same as in `load_run`.
-    """
-    path = folder.path
-    if not folder.holds(RESULTS):
-        reason = folder.unreadable() or f"{path} has not finished"
-        raise UserError(f"{reason}; continue with `ctxkv run --out {path}`.")
-    damages = [folder.records[RESULTS].damage(path)]
-    damages += [record.damage(path, parts=parts) for record in folder.records.values() if parts]
-    if damage := next(filter(None, damages), ""):
-        raise UserError(f"{damage}; recompute it with `ctxkv run --out {path} --again`.")
-    return Run(path, folder.config, read_json(path / "summary.json"), folder.metrics(TRAININGS))
+def run_of(path: Path, records: Mapping[str, Record], config: ExperimentConfig | None = None) -> Run:
+    """Return a finished run from the records of its steps."""
+    config = config or config_of(path)
+    return Run(path, config, summarize(config, records), records["phase2"].metrics)
 
 
-def summarize(folder: RunFolder) -> dict[str, Any]:
-    """Build the content of `summary.json` from the finished stages."""
-    config, phase2 = folder.config, folder.records["phase2"]
-    contexts, result, test = (folder.records[name].result for name in ("contexts", "phase2", "test"))
+def summarize(config: ExperimentConfig, records: Mapping[str, Record]) -> dict[str, Any]:
+    """Build the content of `summary.json` from the records of finished steps."""
+    phase2, test = records["phase2"], records["test"].numbers
+    result, contexts = phase2.numbers, phase2.numbers["contexts"]
     train_tokens, val_tokens = contexts["tokens"]["train"], contexts["tokens"]["val"]
     epochs = epochs_of(phase2.metrics)
     best = next(epoch for epoch in reversed(epochs) if epoch["improved"])
+    objective = {"objective": contexts["objective"]} if contexts["objective"] else {}
+    ngrams = records.get(NGRAMS)
+    is_of_test = ngrams and ngrams.inputs["before"]["test"] == records["test"].inputs
     return {
         "samples": config.data.samples,
         "train_tokens": train_tokens,
         "val_tokens": val_tokens,
-        "parameters": {**result["parameters"], **contexts.get("parameters", {})},
+        "parameters": {**result["parameters"], **objective},
         "context_window": {**context_window(config.model, train_tokens), "offsets": result["offsets"]},
         "phase1": contexts["phase1"],
         "phase2": {
@@ -89,16 +76,12 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
             "seconds_per_epoch": round(sum(epoch["seconds"] for epoch in epochs) / len(epochs), 3),
             "epochs": [{name: epoch[name] for name in EPOCH} for epoch in epochs],
         },
-        "memory": [
-            *folder.records["contexts"].memory,
-            *phase2.memory,
-            *(epoch["memory"] for epoch in epochs),
-        ],
+        "memory": [*phase2.memory, *(epoch["memory"] for epoch in epochs)],
         "caches_mib": contexts["caches_mib"],
         "caches_dense_fp32_mib": dense_fp32_mib(train_tokens, val_tokens, config.model),
         "provenance": result["provenance"],
         **({"test": test} if test else {}),
-        **({NGRAMS: folder.records[NGRAMS].result} if folder.holds(NGRAMS) else {}),
+        **({NGRAMS: ngrams.numbers} if ngrams and is_of_test else {}),
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..progress import log
-from ..report.tables import Summary, runs_by_name
+from ..report.tables import Summary, labelled
 from ..runs.summary import Run, load_run
 from .figures import LOOKS, known_epochs, ppl_curves, ppl_limits
 
@@ -61,22 +61,27 @@ class Curves:
         return {PLOTLY: figure.to_plotly_json(), "text/html": _page(figure, png), **bundle}
 
 
-def explore_runs(runs: Run | Path | str | Sequence[Run | Path | str]) -> Curves:
+def explore_runs(
+    runs: Run | Path | str | Sequence[Run | Path | str] | Mapping[str, Run | Path | str],
+) -> Curves:
     """Draw curves that show their values under the pointer. A click in the legend hides or shows a run.
 
     To zoom, use the buttons above the figure. Dragging and swiping scroll the page.
 
     Args:
-        runs: finished runs, or their folders.
+        runs: finished runs, or their folders. A mapping gives each run its label.
 
     Raises:
-        UserError: no runs are given, or a folder holds no finished run.
+        UserError: no runs are given, or a folder has no finished run.
     """
-    given = [runs] if isinstance(runs, Run | Path | str) else [*runs]
-    opened = [run if isinstance(run, Run) else load_run(run) for run in given]
-    if not opened:
-        raise UserError("There are no runs to explore; name at least one run folder.")
-    return Curves({name: run.summary for name, run in runs_by_name(opened).items()})
+    given = [runs] if isinstance(runs, Run | Path | str) else runs
+    if not given:
+        raise UserError("There are no runs to explore; give at least one run folder.")
+    labels = [*given] if isinstance(given, Mapping) else None
+    values = given.values() if isinstance(given, Mapping) else given
+    opened = [run if isinstance(run, Run) else load_run(run) for run in values]
+    by_label = labelled(opened) if labels is None else dict(zip(labels, opened, strict=True))
+    return Curves({label: run.summary for label, run in by_label.items()})
 
 
 def plotly_curves(summaries: Mapping[str, Summary]) -> Any:

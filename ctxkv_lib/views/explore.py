@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..method.caches import Batch, Cache
 from ..method.model import ContextKV
+from ..method.streams import Batch, Stream
 from ..runs.device import torch_state
-from ..runs.opened import OpenRun, Stream, open_run
+from ..runs.opened import OpenRun, OpenStream, open_run
 from ..runs.summary import Run
 from .figures import window_attention
 
@@ -36,7 +36,7 @@ class WindowExplorer(widgets.VBox):
         figure: the figure that was drawn last.
     """
 
-    def __init__(self, stream: Stream, position: int) -> None:
+    def __init__(self, stream: OpenStream, position: int) -> None:
         last = len(stream) - 1
         if position not in range(last + 1):
             raise UserError(f"position is {position!r}; allowed in this stream: 0 to {last}.")
@@ -78,7 +78,7 @@ class WindowExplorer(widgets.VBox):
         display({WIDGET: view, **still}, raw=True)
 
 
-def explore_window(run: Stream | OpenRun | Run | Path | str, position: int) -> WindowExplorer:
+def explore_window(run: OpenStream | OpenRun | Run | Path | str, position: int) -> WindowExplorer:
     """Show which contexts a position attends to and how strongly, with the tokens as text.
 
     A switch replaces the contexts with those of a different conversation, half a stream away.
@@ -91,34 +91,34 @@ def explore_window(run: Stream | OpenRun | Run | Path | str, position: int) -> W
     Raises:
         UserError: the position does not exist, or the run's model returns no attention weights.
     """
-    if isinstance(run, Stream):
+    if isinstance(run, OpenStream):
         return WindowExplorer(run, position)
     return WindowExplorer((run if isinstance(run, OpenRun) else open_run(run)).stream("val"), position)
 
 
-def attended(stream: Stream, position: int, source: str = SOURCES[0]) -> tuple[Tensor, Tensor, Tensor]:
+def attended(stream: OpenStream, position: int, source: str = SOURCES[0]) -> tuple[Tensor, Tensor, Tensor]:
     """Return slot positions (negative before the stream), weights `[heads, slots]` and logits `[vocab]`."""
-    at, model, cache = torch.tensor([position]), stream.opened.model, stream.cache
+    at, model = torch.tensor([position]), stream.opened.model
     if source == SOURCES[0]:
         weights, logits = stream.attention(at)[0], stream.logits(at)[0]
         return model.window.slots(at)[0], weights, logits
     with torch.no_grad(), torch_state():
-        batch = with_other_contexts(model, cache, at)
+        batch = with_other_contexts(model, stream.stream, at)
         other_weights, logits = model.read(batch)[1], torch.cat([*model.predictions(batch)])
     # This model does return weights: `WindowExplorer` has already read the weights for the true contexts.
     assert other_weights is not None
     return model.window.slots(at)[0], other_weights[0].float().cpu(), logits[0].float().cpu()
 
 
-def with_other_contexts(model: ContextKV, cache: Cache, positions: Tensor) -> Batch:
+def with_other_contexts(model: ContextKV, stream: Stream, positions: Tensor) -> Batch:
     """Gather the inputs of `positions`, but with contexts of a different conversation, half a stream away.
 
     If the stream is long enough, these contexts come from positions with a full window. Near the start of a
     stream, most slots of the window are empty.
     """
-    first = min(model.window.offsets[-1], len(cache) // 2)
-    other = model.batch(cache, elsewhere(positions, first, len(cache)))
-    return replace(model.batch(cache, positions), inputs=other.inputs, copied=other.copied)
+    first = min(model.window.offsets[-1], len(stream) // 2)
+    other = model.batch(stream, elsewhere(positions, first, len(stream)))
+    return replace(model.batch(stream, positions), inputs=other.inputs, copied=other.copied)
 
 
 def elsewhere(positions: Tensor, first: int, count: int) -> Tensor:
@@ -126,7 +126,7 @@ def elsewhere(positions: Tensor, first: int, count: int) -> Tensor:
     return first + (positions - first + (count - first) // 2) % (count - first)
 
 
-def attended_text(stream: Stream, position: int, slots: Tensor, weights: Tensor | None) -> str:
+def attended_text(stream: OpenStream, position: int, slots: Tensor, weights: Tensor | None) -> str:
     """Show the tokens of the window as HTML. More attention gives a token a stronger blue background.
 
     Without `weights`, no token is blue. The next token is underlined. The box lays out its content from the
@@ -155,7 +155,7 @@ def percent(share: float) -> str:
     return f"{share:.1%}" if share >= 0.0005 else "&lt; 0.1%"
 
 
-def guesses(stream: Stream, position: int, logits: Tensor) -> str:
+def guesses(stream: OpenStream, position: int, logits: Tensor) -> str:
     """Show the most likely next tokens and the true next token, with their probabilities, as HTML."""
     probabilities = logits.softmax(dim=-1)
     true = int(stream.ids[position + 1])

@@ -187,21 +187,26 @@ def label_ends(ax: Axes, lines: Sequence[Line2D], gap: float = 29) -> None:
 
 @styled
 def phase1_curves(runs: Mapping[str, Lines], stop_rate: float | None = None) -> Picture:
-    """Draw the share of converged positions and the loss of Phase 1 by iteration.
+    """Draw the share of converged positions, the loss and the effective rank of Phase 1 by iteration.
 
     Args:
         runs: `{name: Phase 1 lines of metrics.jsonl}`, as in `run.phase1`.
         stop_rate: share of converged positions at which Phase 1 stops, drawn as a line.
     """
-    figure, (rate, loss) = panels(2, 4.2, "Iteration")
+    figure, (rate, loss, rank) = panels(3, 4.2, "Iteration")
     for look, (name, lines) in zip(cycle(LOOKS), runs.items(), strict=False):
         at = [line["iteration"] for line in lines]
-        for ax, key, factor in ((rate, "convergence_rate", 100), (loss, "loss", 1)):
+        for ax, key, factor in (
+            (rate, "convergence_rate", 100),
+            (loss, "loss", 1),
+            (rank, "effective_rank", 100),
+        ):
             ax.plot(at, [factor * line[key] for line in lines], ms=4, label=name, **look)
     if stop_rate is not None:
         rate.axhline(100 * stop_rate, color=GREY, ls="--", lw=1.2, label=f"stop at {100 * stop_rate:g}%")
     rate.set(title="Converged positions (%)", ylim=(-3, 103))
     loss.set(title="Loss")
+    rank.set(title="Effective rank of contexts (%)", ylim=(0, None))
     figure.legend(handles=rate.get_legend_handles_labels()[0], loc="outside lower center", ncols=3)
     return figure
 
@@ -220,7 +225,7 @@ def loss_curves(runs: Mapping[str, Lines]) -> Picture:
 
 @styled
 def memory_by_stage(runs: Mapping[str, Lines]) -> Picture:
-    """Draw memory by stage in GiB: a bar shows the value at the end of a stage, and a line its peak.
+    """Draw memory by stage in GiB: a bar and a number show the end of a stage, and a line its peak.
 
     Args:
         runs: `{name: memory}`, as in `run.summary["memory"]`; each run gets a panel.
@@ -235,9 +240,11 @@ def memory_by_stage(runs: Mapping[str, Lines]) -> Picture:
                 y = names.index(line["stage"]) + 0.4 * (place - (len(devices) - 1) / 2)
                 memory, peak = line[f"{device}_gib"] or 0.0, line[f"{device}_peak_gib"]
                 ax.barh(y, memory, height=0.34, color=colour, label=device.upper())
+                ax.annotate(f" {memory:.2f}", (max(memory, peak or 0), y), va="center", fontsize="small")
                 if peak is not None:
                     ax.plot([memory, peak], [y, y], color=colour, lw=1.6, marker="|", markevery=[1], ms=8)
         ax.set(title=title, xlabel="GiB")
+        ax.margins(x=0.18)  # room for the numbers
         ax.set_yticks(range(len(names)), names)
         ax.set_ylim(len(names) - 0.4, -0.6)
     handles = {bar.get_label(): bar for ax in axes for bar in ax.containers}

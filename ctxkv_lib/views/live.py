@@ -4,8 +4,8 @@ import math
 import time
 from typing import Any
 
+from ..method.callback import Metric, epochs_of
 from ..method.config import Phase1Config
-from ..method.loop import Metric, epochs_of
 from ..progress import in_notebook, in_words, run_name
 from .figures import Picture, loss_curves, phase1_curves, ppl_curves
 

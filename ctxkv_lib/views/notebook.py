@@ -1,11 +1,36 @@
-"""Build the configuration from a notebook's form."""
+"""Say where a notebook runs, and build the configuration from its form."""
 
 import os
 import sys
 from typing import Any
 
+import torch
+
+from .. import __version__
 from ..runs.config import ExperimentConfig
-from ..runs.presets import build_config, with_fitting_sizes
+from ..runs.device import choose_device
+from ..runs.presets import build_config
+
+
+def session(minutes: str) -> str:
+    """Return a line with version, device, default preset and expected time, for a notebook's first cell.
+
+    If preset `colab` finds no GPU, a second line says how to get one.
+
+    Args:
+        minutes: how long the notebook takes with preset `offline` on 2 CPU cores, such as "1 to 3 minutes".
+    """
+    device, preset = choose_device("auto"), os.environ.get("CTXKV_PRESET", "").strip() or _default_preset()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    times = {"offline": f"about {minutes} on 2 CPU cores", "ci": "a few seconds"}
+    line = f"ctxkv_lib {__version__} on {name}, preset {preset}: {times.get(preset, 'not timed on a GPU')}"
+    if preset == "colab" and device.type == "cpu":
+        line += "\nNo GPU was found; choose one with Runtime > Change runtime type, and run this cell again."
+    return line
+
+
+def _default_preset() -> str:
+    return "colab" if "google.colab" in sys.modules else "offline"
 
 
 def notebook_config(
@@ -34,7 +59,7 @@ def notebook_config(
         values[name] = os.environ.get(variable, "").strip() or text
         if text not in ("", values[name]):
             print(f"{name} is {values[name]} instead of {text}, because {variable} is set.")
-    preset = values["preset"] or ("colab" if "google.colab" in sys.modules else "offline")
+    preset = values["preset"] or _default_preset()
     numbers = {"data.samples": values["samples"], "runtime.seed": values["seed"]}
     chosen = {name: text for name, text in numbers.items() if text} | (settings or {})
-    return with_fitting_sizes(build_config(preset, values["recipe"] or None, None, chosen))
+    return build_config(preset, values["recipe"] or None, None, chosen)

@@ -11,18 +11,20 @@ import json
 import math
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
-from plugins import size_of
 from small_models import GPT, LSTM, LanguageModel
 from torch import Tensor, nn
 
 import ctxkv_lib as ctxkv
+from ctxkv_lib.baselines import size_of
+from ctxkv_lib.data.cooccurrence import token_vectors
 from ctxkv_lib.data.kneser_ney import smoothed_unigram
-from ctxkv_lib.data.token_table import corpus_counts
+from ctxkv_lib.data.token_table import load_table, token_counts
 from ctxkv_lib.method.config import GPT2_VOCAB_SIZE
-from ctxkv_lib.runs.inputs import Inputs, read_splits
+from ctxkv_lib.runs.plan import Plan
 
 # Warm-up as a share of all steps, epochs without improvement that end a run, and largest gradient norm.
 WARMUP, PATIENCE, CLIP_NORM = 0.05, 2, 1.0
@@ -59,11 +61,12 @@ def read_texts(samples: int, preset: str) -> tuple[Tensor, Tensor, Any, Tensor, 
     """Return training tokens, validation tokens, test stream, token table, and the table's token counts."""
     splits = {"data.test_samples": 50} if preset == "offline" else {}
     config = ctxkv.build_config(preset, "tuned", samples, splits)
-    texts = read_splits(config)
-    inputs = Inputs(config, texts, torch.device("cpu"), "bf16")
-    train, val = (part.int().long() for part in inputs.ids.values())
-    test = ctxkv.validation_stream(texts["test"], inputs.tokenizer)
-    return train, val, test, inputs.token_table.weight, corpus_counts(config.data, texts["corpus"])
+    plan = Plan(config, Path(), torch.device("cpu"))
+    train, val = (part.int().long() for part in plan.ids.values())
+    corpus, width = plan.tokens["corpus"], config.model.hidden_size
+    vectors = token_vectors(corpus, GPT2_VOCAB_SIZE, width, config.data.neighbours)
+    table = load_table(config.data, width, config.runtime.seed, vectors)
+    return train, val, plan.tokens["test"], table, token_counts(corpus)
 
 
 def train(

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import plugins
 import torch
 from alternatives import CHOSEN
 from small_models import GPT, LSTM
 from torch import nn
 
 from ctxkv_lib import ModelConfig
+from ctxkv_lib.baselines import GRU, LastTokens
 from ctxkv_lib.method.layer import AttentionLayer
 from ctxkv_lib.method.tuned import SlotLayer
 
@@ -58,8 +58,8 @@ def costs() -> dict[str, Cost]:
             "exact": AttentionLayer(sizes),
             "tuned": SlotLayer(sizes, SlotLayer.Settings()),
             "tokens": SlotLayer(of_tokens, SlotLayer.Settings()),
-            "all 640 tokens": plugins.CausalAttention(sizes, plugins.CausalAttention.Settings()),
-            "GRU": plugins.GRU(sizes, plugins.GRU.Settings()),
+            "all 640 tokens": LastTokens(sizes, LastTokens.Settings(history=sizes.context_window)),
+            "GRU": GRU(sizes, GRU.Settings()),
             "LSTM": LSTM(hidden, chosen["LSTM"]["layers"], 0.0),
             "GPT": GPT(hidden, chosen["GPT"]["layers"], 0.0),
         }
@@ -81,7 +81,7 @@ def costs() -> dict[str, Cost]:
         ),
         "last 32 tokens": Cost(slots, TOKEN_ID, product["tokens"] + 2 * heads * slots * hidden),
         "all 640 tokens": Cost(640, 2 * hidden * NUMBER, product["all 640 tokens"] + 2 * 640 * hidden),
-        "GRU": Cost(1, layers["GRU"].gru.hidden_size * NUMBER, product["GRU"]),
+        "GRU": Cost(1, layers["GRU"].network.hidden_size * NUMBER, product["GRU"]),
         "LSTM": Cost(1, 2 * layers["LSTM"].lstm.hidden_size * NUMBER, product["LSTM"]),
         "GPT": Cost(length, gpt * NUMBER, product["GPT"] + length * gpt),
         "kneser_ney_caches": Cost(640, TOKEN_ID),

@@ -34,7 +34,7 @@ def epoch_seconds() -> dict[str, float]:
     for name in NAMES:
         config = configure({**VARIANTS[name], **SHORT}, SAMPLES, SEED)
         with tempfile.TemporaryDirectory() as folder:
-            epochs = ctxkv.run(config, folder, save_model=False).summary["phase2"]["epochs"]
+            epochs = ctxkv.run(config, folder).summary["phase2"]["epochs"]
         times[name] = min(epoch["seconds"] for epoch in epochs)
     for name in ("LSTM", "GPT"):
         settings = {**CHOSEN[name], "epochs": SHORT["phase2.max_epochs"]}

@@ -80,7 +80,7 @@ def held(offsets: list[int], decoded: list[dict[str, Any]]) -> list[float]:
 def evidence(run: ctxkv.Run) -> dict[str, Any]:
     """Measure a finished run and return a row for `results/evidence/evidence.json`."""
     trained, data = ctxkv.open_run(run), run.config.data
-    probed = encoded(trained.model, trained.caches)
+    probed = encoded(trained.model, trained.streams)
     conversations = ctxkv.load_conversations(data, "validation")
     stream = ctxkv.validation_stream(conversations, ctxkv.load_tokenizer(data.tokenizer))
     return {
@@ -88,7 +88,7 @@ def evidence(run: ctxkv.Run) -> dict[str, Any]:
         "samples": data.samples,
         "seed": run.config.runtime.seed,
         "held": held(probed["offsets"], probed["decodability"]),
-        **loss_saved(trained.model.eval(), trained.caches["val"], stream.starts),
+        **loss_saved(trained.model.eval(), trained.streams["val"], stream.starts),
     }
 
 

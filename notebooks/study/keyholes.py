@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from probe import encoded
 from tables import TOP
 from train import FIFTY, SEEDS
 
@@ -24,26 +23,22 @@ COMPARED = 1_000
 ROWS = TOP / "notebooks" / "study" / "results" / "keyholes" / "keyholes.json"
 
 
-def curve(measured: dict[str, Any]) -> dict[str, Any]:
-    """Return a probe's R² and share of recovered tokens for each distance in tokens."""
-    rows = measured["decodability"]
-    return {
-        "distance": [row["distance"] for row in rows],
-        "r2": [round(row["r2"], 4) for row in rows],
-        "recovered": [round(row["top1"], 4) for row in rows],
-    }
+def curve(table: Any, block: str = "") -> dict[str, Any]:
+    """Return R² and share of recovered tokens for each distance, from a table of `memory_span`."""
+    return {name: table[f"{block}{name}"].round(4).tolist() for name in ("r2", "recovered")}
 
 
 @torch.no_grad()
 def losses(prepared: Any, seed: int) -> dict[str, float]:
     """Compute the loss of Phase 1 for contexts of a trained and an untrained block, and for noise."""
     model, config = prepared.model.cpu(), prepared.run.config
-    embeddings, rows = distinct_rows(model, prepared.caches["val"].ids[:COMPARED].cpu())
+    embeddings, rows = distinct_rows(model, prepared.streams["val"].ids[:COMPARED].cpu())
     torch.manual_seed(seed)
     untrained = ctxkv.ContextBlock(config.model.context_dim, config.model.hidden_size)
+    zero = torch.zeros(config.model.context_dim)
     contexts = {
         "trained": prepared.stream("val").contexts()[:COMPARED],
-        "untrained": exact_contexts(untrained, untrained.project_inputs(embeddings), rows, 1e-5)[1:],
+        "untrained": exact_contexts(untrained, untrained.project_inputs(embeddings), rows, zero, 1e-5)[1:],
     }
     contexts["noise"] = F.layer_norm(torch.randn_like(contexts["trained"]), contexts["trained"].shape[1:])
     weight = config.phase1.centroid_weight
@@ -51,19 +46,20 @@ def losses(prepared: Any, seed: int) -> dict[str, float]:
 
 
 def keyholes(recipe: str, seed: int) -> dict[str, Any]:
-    """Train a recipe's contexts. Measure what they encode, and what contexts of untrained blocks encode."""
+    """Train a recipe's contexts. Measure what they encode, and the same before Phase 1."""
     settings = {**FIFTY, "runtime.seed": seed}
     prepared = ctxkv.prepare(ctxkv.build_config("offline", recipe, 50, settings=settings))
-    probed = encoded(prepared.model, prepared.caches)
+    table = prepared.memory_span()
     return {
         "recipe": recipe,
         "samples": 50,
         "seed": seed,
-        "offsets": list(probed["offsets"]),
-        "memory_span": probed["memory_span"],
+        "offsets": list(prepared.model.window.offsets),
+        "memory_span": table.attrs["span"],
         "losses": losses(prepared, seed),
-        **curve(probed),
-        "untrained": {std: curve(each) for std, each in probed["untrained"].items()},
+        "distance": table.index.tolist(),
+        **curve(table),
+        "untrained": curve(table, "untrained_"),
     }
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 import ctxkv_lib as ctxkv
 from ctxkv_lib.data.kneser_ney import smoothed_unigram
-from ctxkv_lib.data.token_table import corpus_counts, corpus_ids
+from ctxkv_lib.data.token_table import token_counts
 from ctxkv_lib.measure import ngrams
 from ctxkv_lib.measure.ngrams import Floats, Ids
 
@@ -92,12 +92,12 @@ def ngram_rows(samples: int, preset: str = "offline", **splits: int) -> dict[str
     streams = {name: ctxkv.validation_stream(text, tokenizer) for name, text in texts.items()}
     ids = {name: stream.ids.numpy().astype(np.int64) for name, stream in streams.items()}
     train = ctxkv.train_stream(read(data, "train"), tokenizer).ids.numpy().astype(np.int64)
-    corpus = read(data, "corpus")
-    priors = {"table text": smoothed_unigram(corpus_counts(data, corpus).numpy())}
+    corpus = ctxkv.train_stream(read(data, "corpus"), tokenizer)
+    priors = {"table text": smoothed_unigram(token_counts(corpus).numpy())}
     priors["uniform"] = np.full_like(priors["table text"], 1 / len(priors["table text"]))
     caches = {name: four_caches(stream, WINDOW) for name, stream in ids.items()}
     rows = {}
-    for kind, counted in (("", train), ("_table", np.concatenate([corpus_ids(data, corpus).numpy(), train]))):
+    for kind, counted in (("", train), ("_table", np.concatenate([corpus.ids.numpy(), train]))):
         models = {name: ngrams.kneser_ney(counted, stream, priors) for name, stream in ids.items()}
         choices = ({name: model[choice] for name, model in models.items()} for choice in models["val"])
         tried = [with_caches(choice, caches) for choice in choices]

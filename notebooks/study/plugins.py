@@ -1,4 +1,4 @@
-"""Plug-ins for the study: layers that read tokens, other blocks, losses for Phase 1, and further options.
+"""Plug-ins that only the study needs: other blocks, a loss for Phase 1, and further options.
 
 Settings refer to a plug-in as `plugins:NAME`. This folder must be on the Python path.
 """
@@ -6,7 +6,7 @@ Settings refer to a plug-in as `plugins:NAME`. This folder must be on the Python
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,20 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctxkv_lib import ModelConfig
+from ctxkv_lib.baselines import GatedBlock
 from ctxkv_lib.method.block import Block
 from ctxkv_lib.method.fields import setting
-from ctxkv_lib.method.layer import ContextKVAttention, FeedForward, Layer
+from ctxkv_lib.method.layer import ContextKVAttention
 from ctxkv_lib.method.reference import dispersion_loss
 from ctxkv_lib.method.tuned import BiasedAttention, SlotLayer
 
-# In training, a GRU reads this many tokens before its outputs count.
-BURN_IN = 128
 # The number of segments that are read in parallel, and of tokens per step of truncated backpropagation.
 ROWS, STEPS = 16, 64
 # An autoencoding block reconstructs the tokens at these distances back.
 DISTANCES = (0, 1, 2, 4, 8, 16)
-# The loss `Recall` reconstructs this many of the last tokens.
-RECALLED = 4
 # This share of the training stream, at its end, is held out for choosing the epoch.
 HELD_OUT = 0.1
 INPUT_DROPOUT, WEIGHT_DECAY = 0.2, 0.01  # for training a block
@@ -96,128 +93,6 @@ class TokenBlock(Block):
 
     def forward(self, contexts: Tensor, inputs: Tensor) -> Tensor:
         return inputs
-
-
-class TokenLayer(Layer):
-    """Base class of layers that read tokens. Subclasses define `mix` and `add_layers`, which must set `norm`.
-
-    Let x be the embedding of a token and m the output of `mix`. As in recipe `tuned`, the output head reads
-    m + feed_forward(norm(x + m)). The width of the feed-forward layer is chosen so that the layer has as many
-    weights as the layer of recipe `tuned`.
-    """
-
-    reads = "tokens"
-
-    @dataclass(frozen=True)
-    class Settings:
-        current_token_bias: float = -5.0
-        input_dropout: float = 0.2
-        layer_dropout: float = 0.1
-
-    def __init__(self, config: ModelConfig, settings: Settings) -> None:
-        super().__init__()
-        self.current_token_bias = settings.current_token_bias
-        self.input_dropout = nn.Dropout(settings.input_dropout)
-        self.layer_dropout = nn.Dropout(settings.layer_dropout)
-        self.add_layers(config)
-        spare = (attention_size(config) - size_of(self)) / (2 * config.hidden_size + 1)
-        width = max(1, config.intermediate_size + round(spare))
-        self.feed_forward = FeedForward(config.hidden_size, width, settings.layer_dropout)
-
-    def forward(self, embeddings: Tensor, start: int) -> Tensor:
-        """Map embeddings `[rows, length, hidden_size]` to states `[rows, length - start, hidden_size]`."""
-        embeddings = self.input_dropout(embeddings)
-        added = self.layer_dropout(self.mix(embeddings, start))
-        return added + self.feed_forward(self.norm(embeddings[:, start:] + added))
-
-
-def size_of(module: nn.Module) -> int:
-    return sum(weight.numel() for weight in module.parameters())
-
-
-def attention_size(config: ModelConfig) -> int:
-    """Count the weights of attention to contexts in recipe `tuned`."""
-    with torch.device("meta"):
-        return size_of(BiasedAttention(config))
-
-
-class NoContext(TokenLayer):
-    """A layer that reads only the current token."""
-
-    def add_layers(self, config: ModelConfig) -> None:
-        self.norm = nn.Identity()
-
-    def mix(self, embeddings: Tensor, start: int) -> Tensor:
-        return torch.zeros_like(embeddings[:, start:])
-
-
-class CausalAttention(TokenLayer):
-    """Attention as in GPT-2 to the last `context_window` tokens, with a learned bias for each distance."""
-
-    def add_layers(self, config: ModelConfig) -> None:
-        h, self.num_heads, self.window = config.hidden_size, config.num_heads, config.context_window
-        self.q, self.v, self.out = (nn.Linear(h, h) for _ in range(3))
-        # A bias of the keys would cancel in the softmax.
-        self.k = nn.Linear(h, h, bias=False)
-        # Creating the bias draws random numbers. The fork keeps this from changing the weights drawn later.
-        with torch.random.fork_rng(devices=[]):
-            self.bias = BiasedAttention(replace(config, max_contexts=self.window)).slot_bias
-        self.dropout, self.norm, self.history = config.attention_dropout, nn.LayerNorm(h), self.window - 1
-
-    def mix(self, embeddings: Tensor, start: int) -> Tensor:
-        query, key, value = (
-            layer(part)
-            .unflatten(2, (self.num_heads, -1))
-            .transpose(1, 2)  # (rows, heads, positions, head_dim)
-            for layer, part in ((self.q, embeddings[:, start:]), (self.k, embeddings), (self.v, embeddings))
-        )
-        column = torch.arange(embeddings.shape[1], device=embeddings.device)
-        distance = column[start:, None] - column
-        unseen = (distance < 0) | (distance >= self.window)
-        bias = self.bias[:, distance.clamp(0, self.window - 1)].masked_fill(unseen, -torch.inf)
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype), dropout)
-        return self.out(mixed.transpose(1, 2).flatten(2))
-
-
-class GRU(TokenLayer):
-    """A layer that mixes tokens with a GRU. The GRU reads each row of tokens from its first token."""
-
-    history = BURN_IN
-
-    def add_layers(self, config: ModelConfig) -> None:
-        h = config.hidden_size
-        # The layers have 3 units² + linear · units + 3 h weights. `units` is the largest number that fits.
-        linear, spare = 4 * h + 6, attention_size(config) - 3 * h
-        units = max(1, (math.isqrt(linear**2 + 12 * spare) - linear) // 6)
-        self.gru, self.out = nn.GRU(h, units, batch_first=True), nn.Linear(units, h)
-        self.dropout, self.norm = nn.Dropout(config.attention_dropout), nn.LayerNorm(h)
-        self.evaluation_history = config.context_window
-
-    def mix(self, embeddings: Tensor, start: int) -> Tensor:
-        # Autocast is off because it would make cuDNN use fp16.
-        with torch.autocast(embeddings.device.type, enabled=False):
-            states, _ = self.gru(embeddings.to(self.out.weight.dtype))
-        return self.out(self.dropout(states[:, start:]))
-
-
-class GatedBlock(Block):
-    """A GRU cell as a ContextBlock (Cho et al., 2014)."""
-
-    def __init__(self, context_dim: int, hidden_size: int) -> None:
-        super().__init__()
-        self.context_dim = context_dim
-        self.read = nn.Linear(hidden_size, 3 * context_dim)
-        self.carry = nn.Linear(context_dim, 3 * context_dim)
-
-    def project_inputs(self, embeddings: Tensor) -> Tensor:
-        return self.read(embeddings)
-
-    def forward(self, contexts: Tensor, inputs: Tensor) -> Tensor:
-        reset, update, new = inputs.chunk(3, dim=-1)
-        reset_before, update_before, new_before = self.carry(contexts).chunk(3, dim=-1)
-        candidate = (new + (reset + reset_before).sigmoid() * new_before).tanh()
-        return torch.lerp(candidate, contexts, (update + update_before).sigmoid())
 
 
 class TrainedBlock(GatedBlock):
@@ -327,30 +202,6 @@ def decorrelation(contexts: Tensor) -> Tensor:
     crossed = covariance.square().sum() - variances.square().sum()
     too_small = (1 - (variances + 1e-4).sqrt()).relu()
     return too_small.mean() + crossed / len(variances)
-
-
-class Recall(nn.Module):
-    """A loss for Phase 1: linear maps of a context reconstruct the last `RECALLED` tokens' embeddings."""
-
-    def __init__(self, context_dim: int, hidden_size: int) -> None:
-        super().__init__()
-        self.read = nn.ModuleList(nn.Linear(context_dim, hidden_size) for _ in range(RECALLED))
-
-    def forward(self, contexts: Tensor, embeddings: Tensor) -> Tensor:
-        errors = [read(contexts) - embeddings.roll(back, dims=0) for back, read in enumerate(self.read)]
-        squares = torch.stack([error[back:].square().sum() for back, error in enumerate(errors)])
-        return squares.sum() / embeddings.numel()
-
-
-class NextEmbedding(nn.Module):
-    """A loss for Phase 1: a linear map of a context predicts the embedding of the next token."""
-
-    def __init__(self, context_dim: int, hidden_size: int) -> None:
-        super().__init__()
-        self.guess = nn.Linear(context_dim, hidden_size)
-
-    def forward(self, contexts: Tensor, next_embeddings: Tensor) -> Tensor:
-        return (self.guess(contexts) - next_embeddings).square().mean()
 
 
 def split(tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from plugins import size_of
 from torch import Tensor, nn
 
+from ctxkv_lib.baselines import size_of
 from ctxkv_lib.method.losses import frozen_head_cross_entropy
 
 # The number of weights without token table and output bias. Phase 2 of recipe `exact` trains as many.

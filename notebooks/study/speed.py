@@ -25,13 +25,12 @@ from transformers import AutoModelForCausalLM
 
 import ctxkv_lib as ctxkv
 from ctxkv_lib.method import reference
-from ctxkv_lib.method.caches import DTYPES, Batch
 from ctxkv_lib.method.config import Phase2Config
-from ctxkv_lib.method.loop import Loop
 from ctxkv_lib.method.losses import VOCABULARY_CHUNK
 from ctxkv_lib.method.model import ContextKV
 from ctxkv_lib.method.optimizer import Stepper
 from ctxkv_lib.method.phase2 import batch_gradients, train_step
+from ctxkv_lib.method.streams import DTYPES, Batch
 from ctxkv_lib.runs.device import choose_precision
 
 # The number of iterations of Phase 1. The first iteration only draws random contexts.
@@ -93,10 +92,10 @@ def print_step(model: ContextKV, batch: Batch, config: Phase2Config, precision: 
         "head": lambda: model.losses(hidden, batch.tokens, batch.targets, table)[0].sum().backward(),
         "head, products": lambda: head_products(hidden.detach().to(dtype), table),
         "layer": lambda: batch_gradients(
-            headless, headless.wte.weight.detach().to(dtype), count, headless_batch, precision
+            headless, headless.wte.weight.detach().to(dtype), headless_batch, precision
         ),
         "layer, products": layer_products(model, batch, dtype),
-        "step": lambda: train_step(model, table, stepper, Loop(), batch, count, precision),
+        "step": lambda: train_step(model, table, stepper, batch, precision),
     }
     rounds = [{name: seconds(function) for name, function in functions.items()} for _ in range(ROUNDS)]
     median = {name: statistics.median(times[name] for times in rounds) for name in functions}
@@ -113,10 +112,11 @@ def main(samples: int, preset: str = "offline") -> None:
     settings |= {"data.test_samples": 0, "runtime.precision": "auto"}
     config = ctxkv.build_config(preset, "published", samples, settings)
     with tempfile.TemporaryDirectory() as folder:
-        run = ctxkv.run(config, folder)
+        run = ctxkv.run(config, f"{folder}/run")
         trained = ctxkv.open_run(run)
-        served = AutoModelForCausalLM.from_pretrained(run.path / "model", trust_remote_code=True).eval()
-        train, val = trained.caches["train"], trained.caches["val"]
+        exported = ctxkv.export(run)
+        served = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True).eval()
+        train, val = trained.streams["train"], trained.streams["val"]
     ids, val_ids = train.ids.long(), val.ids.long()
     weights = trained.model.named_parameters()
     weights = {name.removeprefix("layer."): weight.detach().clone() for name, weight in weights}

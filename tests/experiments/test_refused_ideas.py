@@ -29,7 +29,30 @@ DOUBLE = giving(GatedBlock, lambda found, *_: found.double())
 NORMALISED = giving(GatedBlock, lambda _, contexts, __: contexts / contexts.norm(dim=1, keepdim=True))
 MIXING = giving(NearestTwo, lambda found, _, window, __: found + window.mean())
 WITHOUT_HEADS = giving(NearestTwo, lambda found, _, __, present: (found, present.float()))
-AHEAD = giving(PreviousToken, lambda _, embeddings, start: embeddings.roll(-6, dims=1)[:, start:])
+
+
+def with_last(found, other):
+    """Add the last component of `other` to the last component of `found`."""
+    return torch.cat([found[..., :-1], found[..., -1:] + other[..., -1:]], dim=-1)
+
+
+def following(rows):
+    """Return for each row the next one, and for the last row itself."""
+    return torch.cat([rows[1:], rows[-1:]])
+
+
+FAR_AHEAD = giving(PreviousToken, lambda _, embeddings, start: embeddings.roll(-6, dims=1)[:, start:])
+ONE_AHEAD = giving(
+    PreviousToken, lambda found, embeddings, start: with_last(found, embeddings.roll(-1, dims=1)[:, start:])
+)
+EVENLY_AHEAD = giving(
+    PreviousToken, lambda found, embeddings, start: embeddings.roll(-1, dims=1).abs()[:, start:]
+)
+AT_THE_END = giving(PreviousToken, lambda found, embeddings, _: with_last(found, embeddings[:, -1:]))
+NEXT_CONTEXT = giving(GatedBlock, lambda found, contexts, _: with_last(found, following(contexts)))
+NEXT_INPUT = giving(GatedBlock, lambda found, _, inputs: with_last(found, following(inputs)))
+NEXT_EMBEDDING = giving(NearestTwo, lambda found, embeddings, *_: with_last(found, following(embeddings)))
+NEXT_WINDOW = giving(NearestTwo, lambda found, _, window, __: with_last(found, following(window[:, -1])))
 
 
 class Standardised(GatedBlock):
@@ -62,20 +85,8 @@ class AlongRows(PreviousToken):
         return self.out(embeddings)[0][:, start:]
 
 
-class Listed(GatedBlock):
-    def __init__(self, context_dim, hidden_size):
-        super().__init__(context_dim, hidden_size)
-        self.more = {"two": [nn.Linear(context_dim, context_dim)]}
-
-
-class Plain(NearestTwo):
-    def __init__(self, config):
-        super().__init__(config)
-        self.directions = torch.randn(config.hidden_size)
-
-
-NOISY = giving(GatedBlock, lambda found, *_: found + torch.randn_like(found))
-DRAWING = giving(NearestTwo, lambda found, *_: found + torch.randn_like(found))
+class Misread(PreviousToken):
+    reads = "Tokens"
 
 
 class Empty(nn.Module):
@@ -86,39 +97,12 @@ class Empty(nn.Module):
         return embeddings
 
 
-class Forgotten(PreviousToken):
-    reads = "contexts"
-
-
-class Misread(PreviousToken):
-    reads = "token"
-
-
-class InitsItself(NearestTwo):
-    def init_weights(self):
-        pass
-
-
-class Shadowed(NearestTwo):
-    def __init__(self, config):
-        super().__init__(config)
-        self.history = nn.Linear(1, 1)
-
-
-def makes_tokens(config):
-    return PreviousToken(config)
-
-
 def of_each(contexts):
     return contexts.square().mean(dim=1)
 
 
 def detached(contexts):
     return contexts.detach().square().mean()
-
-
-def misnamed(contexts, embedding):
-    return (contexts.mean() - embedding.mean()).square()
 
 
 class Blind(nn.Module):
@@ -132,14 +116,40 @@ class Blind(nn.Module):
         return (self.read(previous) - embeddings).square().mean()
 
 
-class ListedWeights(Blind):
-    def __init__(self, context_dim, hidden_size):
-        super().__init__(context_dim, hidden_size)
-        self.more = [nn.Linear(context_dim, hidden_size)]
+CALLS = []
+
+
+def logged(contexts):
+    CALLS.append(len(contexts))
+    return contexts.square().mean()
+
+
+class Counted:
+    calls = 0
+
+    def __call__(self, contexts):
+        self.calls += 1
+        return contexts.square().mean()
+
+
+class CountedBlock(GatedBlock):
+    calls = 0
+
+    def forward(self, contexts, inputs):
+        CountedBlock.calls += 1
+        return super().forward(contexts, inputs)
+
+
+class CountedLayer(NearestTwo):
+    steps = 0
+
+    def forward(self, embeddings, window, present):
+        CountedLayer.steps += self.training
+        return super().forward(embeddings, window, present)
 
 
 @pytest.mark.parametrize(
-    ("hook", "part", "said"),
+    ("kind", "part", "said"),
     [
         ("block", NARROW, r"Other returned float32 of shape \[2, 15\]; it must .* of shape \[2, 16\]\."),
         ("block", DOUBLE, r"Other returned float64 of shape \[2, 16\]; it must return float32"),
@@ -150,36 +160,30 @@ class ListedWeights(Blind):
         ("layer", WITHOUT_HEADS, r"Other returned weights of shape \[2, 2\]; allowed: \[n, heads"),
         ("layer", with_slots(0, -1), r"slot_offsets of .* are \[0, -1\]; allowed: whole numbers, asc"),
         ("layer", with_slots(0, 1.5), r"slot_offsets of .* are \[0, 1\.5\]"),
-        ("layer", AHEAD, r"Other reads ahead: the hidden state of a column may not depend on later columns"),
+        ("layer", FAR_AHEAD, r"Other reads ahead: the hidden state of a column may not depend on later"),
+        ("layer", ONE_AHEAD, r"Other reads ahead"),
+        ("layer", EVENLY_AHEAD, r"Other reads ahead"),
+        ("layer", Misread, "reads of .*Misread is 'Tokens'; allowed: contexts, tokens"),
+        ("layer", AT_THE_END, r"Other reads ahead"),
+        ("block", NEXT_CONTEXT, r"What .*Other returns in a row depends on other rows"),
+        ("block", NEXT_INPUT, r"What .*Other returns in a row depends on other rows"),
+        ("layer", NEXT_EMBEDDING, r"What .*Other returns in a row depends on other rows"),
+        ("layer", NEXT_WINDOW, r"What .*Other returns in a row depends on other rows"),
         ("layer", AlongRows, r"What .*AlongRows returns in a row depends on other rows .*batch_first=True"),
-        ("block", Listed, r"Listed keeps modules or tensors in the plain attribute more, .*nn\.ModuleList"),
-        ("layer", Plain, r"Plain keeps modules or tensors in the plain attribute directions, .*register_buf"),
-        ("block", NOISY, r"Other returned something else in evaluation when it was called again"),
-        ("layer", DRAWING, r"Other returned something else in evaluation .*only if self\.training"),
         ("layer", Empty, r"Empty has no parameters, so Phase 2 has nothing to train"),
-        (
-            "layer",
-            Forgotten,
-            r"forward of .*Forgotten cannot be called .*; write reads = \"tokens\" in the cl",
-        ),
-        ("layer", Misread, r"Misread has reads = 'token'; allowed: 'contexts' or 'tokens'"),
-        ("layer", InitsItself, r"init_weights of .*InitsItself cannot be called with \(embeddings, tokens,"),
-        ("layer", Shadowed, r"Shadowed has a weight or module named history, which means something else"),
-        ("layer", makes_tokens, r"makes_tokens makes a layer that reads tokens; give its class"),
-        ("loss", NearestTwo, r"NearestTwo is not a loss: a loss is a function, or an nn\.Module class, that"),
-        ("loss", GatedBlock, r"GatedBlock takes \(contexts, inputs\), but a loss is given contexts, prev"),
-        ("loss", misnamed, r"misnamed takes \(contexts, embedding\), but a loss is given .* give the others"),
         ("loss", nn.Identity(), r"An object of type Identity is not a plug-in; give a class or a funct"),
-        ("layer", GatedBlock, r"GatedBlock is not a layer: a layer is a class or function that is called"),
         ("loss", of_each, r"of_each returned float32 of shape \[\d+\]; a loss must return a finite scalar"),
-        ("loss", detached, "detached returned a number without a gradient, so that it trains nothing; comp"),
-        ("loss", Blind, "Blind returned a number without a gradient, so that it trains nothing; compute it"),
-        ("loss", ListedWeights, "ListedWeights keeps modules or tensors in the plain attribute more, which"),
+        ("loss", detached, "detached returned a number without a gradient, so nothing would be trained; com"),
+        ("loss", Blind, "Blind returned a number without a gradient, so nothing would be trained; compute"),
+        ("loss", logged, "logged changes itself, or values that it uses, when it is called; keep numbers th"),
+        ("loss", Counted(), r"Counted\(\.\.\.\) changes itself, or values that it uses, when it is called"),
+        ("block", CountedBlock, "CountedBlock changes itself, or values that it uses, when it is called"),
+        ("layer", CountedLayer, "CountedLayer changes itself, or values that it uses, when it is called"),
     ],
 )
-def test_an_idea_that_would_be_silently_wrong_is_refused(tiny_config, tmp_path, hook, part, said):
+def test_an_idea_that_would_be_silently_wrong_is_refused(tiny_config, tmp_path, kind, part, said):
     with pytest.raises(UserError, match=said):
-        run(tiny_config, tmp_path / "run", **{hook: part})
+        run(tiny_config, tmp_path / "run", **{kind: part})
     assert not (tmp_path / "run").exists()
 
 
@@ -270,7 +274,7 @@ class Chosen(GatedBlock):
     ],
 )
 def test_settings_of_an_idea_are_read_as_json_and_checked_by_their_type(tiny_config, name, given, value):
-    chosen = tiny_config.replace({"block": Chosen, f"block.{name}": given}).plugins["block"]
+    chosen = tiny_config.with_plugins(block=Chosen).replace({f"block.{name}": given}).plugins["block"]
     assert (chosen.settings[name], type(chosen.settings[name])) == (value, type(value))
     assert chosen.settings["sizes"] == [1, 2]  # a list, as in the run's config.json
 
@@ -288,25 +292,30 @@ class WithoutDefaults(GatedBlock):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("plugins", "settings", "said"),
     [
-        ({"block": Chosen, "block.gated": "0.5"}, "block.gated is 0.5; allowed: a value of type bool"),
-        ({"block": Chosen, "block.most": 2.5}, "block.most is 2.5; allowed: a value of type int or null"),
-        ({"bloc": Chosen}, r"Did you mean block\?"),
-        ({"block": WithoutDefaults}, "Settings cannot hold settings .*make it a dataclass whose fields have"),
-        ({"block": Named}, "Settings has a setting named code; give it another name"),
-        ({"block": GatedBlock(2, 3)}, "An object of type GatedBlock is not a plug-in; give a class"),
-        ({"block": "nowhere:Block"}, "nowhere:Block cannot be loaded .*check name and Python path"),
+        ({"block": Chosen}, {"block.gated": "0.5"}, "block.gated is 0.5; allowed: a value of type bool"),
+        ({"block": Chosen}, {"block.most": 2.5}, "block.most is 2.5; allowed: a value of type int or null"),
+        ({"block": Chosen}, {"block.rat": 2}, r"Unknown setting 'block.rat'\. .* Did you mean block\.rate\?"),
+        ({}, {"block.rate": 2}, r"no plug-in is given; add one with --block module:Name \(block=\.\.\.\)"),
+        ({"bloc": Chosen}, {}, r"plug-in is 'bloc'; allowed: block, loss, layer\. Did you mean block\?"),
+        (
+            {"block": WithoutDefaults},
+            {},
+            "Settings cannot contain settings .*make it a dataclass whose field",
+        ),
+        ({"block": Named}, {}, "Settings has a setting named code; give it another name"),
+        ({"block": GatedBlock(2, 3)}, {}, "An object of type GatedBlock is not a plug-in; give a class"),
+        ({"block": "nowhere:Block"}, {}, "nowhere:Block cannot be loaded .*check name and Python path"),
     ],
 )
-def test_wrong_settings_of_an_idea_are_refused(tiny_config, settings, said):
+def test_wrong_plugins_and_settings_are_refused(tiny_config, plugins, settings, said):
     with pytest.raises(UserError, match=said):
-        tiny_config.replace(settings)
+        tiny_config.with_plugins(**plugins).replace(settings)
 
 
 def test_a_layer_that_reads_tokens_refuses_a_block_and_removes_an_earlier_one(tiny_config):
     with pytest.raises(UserError, match="reads tokens, so there is no Phase 1 and block has no effect; give"):
-        tiny_config.replace({"layer": PreviousToken, "block": GatedBlock})
-    assert {*tiny_config.replace({"block": GatedBlock}).replace({"layer": PreviousToken}).plugins} == {
-        "layer"
-    }
+        tiny_config.with_plugins(layer=PreviousToken, block=GatedBlock)
+    changed = tiny_config.with_plugins(block=GatedBlock).with_plugins(layer=PreviousToken)
+    assert {*changed.plugins} == {"layer"}

@@ -5,17 +5,18 @@ import torch
 from conftest import TINY, tiny_ids, tiny_method, tiny_model, tiny_stream
 from transformers import AutoModelForCausalLM
 
-from ctxkv_lib.method.caches import Cache
+from ctxkv_lib.method.callback import Callback
 from ctxkv_lib.method.config import Phase1Config, Phase2Config
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
-from ctxkv_lib.method.loop import Loop
 from ctxkv_lib.method.modeling import CACHE_NAME
 from ctxkv_lib.method.oacd import train_context_block
 from ctxkv_lib.method.optimizer import Stepper
 from ctxkv_lib.method.phase2 import train_layer, train_step
+from ctxkv_lib.method.streams import Stream
 
 pytestmark = pytest.mark.usefixtures("gpu")
 PLACES = (torch.device("cuda"), torch.device("cpu"))
+WIDTH = TINY["context_dim"]
 COPIES = {"layer": {"name": "SlotLayer", "settings": {"copy_weight": 0.3}}}
 
 
@@ -28,16 +29,17 @@ def test_phase_1_and_exact_contexts_equal_those_of_a_cpu():
         embeddings, tokens = distinct_rows(model, tiny_ids(700))
         config = Phase1Config(max_iterations=6, batch_size=100, noise_std=0.0, initial_std=0.0)
         generator = torch.Generator(device).manual_seed(0)
-        result, contexts = train_context_block(model.context_block, embeddings, tokens, config, generator)
-        inputs = model.context_block.project_inputs(embeddings).detach()
-        exact = exact_contexts(model.context_block, inputs, tokens, 1e-6)
+        block = model.context_block
+        result, contexts = train_context_block(block, embeddings, tokens, WIDTH, config, generator)
+        before = torch.zeros(WIDTH, device=device)
+        exact = exact_contexts(block, block.project_inputs(embeddings), tokens, before, 1e-6)
         found.append((torch.tensor(result.convergence_rate), contexts.cpu(), exact.cpu()))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=0)
 
 
-class Waits(Loop):
-    """A loop that records how often the CPU has waited by the end of each iteration."""
+class Waits(Callback):
+    """A callback that records how often the CPU has waited by the end of each iteration."""
 
     def __init__(self, waits):
         self.waits, self.found = waits, [0]
@@ -47,11 +49,12 @@ class Waits(Loop):
 
 
 def test_an_iteration_of_phase_1_waits_at_most_twice_for_any_number_of_batches(waits):
-    model, loop = tiny_method().to("cuda"), Waits(waits)
+    model, callback = tiny_method().to("cuda"), Waits(waits)
     model.set_phase(1)
     rows, generator = distinct_rows(model, tiny_ids(700)), torch.Generator("cuda").manual_seed(0)
-    train_context_block(model.context_block, *rows, Phase1Config(batch_size=50), generator, loop=loop)
-    counts = [after - before for before, after in zip(loop.found[1:], loop.found[2:], strict=False)]
+    config = Phase1Config(batch_size=50)
+    train_context_block(model.context_block, *rows, WIDTH, config, generator, callback=callback)
+    counts = [after - before for before, after in zip(callback.found[1:], callback.found[2:], strict=False)]
     assert counts
     assert max(counts) <= 2
 
@@ -61,7 +64,7 @@ def test_phase_2_reaches_the_same_perplexity_as_on_a_cpu(dtype):
     stream, losses = tiny_stream(299), []
     for device in PLACES:
         model = tiny_method(attention_dropout=0.0).to(device)
-        train = Cache(stream.ids, stream.contexts.to(dtype)).map(lambda tensor: tensor.to(device))  # noqa: B023
+        train = Stream(stream.ids, stream.contexts.to(dtype)).map(lambda tensor: tensor.to(device))  # noqa: B023
         config = Phase2Config(max_epochs=2, batch_size=64)
         losses.append([epoch["val_ppl"] for epoch in train_layer(model, train, stream, config, 3).epochs])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4 if dtype == torch.float32 else 0.02)
@@ -76,14 +79,16 @@ def test_a_step_of_phase_2_never_waits_for_the_gpu(waits):
     model.window.rows(order)  # the first call moves the offsets to the GPU
     before = waits()
     for batch in model.batches(cache, order, 32):
-        total += train_step(model, table, stepper, Loop(), batch, 32)
+        total += train_step(model, table, stepper, batch)
     assert waits() == before
 
 
 def test_a_batch_is_copied_back_to_the_cpu_completely():
     """If `to` did not wait for the copy, the batch would be read before it has arrived completely."""
-    batch = tiny_stream(64).gather(torch.arange(8), tiny_method().window)
-    assert torch.equal(batch.to(PLACES[0]).to(PLACES[1]).window, batch.window)
+    batch = tiny_method().batch(tiny_stream(64), torch.arange(8))
+    copied = batch.to(PLACES[0]).to(PLACES[1])
+    for value, expected in zip(copied.inputs, batch.inputs, strict=True):
+        assert torch.equal(value, expected)
 
 
 @pytest.mark.parametrize("parts", [{}, COPIES])

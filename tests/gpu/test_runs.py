@@ -53,7 +53,7 @@ def test_fp32_is_not_tf32_in_a_run_and_the_users_settings_are_restored(train_on,
         library.allow_tf32 = True
     torch.set_float32_matmul_precision("high")
     monkeypatch.setattr(phase2, "train_epoch", observed)
-    train_on(phase2__max_epochs=1)
+    train_on(settings={"phase2.max_epochs": 1})
     assert in_training == [(False, False, "highest")]
     assert settings() == (True, True, "high")
 
@@ -78,5 +78,5 @@ def test_losses_are_fp32_whatever_attention_returns(train_on, monkeypatch):
         return loss
 
     monkeypatch.setattr(phase2, "batch_gradients", noted)
-    train_on(layer=f"{__name__}:EndsInProduct", runtime__precision="bf16")
+    train_on(settings={"runtime.precision": "bf16"}, layer=EndsInProduct)
     assert kinds == {torch.float32}

@@ -6,16 +6,12 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from conftest import PreviousToken
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.measure import measurements as module
 from ctxkv_lib.measure.measurements import measure
-from ctxkv_lib.runs.folder import RunFolder
-from ctxkv_lib.runs.opened import open_run
-from ctxkv_lib.runs.records import Record
-from ctxkv_lib.runs.summary import load_run, summarize
+from ctxkv_lib.runs.summary import load_run
 
 
 @pytest.fixture
@@ -38,13 +34,12 @@ def test_measurements_are_made_once_and_kept_in_summary_report_and_folder(copy, 
     assert run(found.config, found.path).summary == found.summary
 
 
-def test_a_measurement_belongs_to_the_weights_that_it_was_made_with(copy, monkeypatch):
+def test_a_measurement_belongs_to_the_texts_that_it_was_made_from(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(module.ngrams, "of_run", lambda _: {"kneser_ney": {"val_ppl": 3.0}})
-    measure(copy)
-    folder = RunFolder.read(copy.path)
-    assert summarize(folder)["ngrams"] == {"kneser_ney": {"val_ppl": 3.0}}
-    folder.write("test", Record({"code": "different weights"}))
-    assert "ngrams" not in summarize(folder)
+    measure(run(tiny_config, tmp_path / "run"))
+    assert load_run(tmp_path / "run").summary["ngrams"] == {"kneser_ney": {"val_ppl": 3.0}}
+    swap(Path(tiny_config.data.path), 10)  # the first conversation of the test
+    assert "ngrams" not in run(tiny_config, tmp_path / "run").summary
 
 
 def test_an_interrupted_measurement_leaves_the_results_as_they_were(copy, monkeypatch):
@@ -56,19 +51,17 @@ def test_an_interrupted_measurement_leaves_the_results_as_they_were(copy, monkey
     assert measure(copy).summary["ngrams"]
 
 
-@pytest.mark.parametrize(
-    ("split", "first", "parts", "use"),
-    [
-        ("test", 8, {}, measure),
-        ("corpus", 10, {}, measure),
-        ("corpus", 10, {"layer": PreviousToken}, open_run),
-    ],
-)
-def test_a_run_is_refused_if_its_conversations_have_changed(tiny_config, tmp_path, split, first, parts, use):
-    made = run(tiny_config.replace({"data.unigram": "corpus"}), tmp_path / "run", **parts)
-    path = Path(tiny_config.data.path)
+def swap(path, first):
+    """Exchange two conversations of a file."""
     lines = path.read_text().splitlines()
     lines[first], lines[first + 1] = lines[first + 1], lines[first]
     path.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(("split", "first"), [("test", 8), ("corpus", 10)])
+def test_a_run_is_refused_if_its_conversations_have_changed(tiny_config, tmp_path, split, first):
+    config = tiny_config.replace({"data.unigram": "corpus", "data.corpus": "own"})
+    made = run(config, tmp_path / "run")
+    swap(Path(tiny_config.data.path), first)
     with pytest.raises(UserError, match=rf"for {split} are not those that .* made from; restore them, or"):
-        use(made)
+        measure(made)

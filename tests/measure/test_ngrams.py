@@ -2,16 +2,17 @@
 
 from collections import Counter, defaultdict
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
 
+from ctxkv_lib.data.config import Split
 from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.kneser_ney import FALLBACK_DISCOUNTS, discounts, smoothed_unigram
 from ctxkv_lib.data.tokens import train_stream
 from ctxkv_lib.measure import ngrams
 from ctxkv_lib.measure.ngrams import ORDERS, kneser_ney, ngram_baselines, recent_shares
-from ctxkv_lib.method.caches import Cache
 
 VOCABULARY = 150
 
@@ -83,12 +84,12 @@ def test_kneser_ney_is_the_published_formula(order):
 
 def test_the_users_own_text_is_counted_once(tiny_config, tokenizer, monkeypatch):
     config = tiny_config.replace({"data.table": "cooccurrence", "data.corpus": "chitchat+own"})
-    ids = train_stream(load_conversations(config.data, "train"), tokenizer).ids.int()
-    caches = {split: Cache(ids) for split in ("train", "val")}
-    run = SimpleNamespace(config=config, summary={})
+    streams = {
+        split: train_stream(load_conversations(config.data, split), tokenizer) for split in get_args(Split)
+    }
     counted = []
     monkeypatch.setattr(ngrams, "ngram_baselines", lambda *given: counted.append(given) or {})
-    ngrams.of_run(SimpleNamespace(run=run, caches=caches, tokenizer=tokenizer))
+    ngrams.of_run(SimpleNamespace(run=SimpleNamespace(config=config), tokens=streams.get))
     assert {window for _, _, _, window, _ in counted} == {config.model.context_window}
     train, with_table = (text.tolist() for text, *_ in counted)
     found = [at for at in range(len(with_table)) if with_table[at : at + len(train)] == train]

@@ -31,7 +31,7 @@ def model_with(init):
     if init == "trained":
         model.set_phase(1)
         config = Phase1Config(max_iterations=20, batch_size=300)
-        train_context_block(model.context_block, *rows, config, torch.Generator().manual_seed(1))
+        train_context_block(model.context_block, *rows, WIDTH, config, torch.Generator().manual_seed(1))
     elif init == "means":
         settings = StructuredBlock.Settings(longest_mean=40.0)
         model.context_block = StructuredBlock(WIDTH, TINY["hidden_size"], settings)
@@ -48,9 +48,8 @@ def test_exact_contexts_equal_the_recurrence_within_the_tolerance(init, count):
     model = model_with(init).double()
     ids = tiny_ids(count, seed=count)
     embeddings, tokens = distinct_rows(model, ids)
-    contexts = exact_contexts(
-        model.context_block, model.context_block.project_inputs(embeddings), tokens, 1e-5
-    )
+    block, zeros = model.context_block, torch.zeros(WIDTH, dtype=torch.float64)
+    contexts = exact_contexts(block, block.project_inputs(embeddings), tokens, zeros, 1e-5)
     expected = reference.exact_contexts(model.state_dict(), model.wte.weight, ids)
     torch.testing.assert_close(contexts[1:], expected, atol=1e-5, rtol=0)
     assert contexts[0].eq(0).all()
@@ -70,7 +69,7 @@ def test_a_stream_may_be_read_part_by_part(data):
         patch.setattr(method, "SEGMENTS", data.draw(st.integers(1, 40), "segments"))
         patch.setattr(method, "SEGMENT", data.draw(st.integers(1, 40), "segment"))
         for start, stop in zip([0, *cuts], cuts, strict=False):
-            made = exact_contexts(block, projected, tokens[start:stop], 1e-9, before=parts[-1][-1])
+            made = exact_contexts(block, projected, tokens[start:stop], parts[-1][-1], 1e-9)
             parts.append(made[1:])
     expected = one_by_one(block, projected[tokens], before)
     torch.testing.assert_close(torch.cat(parts), expected, atol=1e-8, rtol=0)
@@ -88,7 +87,7 @@ def test_a_block_that_does_not_forget_costs_no_more_steps_than_tokens(block):
         return block(contexts, inputs)
 
     before = torch.rand(WIDTH, dtype=torch.float64)
-    contexts = exact_contexts(counted, projected, tokens, 1e-9, before=before)
+    contexts = exact_contexts(counted, projected, tokens, before, 1e-9)
     torch.testing.assert_close(contexts, one_by_one(block, projected[tokens], before), atol=1e-9, rtol=0)
     assert len(steps) <= 1024
 
@@ -103,11 +102,11 @@ def test_parallel_passes_equal_those_of_the_original(monkeypatch, rows):
     contexts = torch.randn(51, WIDTH)
     contexts[0] = 0  # the context before position 0 is always the zero vector
     expected = reference.parallel_pass(*weights, ids, contexts[1:])
-    found = contexts_by_passes(block, projected, tokens, config, torch.Generator(), contexts)
+    found = contexts_by_passes(block, projected, tokens, WIDTH, config, torch.Generator(), contexts)
     torch.testing.assert_close(found[1:], expected, atol=1e-5, rtol=0)
 
     generators = [torch.Generator().manual_seed(5) for _ in range(2)]
-    found = contexts_by_passes(block, projected, tokens, config, generators[0])
+    found = contexts_by_passes(block, projected, tokens, WIDTH, config, generators[0])
     expected = reference.validation_contexts(*weights, ids, 3, config.initial_std, generators[1])
     torch.testing.assert_close(found[1:], expected, atol=1e-5, rtol=0)
     assert found[0].eq(0).all()

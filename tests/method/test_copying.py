@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import tiny_method, tiny_stream
 
-from ctxkv_lib.method.caches import Cache
 from ctxkv_lib.method.copying import Copying, mix
 from ctxkv_lib.method.scoring import token_scores
+from ctxkv_lib.method.streams import Stream
 
 
 def model_that_copies(weight, sharpness):
@@ -35,7 +35,7 @@ def mixture(model, stream, position, weight, sharpness):
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_scores_equal_those_of_the_mixture(weight, sharpness, shuffled):
     model, stream = model_that_copies(weight, sharpness), tiny_stream(40)
-    stream = Cache(stream.ids % 7, stream.contexts)  # tokens that repeat
+    stream = Stream(stream.ids % 7, stream.contexts)  # tokens that repeat
     generator = torch.Generator().manual_seed(0)
     positions = torch.randperm(40, generator=generator) if shuffled else torch.arange(40)
     losses, correct = token_scores(model, stream, positions)

@@ -5,7 +5,7 @@ import torch
 from conftest import PreviousToken, tiny_ids, tiny_method
 
 from ctxkv_lib.method import windows
-from ctxkv_lib.method.caches import Cache
+from ctxkv_lib.method.streams import Stream
 
 
 class TwoBefore(PreviousToken):
@@ -26,7 +26,7 @@ def test_rows_give_the_same_results_as_the_whole_stream(first, training, monkeyp
     model = tiny_method(None, TwoBefore).train(training)
     ids = tiny_ids(40).int()
     positions = torch.tensor([*range(first, first + 6), 20, *range(30, 39)])
-    batch = model.batch(Cache(ids), positions)
+    batch = model.batch(Stream(ids), positions)
     whole = model.layer(model.embed(ids[None]), 0)[0]
     torch.testing.assert_close(model.read(batch)[0], whole[positions])
     assert torch.equal(batch.tokens, ids[positions])

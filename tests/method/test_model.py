@@ -1,24 +1,18 @@
 """The layers equal their definitions, and users may write their own layers in plain PyTorch."""
 
-import copy
-import pickle
-
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY, NearestTwo, cloned, tiny_ids, tiny_method, tiny_stream
 
 from ctxkv_lib.method import reference
-from ctxkv_lib.method.caches import Cache
-from ctxkv_lib.method.config import ModelConfig
-from ctxkv_lib.method.layer import Layer
-from ctxkv_lib.method.model import class_as_written
+from ctxkv_lib.method.streams import Stream
 from ctxkv_lib.runs.build import parameter_counts
 
 
 def double_stream(count):
     stream = tiny_stream(count)
-    return Cache(stream.ids, stream.contexts.double())
+    return Stream(stream.ids, stream.contexts.double())
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -65,12 +59,3 @@ def test_log_frequencies_and_the_bias_of_the_current_token_are_in_logits_and_los
     torch.testing.assert_close(model.logits(hidden, read), expected)
     losses, _ = model.losses(hidden, read, targets)
     torch.testing.assert_close(losses, F.cross_entropy(expected, targets, reduction="none"))
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda part: pickle.loads(pickle.dumps(part))])
-def test_a_class_that_inherits_nothing_gets_the_defaults_and_stays_what_its_author_wrote(copied):
-    layer = copied(tiny_method(layer=NearestTwo).layer)
-    assert class_as_written(layer) is NearestTwo
-    assert (layer.reads, layer.history, layer.current_token_bias) == ("contexts", 0, -2.5)
-    assert isinstance(layer, Layer)
-    assert not isinstance(NearestTwo(ModelConfig()), Layer)

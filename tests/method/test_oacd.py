@@ -4,20 +4,22 @@ import json
 
 import pytest
 import torch
-from conftest import GatedBlock, cloned, tiny_ids, tiny_method
+from conftest import TINY, GatedBlock, cloned, tiny_ids, tiny_method
 from torch import nn
 
 from ctxkv_lib.method import reference
-from ctxkv_lib.method.block import Block, ContextBlock
+from ctxkv_lib.method.block import ContextBlock, project_inputs
+from ctxkv_lib.method.callback import Callback, Diverged
 from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.method.contexts import distinct_rows
-from ctxkv_lib.method.loop import Diverged, Loop
-from ctxkv_lib.method.model import with_defaults
 from ctxkv_lib.method.oacd import Objective, StoppingRule, oacd_loss, train_context_block, train_iteration
+from ctxkv_lib.method.scoring import effective_rank
+
+WIDTH = TINY["context_dim"]
 
 
-class Heard(Loop):
-    """A loop that keeps the metrics."""
+class Heard(Callback):
+    """A callback that keeps the metrics."""
 
     def __init__(self):
         self.lines = []
@@ -29,10 +31,12 @@ class Heard(Loop):
 def train(model, ids, config):
     """Train on all `ids` but the last; return the result, the metrics and the contexts after a zero row."""
     model.set_phase(1)
-    loop, generator = Heard(), torch.Generator().manual_seed(7)
+    callback, generator = Heard(), torch.Generator().manual_seed(7)
     rows = distinct_rows(model, ids[:-1])
-    result, contexts = train_context_block(model.context_block, *rows, config, generator, loop=loop)
-    return result, loop.lines, contexts
+    result, contexts = train_context_block(
+        model.context_block, *rows, WIDTH, config, generator, callback=callback
+    )
+    return result, callback.lines, contexts
 
 
 def train_reference(p, ids, config):
@@ -52,6 +56,13 @@ def test_every_iteration_equals_the_reference(batch_size):
     torch.testing.assert_close(rates, expected["rates"], atol=0.003, rtol=0)
     torch.testing.assert_close(contexts[1:], expected["contexts"], atol=1e-3, rtol=0)
     assert not contexts[0].any()
+    sample = contexts[1:513]  # 1000 contexts are fewer than two for each of SAMPLE
+    centroid = sample.mean(dim=0)
+    rank = effective_rank(sample, torch.Generator())
+    last = [(sample - centroid).norm().item() / 512**0.5, centroid.norm().item(), rank]
+    assert [lines[-1][name] for name in ("dispersion", "centroid", "effective_rank")] == pytest.approx(
+        last, abs=1e-4
+    )
     trained = cloned(model)
     for name, value in p.items():  # only the block's weights have changed
         torch.testing.assert_close(trained[name], value, atol=1e-4, rtol=0, msg=name)
@@ -79,15 +90,14 @@ def test_a_plateau_is_two_stalls_in_a_row():
 def test_all_parameters_of_any_block_get_the_clipped_gradients_of_autograd(kind, clip_norm):
     """The batches have 150, 150 and 1 positions."""
     torch.manual_seed(0)
-    block, x = with_defaults(kind(16, 24), Block).double(), torch.randn(50, 24, dtype=torch.float64)
+    block, x = kind(16, 24).double(), torch.randn(50, 24, dtype=torch.float64)
     tokens = torch.randint(0, 50, (301,))
     contexts = torch.randn(302, 16, dtype=torch.float64)
     contexts[0] = 0
     losses, made = [], []
     for start in (0, 150, 300):
         rows = x[tokens[start : start + 150]]
-        rows = block.project_inputs(rows)
-        made.append(block(contexts[start : start + len(rows)], rows))
+        made.append(block(contexts[start : start + len(rows)], project_inputs(block, rows)))
         losses.append(reference.dispersion_loss(made[-1], 0.1))
     expected = torch.autograd.grad(sum(losses) / 3, [*block.parameters()])
     norm = torch.cat([gradient.flatten() for gradient in expected]).norm()
@@ -122,7 +132,7 @@ def test_an_untrained_block_is_still_initialised():
 )
 def test_divergence_raises_and_listeners_get_only_finite_numbers(changes, cause, monkeypatch):
     heard = []
-    monkeypatch.setattr(Heard, "after_round", lambda loop, state, metric: heard.append(metric))
+    monkeypatch.setattr(Heard, "after_round", lambda callback, state, metric: heard.append(metric))
     with pytest.raises(Diverged, match=rf"diverged in {cause}.*; lower phase1\.learning_rate"):
         train(tiny_method(), tiny_ids(401), Phase1Config(max_iterations=8, batch_size=150, **changes))
     assert json.dumps(heard, allow_nan=False)
@@ -149,7 +159,7 @@ def test_an_objective_gets_the_vectors_of_its_positions_and_its_weights_are_trai
     generator = torch.Generator().manual_seed(7)
     model.set_phase(1)
     block, x = model.context_block, model.embed(ids)
-    _, last = train_context_block(block, *read, config, generator, objective, next_tokens=following)
+    _, last = train_context_block(block, *read, WIDTH, config, generator, objective, next_tokens=following)
     batches = [objective.given[:3], objective.given[3:]]
     first, second = ([torch.cat(parts) for parts in zip(*given, strict=True)] for given in batches)
     for _, _, embeddings, next_embeddings in (first, second):

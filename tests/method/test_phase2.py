@@ -8,21 +8,21 @@ import torch
 from conftest import cloned, tiny_method, tiny_stream
 
 from ctxkv_lib.method import phase2, reference
-from ctxkv_lib.method.caches import DTYPES
+from ctxkv_lib.method.callback import Callback, Diverged
 from ctxkv_lib.method.config import Phase2Config
-from ctxkv_lib.method.loop import Diverged, Loop
 from ctxkv_lib.method.phase2 import batch_gradients, epoch_order, epoch_seed, train_layer
 from ctxkv_lib.method.scoring import mean_scores, perplexity
+from ctxkv_lib.method.streams import DTYPES
 
 SEED = 3
 TRAIN, VAL = tiny_stream(1399), tiny_stream(299)
 CONFIG = Phase2Config(max_epochs=3, batch_size=100, patience=3)
 
 
-def train(config=CONFIG, model=None, loop=None, precision="fp32"):
+def train(config=CONFIG, model=None, callback=None, precision="fp32"):
     """Return the model, the epochs without their times, and the stop reason."""
     model = model or tiny_method(attention_dropout=0.1)
-    result = train_layer(model, TRAIN, VAL, config, SEED, precision, loop)
+    result = train_layer(model, TRAIN, VAL, config, SEED, precision, callback)
     epochs = [{k: v for k, v in e.items() if k not in ("seconds", "memory")} for e in result.epochs]
     return model, epochs, result.stop_reason
 
@@ -107,7 +107,7 @@ def test_gradients_in_bf16_equal_those_in_fp32_except_for_rounding():
     gradients = {}
     for precision, dtype in DTYPES.items():
         model.zero_grad()
-        loss = batch_gradients(model, model.wte.weight.detach().to(dtype), len(batch), batch, precision)
+        loss = batch_gradients(model, model.wte.weight.detach().to(dtype), batch, precision)
         weights = model.trained_weights()
         gradients[precision] = {"loss": loss} | {name: weight.grad for name, weight in weights.items()}
     del gradients["fp32"]["layer.attention.k.bias"]  # its gradient is 0
@@ -121,14 +121,14 @@ def test_gradients_in_bf16_equal_those_in_fp32_except_for_rounding():
 def test_memory_does_not_grow_over_steps_and_epochs():
     held = []
 
-    class Counting(Loop):
+    class Counting(Callback):
         def after_round(self, state, metric):
             gc.collect()
             kinds = torch.Tensor, torch.nn.Parameter  # skip what `torch.export` left behind in other tests
             tensors = [thing for thing in gc.get_objects() if type(thing) in kinds]
             held.append(sum(tensor.nbytes for tensor in tensors))
 
-    train(Phase2Config(max_epochs=6, batch_size=64, patience=6), loop=Counting())
+    train(Phase2Config(max_epochs=6, batch_size=64, patience=6), callback=Counting())
     assert len(held) == 6
     assert len(set(held[1:])) == 1, held
 
@@ -145,12 +145,12 @@ def test_divergence_is_an_error_within_the_epoch_and_not_a_number(rate, size, wh
 def test_the_loss_within_an_epoch_is_the_mean_of_fifty_steps(monkeypatch):
     heard, losses = [], iter(range(1000))
 
-    class Hearing(Loop):
+    class Hearing(Callback):
         def after_steps(self, metric):
             heard.append(metric)
 
     monkeypatch.setattr(phase2, "train_step", lambda *_: torch.tensor(7.0 * next(losses)))
-    train(Phase2Config(max_epochs=2, batch_size=7), loop=Hearing())  # step 200 ends an epoch
+    train(Phase2Config(max_epochs=2, batch_size=7), callback=Hearing())  # step 200 ends an epoch
     places = [(epoch, step) for epoch in (1, 2) for step in (50, 100, 150)]
     expected = [(epoch, step, 200 * (epoch - 1) + step - 25.5) for epoch, step in places]
     assert [(line["epoch"], line["step"], line["loss"]) for line in heard] == expected

@@ -30,10 +30,25 @@ def window():
 def test_a_notebook_begins_like_the_others(path):
     title, setup, _, parameters, *_ = read(path)["cells"]
     title = "".join(title["source"])
-    assert setup["source"] == read(NOTEBOOKS[0])["cells"][1]["source"]
-    assert f"@v{ctxkv_lib.__version__}" in "".join(setup["source"])
+    *lines, last = setup["source"]
+    assert lines == read(NOTEBOOKS[0])["cells"][1]["source"][:-1]
+    assert last.startswith("print(ctxkv.session(")
+    assert f"@v{ctxkv_lib.__version__}" in "".join(lines)
     assert f"({PLACE}/v{ctxkv_lib.__version__}/notebooks/{path.name})" in title
     assert "parameters" in parameters["metadata"]["tags"]
+
+
+@each_notebook
+def test_a_folded_cell_is_folded_everywhere(path):
+    code = [cell for cell in read(path)["cells"] if cell["cell_type"] == "code"]
+    for cell in code:
+        kept = cell["metadata"]
+        if kept.get("jupyter", {}).get("source_hidden"):  # JupyterLab
+            assert kept["cellView"] == "form"  # Colab, which shows the title
+            assert cell["source"][0].startswith("# @title ")
+            assert "hide-input" in kept["tags"]  # the site
+        assert len(cell["source"]) <= 25
+    assert len(code) <= 20
 
 
 @each_notebook
@@ -42,6 +57,7 @@ def test_outputs_are_not_older_than_the_code_and_need_no_kernel(path):
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
     if outputs:
         assert notebook["metadata"].get("outputs_of") == code_digest(notebook), "run `make outputs`"
+    assert f"{TOP}/" not in path.read_text(encoding="utf-8")
     assert "widgets" not in notebook["metadata"]
     assert not any(WIDGET in output.get("data", {}) for output in outputs)
     assert path.stat().st_size < 600_000
@@ -49,7 +65,7 @@ def test_outputs_are_not_older_than_the_code_and_need_no_kernel(path):
 
 def test_the_data_of_the_sites_explorer_hold_attention_and_guesses(trained):
     data = window_data(trained, 5, 5)  # some slots lie before the stream
-    ids = trained.caches["val"].ids[:11].tolist()
+    ids = trained.streams["val"].ids[:11].tolist()
     assert (data["start"], data["first"], len(data["positions"])) == (0, 5, 5)
     assert data["tokens"] == [trained.tokenizer.decode([token]) for token in ids]
     assert [*data["positions"][0]] == ["own", "other"]

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from ctxkv_lib.method.oacd import oacd_loss
-from ctxkv_lib.plugins.hooks import PlugIn
+from ctxkv_lib.plugins.plugins import PlugIn
 from ctxkv_lib.plugins.source_text import source_text
 
 SOURCE = """

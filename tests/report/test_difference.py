@@ -83,10 +83,11 @@ def test_intervals_hold_zero_as_often_as_the_docstring_says():
 TOKENS = [100, 300, 50, 200, 150, 200]
 
 
-def a_run(losses, seed=42, fingerprint="a text", tokens=TOKENS, **settings):
+def a_run(losses, seed=42, fingerprint="a text", tokens=TOKENS, block=None, **settings):
     """Return a run with the given mean losses of its test conversations."""
     changed = {"runtime.seed": seed, **{key.replace("__", "."): value for key, value in settings.items()}}
-    run = sample_run(10, "offline", settings=changed, path=Path(f"runs/{seed}"))
+    plugins = {"block": block} if block else {}
+    run = sample_run(10, "offline", settings=changed, path=Path(f"runs/{seed}"), plugins=plugins)
     test = {
         "conversations": [[*pair] for pair in zip(tokens, losses, strict=True)],
         "fingerprint": fingerprint,
@@ -101,15 +102,17 @@ def test_a_row_is_a_variant_and_its_seeds_are_paired_with_those_of_the_base(monk
     variant = [wide(np.full(6, 5 + seed / 10 + np.log(1.1)), seed) for seed in (44, 43, 42)]
     own = [a_run(np.full(6, 9.2 + np.log(0.5)), 42, block=GatedBlock)]
     table = difference([*own, *BASE, *variant], BASE)
-    assert [*table.index] == ["GatedBlock", "interval 10"]
+    assert [*table.index] == ["block=GatedBlock", "model.interval=10"]
     np.testing.assert_allclose(table[["percent", "low", "high"]], [[-50] * 3, [10] * 3])
     assert table["verdict"].tolist() == ["more seeds needed", "clearly worse"]
     assert table["seeds"].tolist() == [1, 3]
     assert table["conversations"].tolist() == [6, 6]
     assert table["interval_over"].tolist() == ["conversations only", "conversations and seeds"]
-    gone = replace(own[0].config.plugins["block"], name="gone:Block")  # this process cannot load it
+    gone = replace(own[0].config.plugins["block"], name="gone:Block", given=None)  # cannot be loaded
     elsewhere = replace(own[0], config=replace(own[0].config, plugins={"block": gone}))
-    assert [*difference(elsewhere, BASE).index] == ["Block"]
+    assert [*difference(elsewhere, BASE).index] == ["block=Block"]
+    labelled = difference({"mine": own, "wide": variant, "base": BASE}, BASE)
+    assert [*labelled.index] == ["mine", "wide"]
     monkeypatch.setattr("ctxkv_lib.report.difference.load_run", {run.path: run for run in BASE}.get)
     from_folders = difference(variant, [run.path for run in BASE])
     pd.testing.assert_frame_equal(from_folders, difference(variant, BASE))
@@ -132,13 +135,13 @@ def test_a_variant_or_size_without_common_seeds_is_left_out_and_a_line_says_so(c
         for run in (sized(size, np.log(0.9), seeds, block=GatedBlock))
     ]
     table = difference([*own, *bases, *sized(50, np.log(1.1), model__interval=10)], bases)
-    assert [*table.index] == ["GatedBlock, 10 samples", "interval 10, 50 samples"]
+    assert [*table.index] == ["block=GatedBlock, 10 samples", "model.interval=10, 50 samples"]
     assert table["percent"].tolist() == pytest.approx([-10, 10])
     assert table["verdict"].tolist() == ["clearly better", "more seeds needed"]
     assert capsys.readouterr().err.splitlines() == [
-        "Left out: GatedBlock, 50 samples has seeds 43, but base has 42; "
+        "Left out: block=GatedBlock, 50 samples has seeds 43, but base has 42; "
         "run both with the same runtime.seed.",
-        "Left out: GatedBlock, 20 samples has seeds 42, but base has none of this size; "
+        "Left out: block=GatedBlock, 20 samples has seeds 42, but base has none of this size; "
         "run both with the same runtime.seed.",
     ]
     (row,) = difference(sized(50, np.log(0.9)), sized(10)).index  # a base of one size serves all sizes
@@ -151,21 +154,21 @@ def test_two_ideas_with_one_name_are_distinguished_by_their_folders():
         replace(a_run(np.full(6, 9.0), block=part), path=Path(f"runs/{name}"))
         for name, part in (("one", GatedBlock), ("two", edited))
     ]
-    assert [*difference(runs, BASE).index] == ["GatedBlock (one)", "GatedBlock (two)"]
+    assert [*difference(runs, BASE).index] == ["block=GatedBlock (one)", "block=GatedBlock (two)"]
 
 
 def test_more_seeds_are_estimated_from_their_spread(printed_by, monkeypatch):
     """The mean is -0.02. Intervals are ±0.032 with four seeds, ±0.021 with six, and ±0.0185 with seven."""
     shifts = {
-        "interval 10": (0.0, -0.02, -0.04),
-        "interval 11": (-0.02, -0.02, -0.021),
-        "interval 12": (-1, 1, 0),
+        "model.interval=10": (0.0, -0.02, -0.04),
+        "model.interval=11": (-0.02, -0.02, -0.021),
+        "model.interval=12": (-1, 1, 0),
     }
     runs = [
         replace(run, path=Path(f"runs/{name}-{run.config.runtime.seed}"))
         for name, by_seed in shifts.items()
         for seed, shift in zip((42, 43, 44), by_seed, strict=True)
-        for run in [a_run(np.full(6, 5 + seed / 10 + shift), seed, model__interval=int(name.split()[1]))]
+        for run in [a_run(np.full(6, 5 + seed / 10 + shift), seed, model__interval=int(name.split("=")[1]))]
     ]
     one = a_run(np.full(6, 9.0), model__interval=13)
     runs.append(replace(one, path=Path("runs/one")))
@@ -174,11 +177,13 @@ def test_more_seeds_are_estimated_from_their_spread(printed_by, monkeypatch):
     folders = {run.path: run for run in [*runs, *BASE]}
     monkeypatch.setattr("ctxkv_lib.report.difference.load_run", folders.get)
     printed = printed_by("difference", *(run.path for run in runs), "--base", *(run.path for run in BASE))
-    assert re.search(r"interval 11 +-2\.0 .*clearly better +3 +6 +conversations and seeds", printed)
-    assert "interval 10: about 4 more seeds would give a clear difference.\n" in printed
-    assert "interval 12: even 100 seeds would leave the difference unclear; use more test conv" in printed
-    assert "interval 13: one seed says nothing about other seeds; add 2 or more.\n" in printed
-    assert "interval 11:" not in printed
+    assert re.search(r"model\.interval=11 +-2\.0 .*clearly better +3 +6 +conversations and seeds", printed)
+    assert "model.interval=10: about 4 more seeds would give a clear difference.\n" in printed
+    assert (
+        "model.interval=12: even 100 seeds would leave the difference unclear; use more test conv" in printed
+    )
+    assert "model.interval=13: one seed says nothing about other seeds; add 2 or more.\n" in printed
+    assert "model.interval=11:" not in printed
     assert "simple estimate: it assumes that the difference and its spread over seeds" in printed
 
 
@@ -193,7 +198,7 @@ untested = sample_run(10, "offline", settings={"model.interval": 10})
         (untested, BASE, r"0 test .* larger data\.test_samp"),
         (wide([5.0] * 6, fingerprint="b"), BASE, "tested on different texts, so"),
         (wide([5.0] * 6, tokens=[7] * 6), BASE, "tested on different texts"),
-        (wide([5.0] * 6, 45), BASE, "interval 10 has seeds 45, but base has 42, 43, 44;"),
+        (wide([5.0] * 6, 45), BASE, r"model\.interval=10 has seeds 45, but base has 42, 43, 44;"),
         (BASE, BASE[:1], "runs has no variant besides base"),
         (BASE, [*BASE, wide([5.0] * 6)], "base has runs of 2 variants; give the runs of a single"),
     ],
@@ -204,22 +209,22 @@ def test_what_cannot_be_compared_is_refused(runs, base, said):
 
 
 @pytest.mark.slow
-def test_the_page_on_own_ideas_looks_inside_and_ends_with_a_difference(
-    tmp_path, monkeypatch, own_module, capsys
-):
+def test_the_page_on_own_ideas_looks_inside_and_ends_with_a_card(tmp_path, monkeypatch, own_module, capsys):
     monkeypatch.chdir(tmp_path)
     page = (TOP / "docs" / "own-idea.md").read_text(encoding="utf-8")
-    ideas, *_, look, verdict = re.findall(r"(?s)```python\n(.*?)```", page)
+    ideas, *_, look, other, verdict, card = re.findall(r"(?s)```python\n(.*?)```", page)
     small = {'"offline"': '"ci"', "50}": '5, "phase2.max_epochs": 1}', "(10, 50)": "(2,)"}
-    small["(42, 43, 44)"] = "(42,)"
+    small |= {"(42, 43, 44)": "(42,)", "workers=2": "workers=1"}
     for old, new in small.items():
         assert old in verdict
         verdict = verdict.replace(old, new)
-    shown = f"{ideas}\nimport ctxkv_lib as ctxkv\n{verdict}\nrun = mine[0]\n{look}"
+    shown = f"{ideas}\nimport ctxkv_lib as ctxkv\n{verdict}\n{card}\nrun = mine[0]\n{look}\n{other}"
     opened = import_module(own_module("own_ideas", shown))
     assert opened.losses.mean().exp().item() == pytest.approx(opened.run.summary["test"]["ppl"], rel=1e-4)
+    assert all(len(losses) == len(opened.losses) for losses in (opened.of_shuffled, opened.of_zeros))
     printed = capsys.readouterr().out
     assert re.search(r"GatedBlock +[-\d.]+ +[-\d.]+ +[-\d.]+ +more seeds needed +1 +5 +conv", printed)
+    assert "memory_span" in printed
 
 
 def test_the_standard_error_is_that_of_a_mean_weighted_by_tokens():

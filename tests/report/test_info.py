@@ -1,37 +1,15 @@
 """`ctxkv info` and `ctxkv settings`: exact counts, and every setting with its reason."""
 
-import itertools
 from dataclasses import dataclass
 
 import pytest
-from conftest import PreviousToken
 from torch import nn
 
 from ctxkv_lib.progress import epochs_ahead
-from ctxkv_lib.report import times
-from ctxkv_lib.report.info import describe, describe_settings, format_info, format_settings
+from ctxkv_lib.report.info import describe_settings, format_settings
 from ctxkv_lib.runs.presets import RECIPES, build_config, usual_epochs
 
 ABOUT = {"preset", "recipe", "plugin", "code"}  # what a configuration has besides settings
-
-
-def test_times_scale_with_the_text_and_a_layer_that_reads_tokens_has_no_phase_1(monkeypatch):
-    monkeypatch.setattr(times.time, "perf_counter", itertools.count().__next__)  # a batch takes half a second
-    monkeypatch.setattr(times, "EVALUATION_ROWS", 100)
-    config = build_config("ci", settings={"phase2.batch_size": 50, "phase1.batch_size": 100})
-    time = describe(config, 10_000, 1_000, time=True)["time"]
-    assert (time["tokens"], time["epochs"], time["iterations"]) == (10_000, [3, 3], 59)
-    assert time["epoch_seconds"] == (200 + 10) / 2
-    assert time["iteration_seconds"] == 50  # 100 batches at half a second each
-    sampled = describe(config.replace({"phase1.max_tokens": 5_000}), 10_000, 1_000, time=True)["time"]
-    assert (sampled["tokens"], sampled["iteration_seconds"]) == (10_000, 25)
-    unknown = describe(config.replace({"layer": PreviousToken, "data.source": "ultrachat"}), time=True)
-    line = format_info(unknown).splitlines()[-1]
-    assert line == "Per 100,000 tokens: about 17 min per epoch, 3 epochs"
-    assert "time" not in describe(config)
-    untrained = config.replace({"phase1.max_iterations": 0})
-    time = describe(untrained, 10_000, 1_000, time=True)["time"]
-    assert (time["iterations"], time["iteration_seconds"]) == (0, None)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

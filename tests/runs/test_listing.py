@@ -1,12 +1,11 @@
-"""Runs are found in folders, listed with their state and results, and named by their differences."""
+"""Runs are found in folders, and listed with their state and results."""
 
 import re
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from conftest import GatedBlock, NearestTwo, PreviousToken, lines_of
-from sample_runs import sample_run, write_run
+from conftest import PreviousToken, lines_of
+from sample_runs import write_run
 from torch import nn
 
 from ctxkv_lib.errors import Interrupted, UserError
@@ -15,10 +14,7 @@ from ctxkv_lib.files import replacing
 from ctxkv_lib.method.block import ContextBlock
 from ctxkv_lib.report.document import write_report
 from ctxkv_lib.report.tables import format_results
-from ctxkv_lib.runs.folder import RunFolder
-from ctxkv_lib.runs.listing import results
-from ctxkv_lib.runs.names import run_folder_of, run_names
-from ctxkv_lib.runs.presets import build_config
+from ctxkv_lib.runs.listing import describe_store, results
 from ctxkv_lib.runs.summary import load_run
 
 
@@ -26,9 +22,9 @@ def test_every_run_is_listed_in_its_state(tmp_path, monkeypatch):
     monkeypatch.setenv("CTXKV_RUNS", str(tmp_path))
     write_run(tmp_path / "a", 100)
     write_run(tmp_path / "both" / "b", 500, settings={"phase2.patience": 7})
-    RunFolder.read(write_run(tmp_path / "c", 100)).drop("results")
-    (write_run(tmp_path / "e", 100) / "checkpoint/settings.json").write_text("{")
-    (write_run(tmp_path / "f", 100) / "checkpoint/settings.json").unlink()
+    (write_run(tmp_path / "c", 100) / "steps/test.json").unlink()
+    (write_run(tmp_path / "e", 100) / "steps/settings.json").write_text("{")
+    (write_run(tmp_path / "f", 100) / "steps/settings.json").unlink()
     with (write_run(tmp_path / "g", 100) / "config.json").open("a") as file:
         file.write(" ")
     with replacing(tmp_path / "half") as beside:  # like a copy from Drive that is being restored
@@ -45,11 +41,11 @@ def test_every_run_is_listed_in_its_state(tmp_path, monkeypatch):
     first, second, lost = (table.loc[str(tmp_path / name)] for name in ("a", "both/b", "f"))
     assert (first.val_ppl, first.train_tokens, first["data.samples"]) == (366.4, 122_795, 100)
     assert (second["phase2.patience"], second.epochs) == (7, 6)
-    assert f"recompute it with `ctxkv run --out {tmp_path / 'f'}`" in lost.note
+    assert f"repair it with `ctxkv run --out {tmp_path / 'f'}`" in lost.note
     lines = format_results(table).splitlines()
     assert re.search(r"a +finished +366\.4 .*  samples 100", lines[1])
-    assert len([line for line in lines if "recompute it" in line]) == 3  # one line per damaged run
-    with pytest.raises(UserError, match="is not a folder; name the folder that holds your run folders"):
+    assert len([line for line in lines if "repair it" in line]) == 3  # one line per damaged run
+    with pytest.raises(UserError, match="is not a folder; choose the folder that contains your run folders"):
         results(tmp_path / "nowhere")
 
 
@@ -76,15 +72,15 @@ def test_a_block_with_three_times_the_weights_shows_them(tmp_path):
     runs = [
         plain,
         *(
-            write_run(tmp_path / name, 100, {hook: part})
-            for name, hook, part in (("large", "block", ThreeBlocks), ("tokens", "layer", PreviousToken))
+            write_run(tmp_path / name, 100, **{kind: part})
+            for name, kind, part in (("large", "block", ThreeBlocks), ("tokens", "layer", PreviousToken))
         ),
     ]
     table = results(runs)
     assert table["phase1_parameters"].tolist() == [262_912, 3 * 262_912, 0]
     assert table["parameters"].tolist() == [6_301_440, 6_301_440, 768 * 769]
     assert "788,736" in format_results(table)
-    report = write_report([load_run(path) for path in runs[:2]])
+    report = write_report({path.name: load_run(path) for path in runs[:2]})
     assert re.search(r"Trainable in Phase 1 \|.* 262,912 .* 788,736", report)
 
 
@@ -103,71 +99,6 @@ def test_an_interrupted_run_lists_its_best_epoch_so_far_and_the_number_of_its_ep
     assert (row["val_ppl"], row["best_epoch"]) == (best["val_ppl"], best["epoch"])
 
 
-def test_a_recipe_without_one_of_its_parts_has_a_folder_of_its_own():
-    tuned = build_config("ci", "tuned")
-    folders = {run_folder_of(tuned.replace(part)) for part in ({}, {"block": None}, {"layer": None})}
-    assert len(folders) == 3
-
-
-def test_runs_are_named_by_the_few_settings_that_differ_or_by_their_folders():
-    few, many = sample_run(100, path=Path("runs/few")), sample_run(500, path=Path("runs/many"))
-    assert run_names([few, many]) == ["100 samples", "500 samples"]
-    assert run_names([many]) == ["500 samples"]
-    other = sample_run(100, settings={"model.interval": 10}, path=Path("runs/other"))
-    assert run_names([few, other]) == ["interval 20", "interval 10"]
-    settings = {"model.interval": 10, "model.num_heads": 4, "phase2.patience": 7, "runtime.seed": 1}
-    other = sample_run(100, settings=settings, path=Path("runs/other"))
-    assert run_names([few, many, other]) == ["few", "many", "other"]
-    third = replace(many, config=many.config.replace({"runtime.seed": 2}))
-    assert (
-        run_names([few, many, other, third])[2] == "100 samples, interval 10, num_heads 4, patience 7, seed 1"
-    )
-    tuned = sample_run(100, recipe="tuned", settings={"runtime.seed": 1}, path=Path("runs/tuned"))
-    assert run_names([few, tuned]) == ["published, seed 42", "tuned, seed 1"]
-    assert run_names([few, replace(few, path=Path("runs/again"))]) == ["few", "again"]
-    assert run_names([few, replace(few, path=Path("b/few"))]) == ["runs/few", "b/few"]
-
-
-def spread(contexts):
-    return -contexts.var(dim=0).mean()
-
-
-def test_own_parts_are_named_by_what_they_are_and_a_run_without_any_by_its_recipe():
-    def names(*ideas, **options):
-        return run_names([sample_run(100, settings=idea, **options) for idea in ideas])
-
-    both = {"block": GatedBlock, "loss": spread}
-    assert names({}, {"block": GatedBlock}, {"layer": NearestTwo}) == [
-        "published",
-        "GatedBlock",
-        "NearestTwo",
-    ]
-    assert names({}, both, both | {"model.interval": 10}) == [
-        "published, interval 20",
-        "GatedBlock, spread, interval 20",
-        "GatedBlock, spread, interval 10",
-    ]
-    assert names({"layer": PreviousToken}) == ["PreviousToken, 100 samples"]
-    parts = ({}, {"block": None}, {"layer": PreviousToken}, {"block": GatedBlock})
-    assert names(*parts, recipe="tuned") == ["tuned", "no block", "PreviousToken", "GatedBlock"]
-    wide = {"block": WithSettings, "block.width": 4}
-    assert names({}, wide) == ["published", "WithSettings"]
-    assert names({}, wide, {"block": WithSettings}) == [
-        "published",
-        "WithSettings, width 4",
-        "WithSettings, width 2",
-    ]
-
-
-class WithSettings(GatedBlock):
-    @dataclass
-    class Settings:
-        width: int = 2
-
-    def __init__(self, context_dim, hidden_size, settings):
-        super().__init__(context_dim, hidden_size)
-
-
 def test_the_list_fits_a_terminal_however_many_settings_differ(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_run(Path("runs/first"), 100)
@@ -177,3 +108,10 @@ def test_the_list_fits_a_terminal_however_many_settings_differ(tmp_path, monkeyp
     assert max(map(len, text.splitlines())) <= 120
     words = " ".join(text.partition("runs/second")[2].split())
     assert words.endswith("samples 500, interval 10, learning_rate 0.01, patience 7, seed 1")
+
+
+def test_the_store_says_its_size_and_that_it_may_be_deleted(finished_run, own_store):
+    assert describe_store() == ""
+    (own_store / "contexts-1").mkdir(parents=True)
+    (own_store / "contexts-1" / "block").write_bytes(bytes(3 << 20))
+    assert describe_store() == f"The store {own_store} has 3 MiB; you may delete it at any time."

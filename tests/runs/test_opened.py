@@ -1,5 +1,6 @@
 """Tests of what an open run shows about its own streams and about new text."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from ctxkv_lib.errors import UserError
+from ctxkv_lib.experiments import run
 from ctxkv_lib.measure.other_text import evaluate_texts
+from ctxkv_lib.method.block import project_inputs
+from ctxkv_lib.runs.opened import open_run
+from ctxkv_lib.runs.presets import build_config
 from ctxkv_lib.views.explore import explore_window
 
 
@@ -55,7 +60,7 @@ def test_row_i_of_the_contexts_is_that_of_position_i(trained):
     stream, block = trained.stream("val"), trained.model.context_block
     contexts = stream.contexts()
     with torch.no_grad():
-        inputs = block.project_inputs(trained.model.embed(stream.ids[:3]))
+        inputs = project_inputs(block, trained.model.embed(stream.ids[:3]))
         context = torch.zeros(1, trained.model.config.context_dim)
         for position in range(3):
             context = block(context, inputs[position][None])
@@ -80,3 +85,69 @@ def test_a_split_or_a_position_that_is_not_there_is_refused(trained):
     for positions in ([], [0, last + 1], [-1], 3):
         with pytest.raises(UserError, match=f"allowed: a list of numbers from 0 to {last}"):
             trained.stream("val").logits(positions)
+
+
+def test_parallel_passes_over_a_test_text_start_as_they_did_in_the_run(tiny_settings, tmp_path):
+    """Few passes do not forget the contexts they start from, so another seed gives other losses."""
+    few = {"phase1.validation_passes": 1, "runtime.seed": 7, "phase2.max_epochs": 1}
+    finished = run(build_config("ci", "published", 8, tiny_settings | few), tmp_path / "run")
+    losses = open_run(finished).stream("test").token_losses()
+    assert losses.mean().exp().item() == pytest.approx(finished.summary["test"]["ppl"], rel=1e-6)
+
+
+@pytest.mark.parametrize("recipe", ["exact", "published"])
+def test_without_the_store_an_open_run_has_the_same_streams(tiny_settings, tmp_path, own_store, recipe):
+    finished = run(build_config("ci", recipe, 8, tiny_settings), tmp_path / "run")
+    before = open_run(finished).streams
+    shutil.rmtree(own_store)
+    after = open_run(tmp_path / "run").streams
+    for split, stream in before.items():
+        assert torch.equal(after[split].ids, stream.ids)
+        assert torch.equal(after[split].contexts, stream.contexts)
+
+
+def test_streams_of_conversations_that_have_changed_are_refused(tiny_settings, tmp_path, own_store):
+    finished = run(build_config("ci", "exact", 8, tiny_settings), tmp_path / "run")
+    file = tmp_path / "conversations.jsonl"
+    file.write_text(file.read_text().replace("cat", "dog"))
+    shutil.rmtree(own_store)
+    opened = open_run(tmp_path / "run")
+    for split in ("train", "val", "test"):
+        with pytest.raises(UserError, match=r"conversations\.jsonl for .* are not those .* restore them"):
+            opened.stream(split)
+    assert opened.read("the cat").token_losses().isfinite().all()
+    assert finished.summary["test"]["ppl"] > 1
+
+
+def test_attention_reads_other_contexts_if_they_are_given(trained):
+    stream, model = trained.stream("val"), trained.model
+    shuffled = stream.contexts()[torch.randperm(len(stream), generator=torch.Generator().manual_seed(0))]
+    nothing = torch.zeros_like(shuffled)
+
+    def present_slot_alone(window):
+        return torch.cat([window[:, :1], torch.zeros_like(window[:, 1:])], dim=1)
+
+    at = torch.arange(len(stream))
+    batch = model.batch(stream.stream, at)
+    window, present = batch.inputs
+    rows = model.window.rows(at)
+    expected = {
+        "own": (stream.contexts(), window),
+        "shuffled": (shuffled, F.pad(shuffled, (0, 0, 1, 0))[rows].to(window)),
+        "nothing": (nothing, torch.zeros_like(window)),
+        "present slot alone": (present_slot_alone, present_slot_alone(window)),
+    }
+    for name, (contexts, read) in expected.items():
+        with torch.no_grad():
+            losses = model.scores(replace(batch, inputs=(read, present)))[0]
+        torch.testing.assert_close(stream.token_losses(contexts), losses, msg=name)
+        logits = stream.logits(at[:9], contexts)
+        nats = F.cross_entropy(logits, batch.targets[:9], reduction="none")
+        torch.testing.assert_close(nats, losses[:9], rtol=0, atol=0.005, msg=name)
+    assert not torch.allclose(stream.token_losses(nothing), stream.token_losses(), atol=1e-4)
+
+
+@pytest.mark.parametrize("contexts", [torch.zeros(3, 2), lambda window: window[0], lambda window: None])
+def test_contexts_of_a_wrong_shape_are_refused(trained, contexts):
+    with pytest.raises(UserError, match=r"^contexts are .+; allowed here: a tensor of shape \[\d+, "):
+        trained.stream("val").token_losses(contexts)

@@ -4,8 +4,9 @@ import alternatives
 import pytest
 import torch
 import torch.nn.functional as F
-from plugins import size_of
 from small_models import GPT, LSTM, WEIGHTS, LanguageModel
+
+from ctxkv_lib.baselines import size_of
 
 COUNTS = torch.arange(30) % 3  # every third token does not occur
 

@@ -1,6 +1,5 @@
 """The computed costs agree with real tensors and with torch's count of operations."""
 
-import plugins
 import pytest
 import torch
 from alternatives import CHOSEN
@@ -9,6 +8,7 @@ from small_models import GPT, LSTM
 from torch.utils.flop_counter import FlopCounterMode
 
 from ctxkv_lib import ContextKV, ModelConfig
+from ctxkv_lib.baselines import GRU, LastTokens
 from ctxkv_lib.method.modeling import ContextCache
 from ctxkv_lib.method.tuned import SlotLayer
 
@@ -34,14 +34,14 @@ def test_contexts_are_those_that_generation_keeps():
 
 
 def test_states_of_recurrent_networks_are_kept_alone(embeddings):
-    gru = plugins.GRU(ModelConfig(), plugins.GRU.Settings()).gru
+    gru = GRU(ModelConfig(), GRU.Settings()).network
     assert gru(embeddings[:, :3])[1].nbytes == kept("GRU")
     lstm = LSTM(768, CHOSEN["LSTM"]["layers"], 0.0).eval()
     assert sum(part.nbytes for part in lstm(embeddings[:, :3])[1]) == kept("LSTM")
 
 
 def test_keys_and_values_are_kept_of_the_window(embeddings):
-    attention = plugins.CausalAttention(ModelConfig(), plugins.CausalAttention.Settings())
+    attention = LastTokens(ModelConfig(), LastTokens.Settings(history=640))
     window = embeddings[:, -attention.window :]
     assert attention.k(window).nbytes + attention.v(window).nbytes == kept("all 640 tokens")
     assert attention.k(embeddings).nbytes + attention.v(embeddings).nbytes == kept("all tokens")

@@ -61,7 +61,7 @@ def test_a_search_keeps_the_best_value_of_one_axis_after_the_other():
 
 def test_only_slots_from_a_distance_on_take_other_contexts(trained):
     run = ctxkv.open_run(trained["exact", 2, 1])
-    model, cache = run.model.eval(), run.caches["val"]
+    model, cache = run.model.eval(), run.streams["val"]
     found = evidence.loss_saved(model, cache, torch.tensor([0, len(cache) // 2]))
     first = model.window.offsets[-1]
     positions = torch.arange(first, len(cache), evidence.EVERY)

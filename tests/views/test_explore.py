@@ -28,8 +28,8 @@ def test_runs_are_shown_by_plotly_as_a_page_and_as_a_picture(tmp_path):
     assert f'src="data:image/png;base64,{picture}"' in shown["text/html"]
     assert len(json.dumps(shown[PLOTLY])) + len(shown["text/html"]) - len(picture) < 30_000
     assert [trace["name"] for trace in shown[PLOTLY]["data"] if trace["showlegend"]] == [
-        "100 samples",
-        "500 samples",
+        "sample",
+        "run",
     ]
 
 
@@ -77,7 +77,7 @@ def test_without_plotly_a_picture_is_shown_and_a_message_says_how_to_install_it(
 
 
 def test_an_empty_list_of_runs_is_refused():
-    with pytest.raises(UserError, match="name at least one run folder"):
+    with pytest.raises(UserError, match="give at least one run folder"):
         explore_runs([])
 
 
@@ -95,7 +95,7 @@ def test_a_window_shows_its_tokens_with_the_attention_of_the_chosen_head(trained
     assert f"The next token is {true}." in page(explorer)
     heights = [bar.get_height() for bar in explorer.figure.axes[0].patches]
     assert sum(heights) == pytest.approx(100, abs=0.01)
-    weights = trained.model.read(trained.model.batch(stream.cache, torch.tensor([20])))[1][0]
+    weights = trained.model.read(trained.model.batch(stream.stream, torch.tensor([20])))[1][0]
     for number, head in enumerate(weights.tolist()):
         explorer.controls["head"].value = f"head {number}"
         heights = [bar.get_height() for bar in explorer.figure.axes[0].patches]
@@ -109,7 +109,7 @@ def test_a_window_shows_its_tokens_with_the_attention_of_the_chosen_head(trained
 def test_a_switch_gives_the_model_contexts_of_another_conversation(trained):
     explorer = explore_window(trained, position=20)
     explorer.controls["contexts"].value = SOURCES[1]
-    count = len(trained.caches["val"])
+    count = len(trained.streams["val"])
     first = min(trained.model.window.offsets[-1], count // 2)  # before it, slots are empty
     other = first + (20 - first + (count - first) // 2) % (count - first)
     stream = trained.stream("val")
@@ -119,7 +119,7 @@ def test_a_switch_gives_the_model_contexts_of_another_conversation(trained):
     assert heights == pytest.approx((100 * weights.mean(dim=0)).tolist(), abs=0.01)
     assert not torch.equal(weights, own)
     assert not torch.equal(changed, logits)
-    token, present = trained.caches["val"].ids[20], trained.model.window.slots(torch.tensor([other])) >= 0
+    token, present = trained.streams["val"].ids[20], trained.model.window.slots(torch.tensor([other])) >= 0
     contexts = stream.contexts()[trained.model.window.slots(torch.tensor([other])).clamp(min=0)]
     window = contexts.float() * present[..., None]
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_a_switch_gives_the_model_contexts_of_another_conversation(trained):
 
 
 def test_a_position_outside_the_stream_is_refused(trained):
-    last = len(trained.caches["val"]) - 1
+    last = len(trained.streams["val"]) - 1
     for position in (-1, last + 1, "first"):
         with pytest.raises(UserError, match=f"allowed in this stream: 0 to {last}"):
             explore_window(trained, position)

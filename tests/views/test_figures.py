@@ -85,7 +85,8 @@ def test_n_grams_are_a_dotted_line_and_what_was_not_published_is_left_out(summar
 
 def test_phase_1_is_drawn_with_the_rate_at_which_it_stops():
     lines = sample_run().phase1
-    rate, loss = phase1_curves({"this run": lines}, 0.9).axes
+    rate, loss, rank = phase1_curves({"this run": lines}, 0.9).axes
+    assert rank.get_lines()[0].get_ydata()[0] == pytest.approx(100 * lines[0]["effective_rank"])
     assert rate.get_lines()[0].get_ydata()[-1] == pytest.approx(93)
     assert len(loss.get_lines()[0].get_xdata()) == len(lines)
     assert rate.get_lines()[1].get_ydata()[0] == 90

@@ -5,7 +5,8 @@ from types import ModuleType
 
 import pytest
 
-from ctxkv_lib.views.notebook import notebook_config
+from ctxkv_lib import __version__
+from ctxkv_lib.views.notebook import notebook_config, session
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +31,13 @@ def test_the_environment_overrides_the_form_and_says_so(monkeypatch, capsys):
     config = notebook_config("offline", seed="")
     assert (config.preset, config.runtime.seed) == ("ci", 5)
     assert capsys.readouterr().out == "preset is ci instead of offline, because CTXKV_PRESET is set.\n"
+
+
+def test_the_first_cell_says_where_it_runs_and_how_to_get_a_gpu(monkeypatch):
+    line = f"ctxkv_lib {__version__} on cpu, preset offline: about 3 minutes on 2 CPU cores"
+    assert session("3 minutes") == line
+    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    assert "preset colab" in session("3 minutes")
+    assert "Runtime > Change runtime type" in session("3 minutes")
+    monkeypatch.setenv("CTXKV_PRESET", "ci")
+    assert session("3 minutes").endswith("preset ci: a few seconds")

@@ -1,14 +1,10 @@
-"""The hooks that the training loops call to save and resume, show progress, and share work among processes.
+"""What the training loops call to save and resume, and to show progress.
 
-The hooks of the base class `Loop` do nothing, so both phases can be read and run without other code.
+The base class `Callback` does nothing, so both phases can be read and run without other code.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
-
-# `ctxkv list` imports this module, and starts faster without torch.
-if TYPE_CHECKING:
-    from torch import Tensor
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 Metric = dict[str, Any]  # a line of metrics.jsonl
 T = TypeVar("T")
@@ -23,8 +19,8 @@ class Diverged(ArithmeticError):
     """Raised if the loss or the weights are no longer finite; the same settings would diverge again."""
 
 
-class Loop:
-    """The hooks that `train_context_block`, `train_layer` and `token_scores` call."""
+class Callback:
+    """The methods that `train_context_block`, `train_layer` and `token_scores` call."""
 
     def restore(self, state: Any) -> None:
         """Overwrite the contents of `state`, a `phase2.Phase2State`, if a saved state exists."""
@@ -41,10 +37,3 @@ class Loop:
 
     def after_steps(self, metric: Metric) -> None:
         """Handle the metrics of the latest steps within an epoch of Phase 2."""
-
-    def shard(self, rows: int) -> slice:
-        """Return the slice of a batch that this process computes; the batch has `rows` rows."""
-        return slice(0, rows)
-
-    def all_reduce(self, tensors: Sequence["Tensor"]) -> None:
-        """Overwrite contiguous tensors with their sums over all processes."""

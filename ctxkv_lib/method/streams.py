@@ -36,7 +36,7 @@ class _Tensors:
 
 
 @dataclass(frozen=True)
-class Cache(_Tensors):
+class Stream(_Tensors):
     """A cached stream of n + 1 tokens. At position i, the model reads token i and predicts token i + 1.
 
     Attributes:
