@@ -63,9 +63,7 @@ def main(conversations: int, folder: Path) -> None:
         times.append(time.perf_counter() - began)
     step = statistics.median(times[WARM_UP:])
     peak = snapshot("steps", model.device)["cpu_peak_gib"]
-    print(
-        f"a step of {size} positions in {precision}: {1e3 * step:.0f} ms, {1e3 * step / size:.2f} each"
-    )
+    print(f"a step of {size} positions in {precision}: {1e3 * step:.0f} ms, {1e3 * step / size:.2f} each")
     print(f"peak memory of training: {peak} GiB; an epoch: {step * len(train) / size / 60:.1f} min")
 
 
