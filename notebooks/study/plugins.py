@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ctxkv_lib import ModelConfig
 from ctxkv_lib.baselines import GatedBlock
-from ctxkv_lib.method.block import Block
+from ctxkv_lib.method.block import Block, ContextBlock
+from ctxkv_lib.method.contexts import exact_contexts
 from ctxkv_lib.method.fields import setting
 from ctxkv_lib.method.layer import ContextKVAttention
 from ctxkv_lib.method.reference import dispersion_loss
@@ -93,6 +94,36 @@ class TokenBlock(Block):
 
     def forward(self, contexts: Tensor, inputs: Tensor) -> Tensor:
         return inputs
+
+
+class MovedBlock(ContextBlock):
+    """The published block in coordinates that are moved by a multiple of the mean of its untrained contexts.
+
+    Phase 1 trains the published block, without moving anything. Afterwards, each context is moved by the same
+    vector, and the recurrence takes this vector away before it reads a context. With `removed=1` and without
+    Phase 1, the mean of the training contexts is zero.
+    """
+
+    @dataclass(frozen=True)
+    class Settings:
+        removed: float = setting(1.0, "how many times the mean of the untrained contexts is subtracted")
+
+    def __init__(self, context_dim: int, hidden_size: int, settings: Settings) -> None:
+        super().__init__(context_dim, hidden_size)
+        self.settings = settings
+        self.register_buffer("shift", torch.zeros(context_dim))
+
+    @torch.no_grad()
+    def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Any) -> None:
+        super().init_weights(embeddings, tokens, config)
+        zero, inputs = embeddings.new_zeros(self.context_dim), self.project_inputs(embeddings)
+        contexts = exact_contexts(super().forward, inputs, tokens, zero, config.tolerance)[1:]
+        self.shift.copy_(-self.settings.removed * contexts.mean(dim=0))
+
+    def forward(self, contexts: Tensor, inputs: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(contexts, inputs)
+        return super().forward(contexts - self.shift, inputs) + self.shift
 
 
 class TrainedBlock(GatedBlock):

@@ -1,13 +1,15 @@
-"""Train a part of the study: `python notebooks/study/train.py PART [WORKERS]`.
+"""Train a part of the study: `python notebooks/study/train.py PART --workers 2`.
 
-WORKERS runs are trained at the same time. All parts together take days on 2 cores. Finished runs are reused,
-and `ctxkv.difference` compares them. README.md lists the rows of the results that are missing here because
-they can no longer be trained.
+`--help` lists the parts. All parts together take days on 2 cores. Finished runs are reused, and
+`ctxkv.difference` compares them. README.md lists the rows of the results that are missing here because they
+can no longer be trained.
 """
 
-import sys
+import argparse
+import json
 from collections.abc import Iterable, Mapping
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,12 +20,23 @@ import ctxkv_lib as ctxkv
 Settings = Mapping[str, Any]
 
 SEEDS = (42, 43, 44)
+EPOCH = ("epoch", "train_ppl", "val_ppl", "val_acc")  # what the results keep of each epoch
 FIFTY = {"data.validation_samples": 50, "data.test_samples": 50}
 EXACT, COPYING, OF_TOKENS = {"recipe": "exact"}, {"recipe": "tuned"}, {"recipe": "tuned"}
 BASELINES = "ctxkv_lib.baselines"
 ALL_TOKENS = {"layer": f"{BASELINES}:LastTokens", "layer.history": 640}
 UNTRAINED = {"phase1.max_iterations": 0}
 PROPOSED = {**EXACT, "data.test_samples": 50}
+MOVED = {**EXACT, **FIFTY, "block": "plugins:MovedBlock"}
+# What could make up for Phase 1, and what could undo its effect.
+MEANS: dict[str, Settings] = {
+    "exact": {**EXACT, **FIFTY},
+    "exact, untrained": {**EXACT, **FIFTY, **UNTRAINED},
+    "exact, centred": {**MOVED, **UNTRAINED, "block.removed": 1.0},
+    "exact, mean restored": {**MOVED, "block.removed": -1.0},
+    "exact, mean doubled": {**MOVED, **UNTRAINED, "block.removed": -1.0},
+}
+RATES = (0.0005, 0.001, 0.002)  # learning rates of Phase 2; 0.001 is the published one
 # Copying is on only in the row `tuned, copying`.
 TUNED = {"recipe": "tuned", "layer.copy_weight": 0.0}
 OTHER = {**TUNED, "layer": "plugins:OtherSlots"}
@@ -124,6 +137,21 @@ PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
         "exact, next embedding": {**EXACT, **FIFTY, "loss": f"{BASELINES}:NextEmbedding"},
         "exact, one slot": {**EXACT, **FIFTY, "model.max_contexts": 1},
     }),
+    # The original's experiment with its own sizes, with seed 42.
+    "original": ((100, 500), {"published": {"recipe": "published", **FIFTY}, "exact": {**EXACT, **FIFTY}}),
+    "table": ((10, 50), {
+        "exact": {**EXACT, **FIFTY},
+        "exact, directional table": {**EXACT, **FIFTY, "data.neighbours": "sides"},
+    }),
+    # What Phase 1 does to the mean of the contexts, and what the mean does in Phase 2.
+    "mean": ((50, 500), {
+        f"{name}, rate {rate}": {**variant, "phase2.learning_rate": rate}
+        for rate in RATES for name, variant in MEANS.items()
+    }),
+    "mean_dropout": ((50,), {
+        f"{name}, dropout {dropout}": {**variant, "model.attention_dropout": dropout}
+        for dropout in (0.0, 0.3) for name, variant in MEANS.items()
+    }),
     # Each variant makes one of the changes that the original proposes.
     "proposals": ((100,), {
         "base": PROPOSED,
@@ -157,9 +185,52 @@ def train(
     return dict(zip(names, ctxkv.run_all(configs, workers), strict=True))
 
 
-if __name__ == "__main__":
-    sizes, variants = PARTS[sys.argv[1]]
-    runs = train(variants, sizes, workers=int((sys.argv[2:] or [1])[0]))
+def rows_of(runs: Mapping[tuple[str, int, int], ctxkv.Run]) -> list[dict[str, Any]]:
+    """Return the results of runs in the form of the files in `results/`: a row per variant and size."""
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    for (name, samples, seed), run in runs.items():
+        summary, made = run.summary, run.summary["provenance"]
+        best, test = summary["phase2"], summary["test"]
+        row = rows.setdefault((name, samples), {"variant": name, "samples": samples, "cells": []})
+        row |= {key: made[key] for key in ("precision", "threads", "git_commit")}
+        row |= {"train_tokens": summary["train_tokens"]}
+        row |= {"trained": summary["parameters"]["trainable_phase2"]}
+        cell = {key: best[key] for key in ("best_epoch", "val_ppl", "train_ppl")}
+        cell |= {"test_ppl": test["ppl"], "test_conversations": [loss for _, loss in test["conversations"]]}
+        cell |= {"seconds": summary["phase1"]["seconds"] + best["seconds_per_epoch"] * len(best["epochs"])}
+        epochs = [{key: epoch[key] for key in EPOCH} for epoch in best["epochs"]]
+        row["cells"].append({"seed": seed, **rounded(cell), "epochs": rounded(epochs)})
+    return [*rows.values()]
+
+
+def rounded(value: Any) -> Any:
+    """Round all numbers in a value to four decimals."""
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [rounded(part) for part in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train a part of the study.")
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--variants", nargs="+", help="names of rows (default: all)")
+    parser.add_argument("--samples", nargs="+", type=int, help="numbers of conversations (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    parser.add_argument("--workers", type=int, default=1, help="number of runs at the same time")
+    parser.add_argument("--to", type=Path, help="file for the results, in the form of results/*/sweep.json")
+    options = parser.parse_args()
+    sizes, variants = PARTS[options.part]
+    chosen = {name: variants[name] for name in options.variants or variants}
+    runs = train(chosen, options.samples or sizes, options.seeds, workers=options.workers)
     columns = ["test_ppl", "val_ppl", "train_ppl", "best_epoch", "parameters"]
     names = pd.MultiIndex.from_tuples(runs, names=("variant", "samples", "seed"))
     print(ctxkv.results([*runs.values()])[columns].set_axis(names).to_string())
+    if options.to:
+        rows = "[\n" + ",\n".join(json.dumps(row) for row in rows_of(runs)) + "\n]"
+        options.to.write_text(f'{{"variants": {json.dumps(chosen)},\n"rows": {rows}}}\n', encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ from tiny import falls
 from torch import nn
 
 import ctxkv_lib as ctxkv
+from ctxkv_lib.method.contexts import exact_contexts
 from ctxkv_lib.method.phase2 import epoch_order
 from ctxkv_lib.method.streams import Stream
 
@@ -56,6 +57,23 @@ def test_attention_with_the_options_of_the_recipe_is_that_of_the_recipe():
 def test_the_context_of_a_token_block_is_the_token():
     contexts, inputs = torch.randn(5, 8), torch.randn(5, 12)
     assert plugins.TokenBlock(12, 12)(contexts, inputs) is inputs
+
+
+@pytest.mark.parametrize("removed", [1.0, -1.0])
+def test_a_moved_block_gives_the_published_contexts_moved_by_a_multiple_of_their_mean(removed):
+    stream, embeddings = torch.randint(0, 6, (500,)), torch.randn(6, 16)
+    phase1 = SimpleNamespace(weight_std=0.1, tolerance=1e-6)
+    block = plugins.MovedBlock(12, 16, plugins.MovedBlock.Settings(removed))
+    block.init_weights(embeddings, stream, phase1)
+
+    def contexts(before):
+        return exact_contexts(block, block.project_inputs(embeddings), stream, before, 1e-6)[1:]
+
+    plain = contexts(torch.zeros(12))  # in training mode, nothing is moved
+    block.eval()
+    moved = contexts(block.shift)
+    torch.testing.assert_close(moved, plain - removed * plain.mean(dim=0), atol=1e-4, rtol=0)
+    assert removed != 1.0 or moved.mean(dim=0).norm() < 1e-4
 
 
 @pytest.mark.parametrize("kind", [plugins.PredictiveBlock, plugins.AutoencodingBlock])
