@@ -110,8 +110,10 @@ def test_the_command_line_runs_several_seeds(tiny_settings, tmp_path, monkeypatc
 
 
 MANY = """
-import sys
+import signal, sys
 from ctxkv_lib import build_config, run_all
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
 
 settings = dict(word.split("=", 1) for word in sys.argv[2:])
 configs = [build_config("ci", samples=8, settings={**settings, "runtime.seed": seed}) for seed in (1, 2)]
