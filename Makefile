@@ -1,4 +1,4 @@
-.PHONY: format check test torture notebooks outputs tables badges package colab docs links
+.PHONY: format check test torture answers notebooks outputs tables badges package colab docs links
 
 format:  ## rewrite the code in the project's style
 	ruff check --fix .
@@ -13,7 +13,10 @@ test:  ## run the tests, as README says
 	pytest
 
 torture:  ## test thousands of runs that are killed, run out of disk space, lose their store, or find damaged files (HOW LONG)
-	pytest -n 0 -m torture -s tests/experiments/test_trust.py tests/runs tests/test_fuzz.py
+	pytest -n 0 -m nightly -s tests/experiments/test_trust.py tests/runs tests/test_fuzz.py
+
+answers:  ## run the notebooks together with the answers to their exercises, on little data
+	CTXKV_PRESET=ci pytest -m nightly tests/notebooks
 
 notebooks:  ## run every notebook on little data and without a network
 	CTXKV_PRESET=ci OMP_NUM_THREADS=1 pytest --nbmake --nbmake-timeout=600 $(NBMAKE) notebooks/

@@ -24,7 +24,7 @@ from .method.callback import Metric
 from .progress import Listener, in_words, log, progress_bar
 from .runs.config import ExperimentConfig, require_config
 from .runs.presets import run_folder_of
-from .runs.steps import METRICS, finished, records
+from .runs.steps import METRICS, STEPS, finished, records
 from .runs.summary import Run, run_of
 from .store import store
 
@@ -205,6 +205,7 @@ class Follower:
         epochs = [metric["epoch"] for metric in metrics if "val_ppl" in metric]
         if epochs:
             self.words = f"{self.path.name}: epoch {epochs[-1]} of at most {self.epochs}"
-        if not self.is_finished and {"phase2", "test"} <= {*records(self.path)}:
+        is_tested = (self.path / STEPS / "test.json").is_file()  # reading all records takes longer
+        if not self.is_finished and is_tested and {"phase2", "test"} <= {*records(self.path)}:
             self.is_finished, self.words = True, ""
         return metrics

@@ -31,9 +31,9 @@ CHANGING = {"seconds", "seconds_per_epoch", "memory", "date", "caches", "git_com
 
 
 def pytest_collection_modifyitems(config, items):
-    """Skip the tests marked `torture`, which take an hour, unless the command line asks for them."""
-    if "torture" not in config.option.markexpr:
-        items[:] = [item for item in items if "torture" not in item.keywords]
+    """Skip the tests marked `nightly`, which take an hour, unless the command line asks for them."""
+    if "nightly" not in config.option.markexpr:
+        items[:] = [item for item in items if "nightly" not in item.keywords]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,6 @@
 """Every command line and every file works or is refused in one sentence, without a traceback.
 
-The suite tries a tenth of the examples; `pytest -m torture` tries all of them.
+The suite tries a tenth of the examples; `pytest -m nightly` tries all of them.
 """
 
 import gzip
@@ -28,8 +28,8 @@ SPLITS = ("train", "validation", "corpus")
 
 
 def share_of(examples):
-    """Run a test with a tenth of `examples` in the suite, and with all of them under `-m torture`."""
-    long_form = pytest.param(examples, marks=pytest.mark.torture)
+    """Run a test with a tenth of `examples` in the suite, and with all of them under `-m nightly`."""
+    long_form = pytest.param(examples, marks=pytest.mark.nightly)
     return pytest.mark.parametrize("examples", [examples // 10, long_form])
 
 

@@ -22,7 +22,7 @@ def session(minutes: str) -> str:
     """
     device, preset = choose_device("auto"), os.environ.get("CTXKV_PRESET", "").strip() or _default_preset()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    times = {"offline": f"about {minutes} on 2 CPU cores", "ci": "a few seconds"}
+    times = {"offline": f"{minutes} on 2 CPU cores", "ci": "a few seconds"}
     line = f"ctxkv_lib {__version__} on {name}, preset {preset}: {times.get(preset, 'not timed on a GPU')}"
     if preset == "colab" and device.type == "cpu":
         line += "\nNo GPU was found; choose one with Runtime > Change runtime type, and run this cell again."

@@ -132,7 +132,7 @@ def laboratory(request, tmp_path_factory):
 def often(name: str, few: int, many: int = 1):
     """Give a test the argument `name`: `few` in the suite, and `many` in `make torture`, which tries more."""
     kinds = [("exact", "cooccurrence"), ("exact", "random"), ("published", "cooccurrence")]
-    tortured = [pytest.param(kind, many, marks=pytest.mark.torture) for kind in kinds]
+    tortured = [pytest.param(kind, many, marks=pytest.mark.nightly) for kind in kinds]
     values = [(kinds[0], few), *tortured]
     return pytest.mark.parametrize(
         ("laboratory", name), values, indirect=["laboratory"], scope="module", ids=str
@@ -240,7 +240,7 @@ def disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.torture
+@pytest.mark.nightly
 def test_a_full_or_read_only_disk_is_reported_in_one_sentence(disk, tmp_path, own_store):
     settings = local_experiment(tmp_path)
 

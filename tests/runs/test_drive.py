@@ -55,7 +55,7 @@ def test_a_run_on_a_new_machine_continues_from_what_drive_has(on_drive, tmp_path
     assert open_run(finished).stream("val").token_losses().exp().mean() > 1
 
 
-@pytest.mark.parametrize("stride", [17, pytest.param(1, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("stride", [17, pytest.param(1, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("kind", ["kill", "full"])
 def test_a_machine_that_is_lost_at_any_moment_loses_no_saved_epoch(on_drive, tmp_path, kind, stride):
     path, expected = tmp_path / "runs" / "run", A.run(tmp_path / "alone")

@@ -450,7 +450,7 @@ STORIES = {
 }
 
 
-@pytest.mark.parametrize("stride", [29, pytest.param(1, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("stride", [29, pytest.param(1, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("story", STORIES)
 def test_a_disturbance_at_any_file_operation_leaves_nothing_wrong(here, expected, story, stride):
     begun, is_stopped, disturbed, again, then = STORIES[story]
@@ -463,7 +463,7 @@ def test_a_disturbance_at_any_file_operation_leaves_nothing_wrong(here, expected
     everywhere(here, expected, stride, prepare, lambda path: disturbed.run(path, again), follow, toys)
 
 
-@pytest.mark.parametrize("rounds", [12, pytest.param(200, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("rounds", [12, pytest.param(200, marks=pytest.mark.nightly)])
 def test_random_sequences_of_disturbed_runs_end_right(here, expected, rounds):
     draw, ended = random.Random(5), 0
     for number in range(rounds):
