@@ -21,14 +21,14 @@ from .report.document import write_report as write_report
 from .report.export import export as export
 from .report.info import describe as describe
 from .report.tables import comparison_table as comparison_table
+from .runs.folders import comparison_folder as comparison_folder
+from .runs.folders import run_folder_of as run_folder_of
 from .runs.generation import generate_text as generate_text
 from .runs.listing import results as results
 from .runs.memory_span import memory_span as memory_span
 from .runs.opened import open_run as open_run
 from .runs.presets import build_config as build_config
 from .runs.presets import compared_samples as compared_samples
-from .runs.presets import comparison_folder as comparison_folder
-from .runs.presets import run_folder_of as run_folder_of
 from .runs.published import PUBLISHED as PUBLISHED
 from .runs.summary import Run as Run
 from .runs.summary import load_run as load_run

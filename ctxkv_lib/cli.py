@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -13,18 +13,11 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .errors import UserError, did_you_mean, in_a_sentence, is_utf8, one_line, user_file
-from .files import read_json
 from .plugins.plugins import KINDS
 from .progress import epoch_printer, print_on_terminal, status_line
-from .runs.config import ExperimentConfig, Sampling, config_from_dict, setting_names
-from .runs.presets import (
-    PRESETS,
-    RECIPES,
-    build_config,
-    compared_samples,
-    comparison_folder,
-    parse_settings,
-)
+from .runs.config import ExperimentConfig, Sampling, setting_names
+from .runs.folders import comparison_folder, run_folder_of
+from .runs.presets import PRESETS, RECIPES, build_config, compared_samples
 
 EXPERIMENT = ("preset", "recipe", "data", "split", "samples", "set", *KINDS)
 DATA = "your own conversations: a file, a folder of files, or a data set on the Hub"
@@ -174,21 +167,35 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def _parsed(pairs: Iterable[str]) -> dict[str, str]:
+    """Convert `["phase2.batch_size=256"]` to `{"phase2.batch_size": "256"}`.
+
+    Raises:
+        UserError: A pair has no `=`.
+    """
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--set {pair!r} has no '='; write --set group.field=value.")
+        settings[key.strip()] = value.strip()
+    return settings
+
+
 def _config(options: argparse.Namespace, samples: int | None) -> ExperimentConfig:
     """Build the configuration from the options in `EXPERIMENT`.
 
     If none of these options is given and --out contains a run, return that run's configuration.
     """
     out = getattr(options, "out", None)
-    if out and (out / "config.json").is_file() and not any(vars(options)[key] for key in EXPERIMENT):
-        try:
-            return config_from_dict(read_json(out / "config.json"))
-        except (AttributeError, LookupError, TypeError):
-            raise UserError(f"{out} contains no configuration; choose another folder with --out.") from None
+    if out and (out / "steps").is_dir() and not any(vars(options)[key] for key in EXPERIMENT):
+        from .runs.steps import config_of
+
+        return config_of(out)
     given = {"data.path": options.data, "data.split": options.split}
     given = {key: value for key, value in given.items() if value is not None}
     parts = {kind: part for kind in KINDS if (part := getattr(options, kind)) is not None}
-    asked = parse_settings(options.set or [])
+    asked = _parsed(options.set or [])
     if twice := given.keys() & asked.keys():
         raise UserError(f"{min(twice)} is given by --set and by its own option; use only one of the two.")
     return build_config(options.preset or "colab", options.recipe, samples, {**asked, **given}, **parts)
@@ -245,7 +252,6 @@ def run(options: argparse.Namespace) -> None:
         return
     with _loading():
         from .experiments import run
-        from .runs.presets import run_folder_of
 
     out = options.out or run_folder_of(config)
     _say_where(out)

@@ -11,26 +11,27 @@ import torch
 
 from .data.conversations import load_conversations
 from .errors import DamagedFile, UserError, friendly_errors
-from .files import digest, expanded, read_json, remove, write_json, write_text
+from .files import digest, expanded, read_json, remove, remove_leftovers, write_json, write_text
 from .method.callback import Metric
 from .method.memory import begin_peaks
 from .plugins.checks import TRIED, try_plugins
-from .plugins.plugins import OF_PACKAGE
 from .plugins.source_text import source_text
 from .progress import Listener, epoch_printer, format_count, log, progress_bar, status_line
-from .report.document import LANGUAGES, write_report
+from .report.document import write_report
 from .report.tables import gains
 from .runs.build import VECTORS, WEIGHTS, compute_table, untrained_model
 from .runs.config import ExperimentConfig, require_config
 from .runs.device import choose_device, choose_precision, set_threads, torch_state
 from .runs.drive import kept_on_drive, restore
+from .runs.folders import comparison_folder, run_folder_of
 from .runs.opened import OpenRun, open_prepared
 from .runs.plan import Plan
-from .runs.presets import comparison_folder, run_folder_of
 from .runs.steps import (
     COMPARISON,
+    CONFIG,
     METRICS,
     OWN_PARTS,
+    REPORTS,
     RESULTS,
     SUMMARY,
     RunFolder,
@@ -38,13 +39,14 @@ from .runs.steps import (
     finished,
     lock_or_refuse,
     metric_lines,
+    record_settings,
+    recorded_decisions,
     records,
     refuse_to_replace,
     require_same_settings,
-    settle,
     step,
 )
-from .runs.summary import Run, run_of
+from .runs.summary import Run, run_from_records
 from .runs.testing import score_test
 from .runs.training import STATE, train_phase2
 from .store import Work, entry_folder, inputs_of
@@ -72,12 +74,12 @@ def run(
         UserError: The input is wrong, a data source cannot be reached, or the folder contains a different
             experiment.
     """
-    with begun(config, out, listener, again, plugins) as (folder, plan):
+    with locked_run(config, out, listener, again, plugins) as (folder, plan):
         inputs, path = plan.inputs, folder.path
         step(folder, "phase2", inputs["phase2"], partial(train_phase2, plan), [WEIGHTS], STATE)
         step(folder, "test", inputs["test"], partial(score_test, plan))
-        publish(folder)
-        return run_of(path, finished(path), plan.config)
+        write_results(folder)
+        return run_from_records(path, finished(path), plan.config)
 
 
 @friendly_errors()
@@ -89,12 +91,12 @@ def prepare(
     **plugins: Any,
 ) -> OpenRun:
     """Run Phase 1 and compute the contexts. `run` with the same arguments continues from there."""
-    with begun(config, out, listener, again, plugins) as (folder, plan):
+    with locked_run(config, out, listener, again, plugins) as (folder, plan):
         return open_prepared(folder, plan)
 
 
 @contextmanager
-def begun(
+def locked_run(
     config: ExperimentConfig,
     out: Path | str | None,
     listener: Listener | None,
@@ -113,8 +115,9 @@ def begun(
     restore(path)
     require_same_settings(path, config)
     with torch_state(config.runtime.threads):
-        plan = Plan(config, path, device)
-        _try_own_parts(config)
+        decisions = recorded_decisions(path) or _decide(config, device)
+        plan = Plan(config, path, device, decisions["precision"])
+        _try_own_plugins(config)
         _ = plan.tokens  # raises if a text cannot be used
 
         def contexts() -> list[Path]:
@@ -122,13 +125,13 @@ def begun(
                 return []
             return [entry_folder("contexts", plan.inputs["contexts"])]
 
+        listener = listener or epoch_printer(config.phase2)
         with (
-            kept_on_drive(path, contexts, listener or epoch_printer(config.phase2)) as listen,
-            claimed(RunFolder(path, again, listen, config.defaults())) as folder,
+            claimed(RunFolder(path, again, defaults=config.defaults())) as folder,
+            kept_on_drive(path, contexts, listener) as folder.listener,
         ):
-            decided = settle(folder, config, _decided(config, device), partial(_write_config, config)).numbers
-            plan.precision = decided["precision"]
-            set_threads(min(decided["threads"], os.cpu_count() or 1))
+            record_settings(folder, config, decisions, partial(_write_config, config))
+            set_threads(min(decisions["threads"], os.cpu_count() or 1))
             refuse_to_replace(folder, "phase2", plan.inputs["phase2"])
             begin_peaks(device)
             if table := plan.inputs.get("table"):
@@ -137,36 +140,35 @@ def begun(
             yield folder, plan
 
 
-def _try_own_parts(config: ExperimentConfig) -> None:
+def _try_own_plugins(config: ExperimentConfig) -> None:
     """Try the user's own plug-ins on a small model. Raises UserError for a mistake."""
-    if all(plugin.name.startswith(OF_PACKAGE) for plugin in config.plugins.values()):
-        return
-    model = untrained_model(config, 2 * TRIED + 1, has_unigram=False)
-    try_plugins(model, config.plugins)
+    if config.own_plugins:
+        model = untrained_model(config, 2 * TRIED + 1, has_unigram=False)
+        try_plugins(model, config.plugins)
 
 
-def _decided(config: ExperimentConfig, device: torch.device) -> dict[str, Any]:
-    """Return what is decided when a run is begun. A continued run keeps it, even on another machine."""
+def _decide(config: ExperimentConfig, device: torch.device) -> dict[str, Any]:
+    """Decide what a run keeps when it continues, even on another machine."""
     precision = choose_precision(config.runtime.precision, device)
     return {"config": config.to_dict(), "precision": precision, "threads": torch.get_num_threads()}
 
 
 def _write_config(config: ExperimentConfig, work: Work) -> dict[str, Any]:
     """Write config.json and, if it can be found, the source text of the user's own parts."""
-    write_json(work.folder / "config.json", config.to_dict())
+    write_json(work.folder / CONFIG, config.to_dict())
     for kind, plugin in config.plugins.items():
         if text := source_text(plugin):
             write_text(work.folder / OWN_PARTS / f"{kind}.py", text)
     return {}
 
 
-def publish(folder: RunFolder) -> None:
+def write_results(folder: RunFolder) -> None:
     """Write a run's summary and metrics, and also the report and the figures if they are missing.
 
     Users may edit reports. `steps.step` deletes them before the run's numbers change.
     """
     path = folder.path
-    run = run_of(path, finished(path))
+    run = run_from_records(path, finished(path))
 
     def compute(work: Work) -> dict[str, Any]:
         write_json(path / SUMMARY, run.summary)
@@ -206,10 +208,10 @@ def compare(
     for config in configs:
         require_config(config)
     configs = sorted(configs, key=lambda config: config.data.samples)
-    if len({config.data.samples for config in configs}) < 2:
+    if len({config.data.samples for config in configs}) < max(2, len(configs)):
         raise UserError(
-            "compare needs at least two different sample counts, such as --samples 100 500; `ctxkv report` "
-            "shows runs with the same count side by side."
+            "compare needs at least two different sample counts, such as --samples 100 500, each only once; "
+            "`ctxkv report` shows runs with the same count side by side."
         )
     out = expanded(out or comparison_folder(configs, root))
     restore(out)
@@ -282,10 +284,10 @@ def write_comparison(runs: Sequence[Run], out: Path) -> None:
         "improvement": gains(runs[0].summary, runs[-1].summary),
     }
     with lock_or_refuse(out):
-        for leftover in out.rglob(".*.part"):  # left by a killed process
-            remove(leftover)
+        for pattern in (".*.part", "figures/.*.part"):
+            remove_leftovers(out, pattern)
         if not (out / COMPARISON).is_file() or digest(read_json(out / COMPARISON)) != digest(values):
-            for name in ("report.md", "report.ja.md", "figures"):
+            for name in (*REPORTS.values(), "figures"):
                 remove(out / name)
             write_json(out / COMPARISON, values)
         write_reports(by_samples(runs), out)
@@ -293,16 +295,10 @@ def write_comparison(runs: Sequence[Run], out: Path) -> None:
 
 def write_reports(runs: Mapping[str, Run], folder: Path) -> None:
     """Write the missing reports and figures of runs. `runs` maps labels to runs."""
-    reports: dict[str, Callable[[], str]] = {
-        "report.md" if language == "en" else f"report.{language}.md": partial(
-            write_report, runs, language, has_figures=True
-        )
-        for language in LANGUAGES
-    }
     with status_line("Writing report and figures"):
-        for name, write in reports.items():
+        for language, name in REPORTS.items():
             if not (folder / name).is_file():
-                write_text(folder / name, write())
+                write_text(folder / name, write_report(runs, language, has_figures=True))
         summaries = {label: run.summary for label, run in runs.items()}
         phase1 = {label: run.phase1 for label, run in runs.items()}
         names = ["ppl_curves", "memory", *(["phase1"] if any(phase1.values()) else [])]

@@ -77,8 +77,8 @@ def replacing(path: Path) -> Iterator[Path]:
                     written.chmod(0o644)
                 with written.open("rb+") as file:
                     os.fsync(file.fileno())
-        if path.is_dir():  # a rename cannot replace a folder
-            shutil.rmtree(path)
+        if path.is_dir():  # a rename cannot replace a folder; for a moment, there is none
+            remove(path)
         os.replace(temporary_path, path)
     finally:
         remove(temporary_path)
@@ -89,6 +89,12 @@ def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Delete the temporary files and folders that a killed process has left. The caller holds the lock."""
+    for leftover in [*folder.glob(pattern)]:
+        remove(leftover)
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
@@ -125,7 +131,7 @@ def digest(value: Any) -> str:
 def source_digest(*modules: str) -> str:
     """Return a digest of modules of this package, such as `runs.contexts`, and their imports from `method`.
 
-    It ignores docstrings, comments and layout.
+    Imports may be relative or absolute. The digest ignores docstrings, comments and layout.
     """
     sources: dict[str, str] = {}
     unread = [*modules]
@@ -137,9 +143,10 @@ def source_digest(*modules: str) -> str:
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
                 node.body = node.body[1:] or [ast.Pass()]
-            if isinstance(node, ast.ImportFrom):
-                path = [*module.split(".")[: -node.level], *str(node.module).split(".")]
-                unread += [".".join(path)] * (node.level > 0 and path[0] == "method")
+            if isinstance(node, ast.ImportFrom) and node.module:
+                folder = module.split(".")[: -node.level] if node.level else []
+                name = ".".join([*folder, node.module.removeprefix(f"{PACKAGE.name}.")])
+                unread += [name] * name.startswith("method.")
         sources[module] = ast.unparse(tree)
     return digest(sources)
 
@@ -164,13 +171,10 @@ def checksums(folder: Path, parts: Iterable[str]) -> dict[str, str]:
 def damage(file: Path, known: str, only_size: bool = False) -> str:
     """Describe what is wrong with a file, or return an empty string if it is intact.
 
-    `known` is the file's entry in the result of `checksums`, or empty if the file only has to exist. With
-    `only_size`, the checksum is not computed.
+    `known` is the file's entry in the result of `checksums`. With `only_size`, the checksum is not computed.
     """
     if not file.is_file():
         return f"{file} is missing"
-    if not known:
-        return ""
     size, _, expected = known.partition(" ")
     is_whole = file.stat().st_size == int(size) and (only_size or checksum(file) == expected)
     return "" if is_whole else f"{file} is damaged"

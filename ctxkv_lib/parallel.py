@@ -23,9 +23,9 @@ from .files import expanded, runs_root
 from .method.callback import Metric
 from .progress import Listener, in_words, log, progress_bar
 from .runs.config import ExperimentConfig, require_config
-from .runs.presets import run_folder_of
+from .runs.folders import run_folder_of
 from .runs.steps import METRICS, STEPS, finished, records
-from .runs.summary import Run, run_of
+from .runs.summary import Run, run_from_records
 from .store import store
 
 POLL_SECONDS = 0.5  # time between two looks at the metrics of all runs
@@ -87,7 +87,9 @@ def run_all(
     if failed:
         words = "; ".join(f"{path.name}: {message}" for path, message in failed.items())
         raise UserError(f"{len(failed)} of {len(paths)} runs failed: {words}")
-    return [run_of(path, finished(path), config) for config, path in zip(configs, paths, strict=True)]
+    return [
+        run_from_records(path, finished(path), config) for config, path in zip(configs, paths, strict=True)
+    ]
 
 
 def _require_sendable(configs: Sequence[ExperimentConfig]) -> None:

@@ -33,7 +33,7 @@ from .files import (
     digest,
     expanded,
     read_json,
-    remove,
+    remove_leftovers,
     replacing,
     runs_root,
     source_digest,
@@ -43,7 +43,7 @@ from .progress import log
 
 Inputs = dict[str, Any]
 ENTRY = "entry.json"
-VERSION_OF = "results version of "  # begins the name of the setting with the version of some code
+VERSION_PREFIX = "results version of "  # begins the name of the setting with the version of some code
 
 
 def inputs_of(settings: Mapping[str, Any], digests: Mapping[str, Any], **before: Inputs) -> Inputs:
@@ -60,7 +60,7 @@ def code_inputs(name: str, version: int, *modules: str) -> Inputs:
     """
     is_checkout = (PACKAGE.parent / ".git").exists()
     digests = {f"code of {name}": source_digest(*modules)} if is_checkout else {}
-    return inputs_of({VERSION_OF + name: version}, digests)
+    return inputs_of({VERSION_PREFIX + name: version}, digests)
 
 
 def flat(inputs: Inputs) -> dict[str, Any]:
@@ -112,8 +112,8 @@ class Record:
 
         With `only_size`, the contents of the files are not read.
         """
-        found = (damage(folder / name, known, only_size) for name, known in self.files.items())
-        return next(filter(None, found), "")
+        damages = (damage(folder / name, known, only_size) for name, known in self.files.items())
+        return next(filter(None, damages), "")
 
 
 @dataclass
@@ -144,8 +144,8 @@ class Work:
         """Return the record of what was computed. Raises FileNotFoundError if one of its files is missing."""
         for name in files:
             (self.folder / name).stat()
-        known = checksums(self.folder, files)
-        return Record(self.inputs, self.uses, known, numbers, self.metrics, self.memory)
+        written = checksums(self.folder, files)
+        return Record(self.inputs, self.uses, written, numbers, self.metrics, self.memory)
 
 
 Compute = Callable[[Work], dict[str, Any]]  # writes files, and returns numbers for the summary
@@ -160,7 +160,7 @@ def entry_folder(kind: str, inputs: Inputs) -> Path:
     return store() / f"{kind}-{digest(inputs)}"
 
 
-def stored(kind: str, inputs: Inputs, uses: Mapping[str, str]) -> Record | None:
+def intact_entry(kind: str, inputs: Inputs, uses: Mapping[str, str]) -> Record | None:
     """Return the record of an entry that is intact and was made from the files in `uses`, or None."""
     path = entry_folder(kind, inputs)
     record = Record.read(path / ENTRY)
@@ -186,14 +186,13 @@ def entry(
     path, uses = entry_folder(kind, inputs), dict(uses or {})
     lock = path.with_name(f".{path.name}.lock")
     with wait_for_lock(lock, f"Another process computes {kind}; waiting for it."):
-        if record := stored(kind, inputs, uses):
+        if record := intact_entry(kind, inputs, uses):
             for metric in record.metrics:
                 listen({**metric, "replayed": True})
             return path, record
         if path.exists():
             log(f"{path} is damaged, or was made from other files; it is computed again.")
-        for leftover in path.parent.glob(f".{path.name}.*.part"):  # left by a killed process
-            remove(leftover)
+        remove_leftovers(path.parent, f".{path.name}.*.part")
         with replacing(path) as folder:
             folder.mkdir()
             work = Work(folder, inputs, uses, listen)
@@ -206,9 +205,9 @@ def wait_for_lock(file: Path, message: str) -> Iterator[None]:
     """Lock a file while the block runs. If another process has locked it, print the message and wait."""
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        held = FileLock(file).acquire(timeout=0)
+        lock = FileLock(file).acquire(timeout=0)
     except Timeout:
         log(message)
-        held = FileLock(file).acquire()
-    with held:
+        lock = FileLock(file).acquire()
+    with lock:
         yield

@@ -9,7 +9,7 @@ from ctxkv_lib.runs.build import parameter_counts, unallocated_model
 from ctxkv_lib.runs.config import ExperimentConfig
 from ctxkv_lib.runs.presets import build_config
 from ctxkv_lib.runs.steps import STEPS
-from ctxkv_lib.runs.summary import Run, run_of, summarize
+from ctxkv_lib.runs.summary import Run, run_from_records, summarize
 from ctxkv_lib.store import Record, inputs_of
 
 # (train PPL, val PPL, val accuracy) per epoch; they are near the published numbers, but never equal
@@ -52,7 +52,7 @@ def sample_run(
     """
     config = build_config(preset, recipe, samples, settings, **(plugins or {}))
     rows = epochs or EPOCHS.get(samples, EPOCHS[500])
-    return run_of(path, _records(config, epoch_lines(rows), gpu), config)
+    return run_from_records(path, _records(config, epoch_lines(rows), gpu), config)
 
 
 def write_run(path: Path, samples: int = 500, settings: dict[str, Any] | None = None, **plugins: Any) -> Path:

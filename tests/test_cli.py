@@ -239,14 +239,14 @@ def test_a_trained_run_is_evaluated_on_other_conversations(printed_by, tmp_path,
 
 @pytest.mark.slow
 def test_compare_prints_the_table(printed_by, tmp_path, tiny_settings, monkeypatch):
-    monkeypatch.setattr(measurements.ngrams, "of_run", lambda _: NGRAMS)
+    monkeypatch.setattr(measurements.ngrams, "ngrams_of_run", lambda _: NGRAMS)
     settings = settings_of(tiny_settings | {"phase2.max_epochs": 1})
     arguments = ["compare", "--preset", "ci", "--samples", 2, 8, 2, "--out", tmp_path / "c", *settings]
     printed = printed_by(*arguments, "--measure")
     for row in ("Val PPL", "Val Acc", "Best epoch", "Val/Train Ratio", "8 samples", "Val PPL of n-grams"):
         assert row.lower() in printed.lower(), row
     assert "Val PPL of n-grams" in (tmp_path / "c" / "report.md").read_text()
-    monkeypatch.setitem(plan.VERSIONS, "phase2", (2, "runs.training"))
+    monkeypatch.setitem(plan.VERSIONS, "phase2", 2)
     said = "a trained model, but results version of phase2 1 → 2; replace it with --again"
     assert said in printed_by(*arguments, code=2)
     (folder,) = (tmp_path / "c").glob("ci-exact-8-*")

@@ -15,7 +15,8 @@ from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.parallel import run_all
-from ctxkv_lib.runs.presets import build_config, run_folder_of
+from ctxkv_lib.runs.folders import run_folder_of
+from ctxkv_lib.runs.presets import build_config
 from ctxkv_lib.runs.summary import load_run
 
 

@@ -14,20 +14,20 @@ from ctxkv_lib.files import digest, read_json, replacing, write_json, write_text
 from ctxkv_lib.runs.drive import kept_on_drive, restore
 from ctxkv_lib.runs.presets import build_config
 from ctxkv_lib.runs.steps import (
-    OF_STORE,
     RESULTS,
+    STORE_PREFIX,
     RunFolder,
     claimed,
     describe,
     finished,
     metric_lines,
+    record_settings,
     records,
     refuse_to_replace,
     require_same_settings,
-    settle,
     step,
 )
-from ctxkv_lib.store import Work, entry, entry_folder, inputs_of, stored
+from ctxkv_lib.store import Work, entry, entry_folder, inputs_of, intact_entry
 
 SETTINGS = {"phase1.learning_rate": 0.002, "phase2.learning_rate": 0.001}
 DIGESTS = {"train": "a", "test": "c", "corpus": "d", "code": "1"}
@@ -78,16 +78,16 @@ class Toy:
             return [] if "phase2" in records(path) else [entry_folder("contexts", self.inputs["contexts"])]
 
         with (
-            kept_on_drive(path, entries, listener) as listen,
-            claimed(RunFolder(path, again, listen, self.config.defaults())) as folder,
+            claimed(RunFolder(path, again, defaults=self.config.defaults())) as folder,
+            kept_on_drive(path, entries, listener) as folder.listener,
         ):
-            decided = {"config": self.config.to_dict(), "precision": "fp32", "threads": 1}
-            settle(folder, self.config, decided, self._write_config)
+            decisions = {"config": self.config.to_dict(), "precision": "fp32", "threads": 1}
+            record_settings(folder, self.config, decisions, self._write_config)
             refuse_to_replace(folder, "phase2", self.inputs["phase2"])
             step(folder, "table", self.inputs["table"], self._table, [VECTORS])
             step(folder, "phase2", self.inputs["phase2"], self._phase2, [WEIGHTS], STATE)
             step(folder, "test", self.inputs["test"], self._test)
-            return publish(folder)
+            return write_results(folder)
 
     def _write_config(self, work: Work) -> dict[str, Any]:
         write_json(work.folder / "config.json", self.config.to_dict())
@@ -120,7 +120,7 @@ class Toy:
         path, record = entry(
             "contexts", work.inputs["before"]["contexts"], compute, CONTEXTS, uses, work.listen
         )
-        work.uses[f"{OF_STORE}contexts"] = record.output
+        work.uses[f"{STORE_PREFIX}contexts"] = record.output
         work.metrics += record.metrics
         contexts = [(path / name).read_text() for name in CONTEXTS]
         value, epochs = 0.0, self._restored(work)
@@ -151,8 +151,8 @@ class Toy:
         """Return the contexts of a finished run, from the store or from its block, as an open run does."""
         record = records(path)["phase2"]
         inputs = record.inputs["before"]["contexts"]
-        found = stored("contexts", inputs, {"table": record.uses["table"]})
-        if found and found.output == record.uses[f"{OF_STORE}contexts"]:
+        found = intact_entry("contexts", inputs, {"table": record.uses["table"]})
+        if found and found.output == record.uses[f"{STORE_PREFIX}contexts"]:
             return (entry_folder("contexts", inputs) / "train_ctx").read_text()
         block, _ = read_json(path / WEIGHTS)
         return block.replace("block", "train_ctx")
@@ -164,7 +164,7 @@ def summary_of(path: Path) -> dict[str, Any]:
     return {"phase2": known["phase2"].numbers, "test": known["test"].numbers}
 
 
-def publish(folder: RunFolder) -> dict[str, Any]:
+def write_results(folder: RunFolder) -> dict[str, Any]:
     summary, path = summary_of(folder.path), folder.path
 
     def compute(_: Work) -> dict[str, Any]:

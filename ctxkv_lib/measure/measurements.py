@@ -3,12 +3,13 @@
 from typing import Any
 
 from ..errors import friendly_errors
-from ..experiments import publish
+from ..experiments import write_results
 from ..progress import status_line
 from ..runs.device import torch_state
+from ..runs.drive import kept_on_drive
 from ..runs.opened import open_run
 from ..runs.steps import RunFolder, claimed, finished, step
-from ..runs.summary import NGRAMS, Run, run_of
+from ..runs.summary import NGRAMS, Run, run_from_records
 from ..store import Work, code_inputs, inputs_of
 from . import ngrams
 
@@ -25,11 +26,14 @@ def measure(run: Run) -> Run:
 
     def compute(work: Work) -> dict[str, Any]:
         with status_line("Measuring n-grams"), torch_state():
-            return ngrams.of_run(open_run(run))
+            return ngrams.ngrams_of_run(open_run(run))
 
-    with claimed(RunFolder(run.path)) as folder:
+    with (
+        claimed(RunFolder(run.path)) as folder,
+        kept_on_drive(run.path, lambda: [], folder.listener),
+    ):
         tested = finished(run.path, "phase2", "test")["test"].inputs
         code = code_inputs(NGRAMS, VERSION, "data.kneser_ney", "measure.ngrams")
         step(folder, NGRAMS, inputs_of({}, {}, code=code, test=tested), compute)
-        publish(folder)
-        return run_of(run.path, finished(run.path), run.config)
+        write_results(folder)
+        return run_from_records(run.path, finished(run.path), run.config)

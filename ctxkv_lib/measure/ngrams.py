@@ -15,7 +15,7 @@ from ..data.kneser_ney import discounts, smoothed_unigram
 from ..data.token_table import token_counts
 from ..method.config import GPT2_VOCAB_SIZE
 from ..progress import print_on_terminal
-from ..runs.opened import SPLITS, OpenRun
+from ..runs.opened import STREAM_SPLITS, OpenRun
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -27,7 +27,7 @@ ORDERS = (2, 3, 4, 5)
 CACHE_STEPS = 50
 
 
-def of_run(opened: OpenRun) -> dict[str, Any]:
+def ngrams_of_run(opened: OpenRun) -> dict[str, Any]:
     """Compute the entry `ngrams` of a run's summary.
 
     Returns:
@@ -38,7 +38,7 @@ def of_run(opened: OpenRun) -> dict[str, Any]:
     data, starts = opened.run.config.data, {}
     streams = {
         name: opened.tokens(split)
-        for name, split in SPLITS.items()
+        for name, split in STREAM_SPLITS.items()
         if getattr(data, data.size_setting(split))
     }
     if "test" in streams:
@@ -46,23 +46,23 @@ def of_run(opened: OpenRun) -> dict[str, Any]:
     ids = {name: stream.ids.numpy().astype(np.int64) for name, stream in streams.items()}
     train, size = ids.pop("train"), GPT2_VOCAB_SIZE
     priors = {"uniform": np.full(size, 1 / size)}
-    texts = {"": train}
+    texts = {"kneser_ney": train}
     if data.reads_corpus:
         corpus = opened.tokens("corpus")
         priors["table text"] = smoothed_unigram(token_counts(corpus).numpy())
         if data.table == "cooccurrence":
             # With `data.corpus=chitchat+own`, the corpus already contains the training text.
-            apart = train if data.corpus == "own" else train[:0]
-            texts["_table"] = np.concatenate([corpus.ids.numpy(), apart])
+            missing = train if data.corpus == "own" else train[:0]
+            texts["kneser_ney_table"] = np.concatenate([corpus.ids.numpy(), missing])
     results: dict[str, Any] = {}
     for name, counted in texts.items():
         if len(counted) > MOST_COUNTED:
             print_on_terminal(f"No n-grams of {len(counted):,} tokens: the limit is {MOST_COUNTED:,}.")
             continue
         rows = ngram_baselines(counted, ids, priors, opened.run.config.model.context_window, starts)
-        results |= {kind.replace("_ney", f"_ney{name}"): row for kind, row in rows.items()}
-    # Of the two baselines that count the table's text, keep only `kneser_ney_table_cache`, which is stronger.
-    results.pop("kneser_ney_table", None)
+        results[f"{name}_cache"] = rows["kneser_ney_cache"]
+        if name == "kneser_ney":  # of the two that count the table's text, only the stronger one is kept
+            results[name] = rows["kneser_ney"]
     return results
 
 

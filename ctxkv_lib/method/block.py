@@ -13,7 +13,7 @@ CONTEXT_WEIGHT_STD = 0.1
 CONTEXT_BIAS_STD = 0.01
 
 
-def optional(part: nn.Module, name: str, base: type[nn.Module]) -> Any:
+def attribute_or_default(part: nn.Module, name: str, base: type[nn.Module]) -> Any:
     """Return an optional attribute or method of a user's module, or the default that `base` defines."""
     if hasattr(part, name):
         return getattr(part, name)
@@ -23,17 +23,17 @@ def optional(part: nn.Module, name: str, base: type[nn.Module]) -> Any:
 
 def project_inputs(block: nn.Module, embeddings: Tensor) -> Tensor:
     """Return the argument `inputs` of a block's `forward`; see `Block.project_inputs`."""
-    inputs: Tensor = optional(block, "project_inputs", Block)(embeddings)
+    inputs: Tensor = attribute_or_default(block, "project_inputs", Block)(embeddings)
     return inputs
 
 
 class Block(nn.Module):
     """The optional attributes and methods of a recurrent block, with their defaults.
 
-    A block may inherit from this class, but any `nn.Module` will do (see `optional`). Its constructor takes
-    `(context_dim, hidden_size)`. `forward(contexts, inputs)` computes the next contexts `[n, context_dim]`
-    from the previous contexts and from the output of `project_inputs`. Row i of the result depends only on
-    row i of `contexts` and row i of `inputs`.
+    A block may inherit from this class, but any `nn.Module` will do (see `attribute_or_default`). Its
+    constructor takes `(context_dim, hidden_size)`. `forward(contexts, inputs)` computes the next contexts
+    `[n, context_dim]` from the previous contexts and from the output of `project_inputs`. Row i of the result
+    depends only on row i of `contexts` and row i of `inputs`.
 
     Attributes:
         Settings: the dataclass of the constructor's argument `settings`; None if a block has no settings.

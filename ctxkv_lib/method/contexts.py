@@ -5,11 +5,8 @@
 `[n + 1, context_dim]`. Row 0 is the context before the first token, and row i + 1 is the context after
 token i.
 
-`runs.contexts._stream_contexts` computes the contexts of every text with one of the two methods. Only four
-other places call a block: `oacd.train_iteration` in training,
-`modeling` in a saved model, `runs.generation` after each new token, and `plugins.checks`, which tries one
-step of a user's block. `reference` computes unpadded contexts in plain code. Notebooks 0 and 2 and the
-study's `plugins.py` have their own loops; notebook 0 and the study's `probe.py` call `exact_contexts`.
+`runs.contexts` computes the contexts of every text with one of the two methods. `reference` computes unpadded
+contexts in plain code.
 """
 
 from typing import Any

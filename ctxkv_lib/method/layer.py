@@ -13,9 +13,9 @@ from .copying import Copying
 class Layer(nn.Module):
     """The optional attributes and methods of a layer, with their defaults.
 
-    A layer may inherit from this class, but any `nn.Module` will do (see `block.optional`). It is everything
-    that Phase 2 trains. Its constructor takes a `ModelConfig`. The layer computes the
-    hidden state from which the output head predicts the next token. Its arguments depend on `reads`:
+    A layer may inherit from this class, but any `nn.Module` will do (see `block.attribute_or_default`). It is
+    everything that Phase 2 trains. Its constructor takes a `ModelConfig`. The layer computes the hidden state
+    from which the output head predicts the next token. Its arguments depend on `reads`:
 
     - "contexts": `forward(embeddings [n, hidden_size], window [n, slots, context_dim], present bool [n,
       slots])` returns hidden states `[n, hidden_size]`, or a pair of hidden states and attention weights

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .block import ContextBlock, optional
+from .block import ContextBlock, attribute_or_default
 from .config import GPT2_VOCAB_SIZE, ModelConfig, Phase1Config
 from .contexts import distinct_rows
 from .copying import Copying, mix
@@ -68,7 +68,7 @@ class ContextKV(nn.Module):
         return ContextWindow(self._of_layer("slot_offsets")(self.config), chunk or 1)
 
     def _of_layer(self, name: str) -> Any:
-        return optional(self.layer, name, Layer)
+        return attribute_or_default(self.layer, name, Layer)
 
     @property
     def copying(self) -> Copying | None:
@@ -80,6 +80,11 @@ class ContextKV(nn.Module):
     def current_token_bias(self) -> float:
         """A number that is added to the logit of the current token."""
         return float(self._of_layer("current_token_bias"))
+
+    @property
+    def has_contexts(self) -> bool:
+        """Whether the layer reads contexts. If it reads tokens, the model has no block."""
+        return self.context_block is not None
 
     def part(self, kind: str) -> nn.Module:
         """Return the block or the layer; `kind` is "block" or "layer"."""

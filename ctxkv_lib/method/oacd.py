@@ -15,15 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .block import Block, optional, project_inputs
+from .block import Block, attribute_or_default, project_inputs
 from .callback import Callback, Diverged
 from .config import Phase1Config
 from .contexts import draw_contexts
-from .objective import asked_tensors
+from .objective import Objective, TokenRows
 
-# Embeddings of the distinct tokens, float32 `[num_distinct, hidden_size]`, and a stream as row numbers in
-# these embeddings, int64 `[n]`.
-TokenRows = tuple[Tensor, Tensor]
 SAMPLE = 512  # how many contexts the metrics of an iteration describe
 
 
@@ -45,44 +42,14 @@ def oacd_loss(contexts: Tensor, centroid_weight: float) -> Tensor:
     return centroid_weight * centroid.square().sum() - spread / len(contexts)
 
 
-@dataclass(frozen=True)
-class Objective:
-    """The loss that Phase 1 minimises, and the tokens whose embeddings the loss may use.
-
-    Attributes:
-        compute: a function, or a module whose weights are trained with the block; see `objective` for its
-            arguments.
-        tokens: the tokens that Phase 1 reads.
-        next_tokens: the token after each of `tokens`; needed only if `compute` asks for `next_embeddings`.
-    """
-
-    compute: Callable[..., Tensor]
-    tokens: TokenRows
-    next_tokens: TokenRows | None = None
-
-    @property
-    def weights(self) -> list[nn.Parameter]:
-        return [*self.compute.parameters()] if isinstance(self.compute, nn.Module) else []
-
-    def loss(self, contexts: Tensor, previous: Tensor, positions: slice) -> Tensor:
-        """Compute the loss of a batch; its `contexts` and `previous` contexts are `[n, context_dim]`."""
-        if not (asked := asked_tensors(self.compute)):
-            return self.compute(contexts)
-        given = {"contexts": contexts, "previous": previous}
-        for name, rows in (("embeddings", self.tokens), ("next_embeddings", self.next_tokens)):
-            if name in asked and rows is not None:
-                given[name] = F.embedding(rows[1][positions], rows[0])
-        return self.compute(**{name: given[name] for name in asked})
-
-
 class StoppingRule:
     """Stops Phase 1 once enough positions have converged, or once their share stops growing."""
 
     def __init__(self, config: Phase1Config) -> None:
         self.config, self.last_rate, self.stalled = config, -math.inf, 0
 
-    def reason(self, rate: float) -> str | None:
-        """Return the reason to stop after an iteration with convergence rate `rate`, or None to continue."""
+    def update(self, rate: float) -> str | None:
+        """Count an iteration with convergence rate `rate`. Return the reason to stop, or None to continue."""
         stalled = rate > self.config.plateau_rate and rate - self.last_rate < self.config.plateau_gain
         self.stalled, self.last_rate = self.stalled + 1 if stalled else 0, rate
         if rate >= self.config.stop_rate:
@@ -116,7 +83,7 @@ def train_context_block(
         `[n + 1, context_dim]`. The contexts are None if nothing is trained.
     """
     callback, weights = callback or Callback(), [*block.parameters()]
-    optional(block, "init_weights", Block)(embeddings, tokens, config)
+    attribute_or_default(block, "init_weights", Block)(embeddings, tokens, config)
     if not weights or not config.max_iterations:
         return UNTRAINED, None
     loss = partial(oacd_loss, centroid_weight=config.centroid_weight) if loss is None else loss
@@ -135,7 +102,7 @@ def train_context_block(
         total += seconds
         metric = {"stage": "phase1", "iteration": iteration, "loss": mean_loss, "convergence_rate": rate}
         callback.after_round(None, metric | spread(contexts[1:]) | {"seconds": round(seconds, 4)})
-        if reason := rule.reason(rate):
+        if reason := rule.update(rate):
             break
     return Phase1Result(iteration, rate, reason or "max_iterations", total), contexts
 

@@ -16,8 +16,15 @@ If an objective has none of these parameter names, its only argument is the cont
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Embeddings of the distinct tokens, float32 `[num_distinct, hidden_size]`, and a stream as row numbers in
+# these embeddings, int64 `[n]`.
+TokenRows = tuple[Tensor, Tensor]
 TENSORS = ("contexts", "previous", "embeddings", "next_embeddings")
 BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -28,5 +35,36 @@ def asked_tensors(objective: Callable[..., Any]) -> tuple[str, ...]:
         parameters = inspect.signature(getattr(objective, "forward", objective)).parameters.values()
     except ValueError:  # raised for some C functions
         return ()
-    asked = tuple(each.name for each in parameters if each.name in TENSORS and each.kind in BY_NAME)
+    names = [parameter.name for parameter in parameters if parameter.kind in BY_NAME]
+    asked = tuple(name for name in names if name in TENSORS)
     return () if asked == ("contexts",) else asked
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss that Phase 1 minimises, and the tokens whose embeddings the loss may use.
+
+    Attributes:
+        compute: a function, or a module whose weights are trained with the block; see above for its
+            arguments.
+        tokens: the tokens that Phase 1 reads.
+        next_tokens: the token after each of `tokens`; needed only if `compute` asks for `next_embeddings`.
+    """
+
+    compute: Callable[..., Tensor]
+    tokens: TokenRows
+    next_tokens: TokenRows | None = None
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        return [*self.compute.parameters()] if isinstance(self.compute, nn.Module) else []
+
+    def loss(self, contexts: Tensor, previous: Tensor, positions: slice) -> Tensor:
+        """Compute the loss of a batch; its `contexts` and `previous` contexts are `[n, context_dim]`."""
+        if not (asked := asked_tensors(self.compute)):
+            return self.compute(contexts)
+        given = {"contexts": contexts, "previous": previous}
+        for name, rows in (("embeddings", self.tokens), ("next_embeddings", self.next_tokens)):
+            if name in asked and rows is not None:
+                given[name] = F.embedding(rows[1][positions], rows[0])
+        return self.compute(**{name: given[name] for name in asked})

@@ -1,7 +1,9 @@
 """Save the files of a user's own classes with a model; this file is itself saved with every model."""
 
+import ast
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from .fields import require
@@ -19,11 +21,21 @@ def save_part(kind: type, modeling: Path) -> None:
     file = Path(inspect.getfile(kind))
     require(not (Path(__file__).parent / file.name).exists(), "the file of a part", file.name, "another name")
     code = re.sub(rf"(?m)^(\s*from ){re.escape(__package__)}\.", r"\1.", file.read_text("utf-8"))
-    own = {__package__.partition(".")[0], *(path.stem for path in file.parent.glob("*.py"))}
-    for needed in re.findall(r"(?m)^\s*(?:from|import)\s+([.\w]+)", code):
+    beside = {path.stem for path in file.parent.iterdir() if path.suffix == ".py" or path.is_dir()}
+    unsaved = {__package__.partition(".")[0], *beside}
+    for needed in _imports(code):
         top, saved = needed.partition(".")[0], modeling.parent / f"{needed[1:]}.py"
         allowed = "an installed package except ctxkv_lib, or a file that is saved with every model"
-        require(top not in own if top else saved.exists(), f"an import of {file.name}", needed, allowed)
+        require(top not in unsaved if top else saved.exists(), f"an import of {file.name}", needed, allowed)
     (modeling.parent / file.name).write_text(code, "utf-8")
     line = f"from .{file.stem} import {name} as part  # noqa: E402\n\nPARTS[{name!r}] = part\n"
     modeling.write_text(modeling.read_text("utf-8") + line, "utf-8")
+
+
+def _imports(code: str) -> Iterator[str]:
+    """Yield the names of the modules that code imports; the name of a relative import begins with a dot."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            yield from (module.name for module in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or node.names[0].name)

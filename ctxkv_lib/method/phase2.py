@@ -69,13 +69,12 @@ def train_layer(
         train_loss = train_epoch(model, train, state.stepper, config, seed, epoch, precision, callback)
         with state.stepper.averaged():
             val_loss, val_acc = mean_scores(model, validation, callback)
-            validated = {name: weight.detach().clone() for name, weight in weights.items()}
-        train_ppl, val_ppl = perplexity(train_loss), perplexity(val_loss)
-        if not (math.isfinite(train_ppl) and math.isfinite(val_ppl)):
-            raise _diverged(epoch, f"train loss {train_loss}, validation loss {val_loss}", config)
-        improved = val_ppl < best_ppl
-        if improved:
-            best_ppl, state.best = val_ppl, validated
+            train_ppl, val_ppl = perplexity(train_loss), perplexity(val_loss)
+            if not (math.isfinite(train_ppl) and math.isfinite(val_ppl)):
+                raise _diverged(epoch, f"train loss {train_loss}, validation loss {val_loss}", config)
+            if improved := val_ppl < best_ppl:
+                best_ppl = val_ppl
+                state.best = {name: weight.detach().clone() for name, weight in weights.items()}
         no_improve = 0 if improved else no_improve + 1
         metric = {"stage": "phase2", "epoch": epoch, "train_ppl": train_ppl, "val_ppl": val_ppl}
         metric |= {"val_acc": val_acc, "improved": improved, "no_improve": no_improve}

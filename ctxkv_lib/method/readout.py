@@ -87,7 +87,7 @@ def _explained(errors: Tensor, truth: Tensor) -> float:
     return 1 - (errors.square().sum() / truth.square().sum()).item()
 
 
-def memory_span(by_distance: Sequence[Mapping[str, Any]]) -> int | None:
+def last_remembered(by_distance: Sequence[Mapping[str, Any]]) -> int | None:
     """Return the distance in tokens up to which R² stays above `SPAN_R2`, or None if it is never above."""
     remembered = takewhile(lambda row: row["r2"] > SPAN_R2, by_distance)
     return max((int(row["distance"]) for row in remembered), default=None)

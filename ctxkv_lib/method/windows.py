@@ -60,15 +60,15 @@ class TokenWindow:
     Attributes:
         offsets: None, since there are no slots.
         chunk: how many consecutive positions an epoch visits together.
-        history: how many tokens before a position are read, as a dict with the keys True (in training) and
-            False (in evaluation).
+        history: how many tokens before a position are read in training.
+        evaluation_history: the same in evaluation.
     """
 
     offsets = None
 
-    def __init__(self, history: int, evaluation_history: int | None, chunk: int = 64) -> None:
-        self.history = {True: history, False: history if evaluation_history is None else evaluation_history}
-        self.chunk = chunk
+    def __init__(self, history: int, evaluation_history: int | None, chunk: int) -> None:
+        self.history, self.chunk = history, chunk
+        self.evaluation_history = history if evaluation_history is None else evaluation_history
 
     def gather(self, stream: Stream, positions: Tensor, training: bool) -> Batch:
         """Gather one row of tokens, with history, per run of consecutive `positions`; split long runs."""
@@ -77,7 +77,7 @@ class TokenWindow:
         spans, rows = [], []  # span: the first requested column, and the column after the last
         for part in (part for run in runs for part in run.split(LONGEST_ROW)):
             start, stop = int(part[0]), int(part[-1]) + 1
-            first = max(0, start - self.history[training])
+            first = max(0, start - (self.history if training else self.evaluation_history))
             spans.append((start - first, stop - first))
             rows.append(stream.ids[first:stop])
         padded, start = pad_sequence(rows, batch_first=True), min(first for first, _ in spans)

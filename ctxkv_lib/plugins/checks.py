@@ -76,7 +76,7 @@ def _in_training(part: nn.Module) -> Iterator[None]:
 def try_layer(model: ContextKV, plugin: PlugIn) -> None:
     if not any(True for _ in model.layer.parameters()):
         raise UserError(f"{plugin.name} has no parameters, so Phase 2 has nothing to train; give it some.")
-    (_try_on_tokens if model.context_block is None else _try_on_contexts)(model, plugin.name)
+    (_try_on_tokens if not model.has_contexts else _try_on_contexts)(model, plugin.name)
 
 
 def _try_on_contexts(model: ContextKV, name: str) -> None:
@@ -103,7 +103,7 @@ def _try_on_contexts(model: ContextKV, name: str) -> None:
 
 def _try_on_tokens(model: ContextKV, name: str) -> None:
     rows = model.embed(torch.arange(2 * TRIED, device=model.device).view(2, TRIED))
-    start = min(2, model.window.history[False])
+    start = min(2, model.window.evaluation_history)
 
     def read(rows: Tensor) -> Tensor:
         return model.apply_layer(rows, start)[0]
@@ -121,7 +121,7 @@ def _try_on_tokens(model: ContextKV, name: str) -> None:
 
 
 def try_loss(model: ContextKV, plugin: PlugIn) -> None:
-    compute, ids = plugin.objective(model), torch.arange(TRIED + 1, device=model.device)
+    compute, ids = plugin.make_loss(model), torch.arange(TRIED + 1, device=model.device)
     embeddings, draw = model.embed(ids), torch.Generator().manual_seed(0)
     objective = Objective(compute, (embeddings, ids[:-1]), (embeddings, ids[1:]))
     contexts, previous = torch.randn(2, TRIED, model.config.context_dim, generator=draw).to(model.device)

@@ -28,7 +28,7 @@ from ..files import PACKAGE
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))  # types described by repr
 # Attributes that Python itself adds to a class.
 WRITTEN_BY_PYTHON = ("__doc__", "__firstlineno__", "__static_attributes__", "__annotate_func__")
-OF_THIS_MACHINE = ("device", "_Environ")
+MACHINE_TYPES = ("device", "_Environ")
 DIGITS = 12
 
 Instruction = tuple[Any, Any]  # operation name and argument
@@ -77,7 +77,7 @@ def _components(value: Any) -> Iterator[Any]:
                 yield from (name, attribute)
     elif inspect.isclass(value) or inspect.isfunction(value) or isinstance(value, ModuleType):
         yield from (getattr(value, "__module__", ""), value.__name__, getattr(value, "__wrapped__", None))
-    elif type(value).__name__ not in OF_THIS_MACHINE:
+    elif type(value).__name__ not in MACHINE_TYPES:
         yield from (getattr(value, name, None) for name in ("__wrapped__", "fget", "fset"))
         try:
             # Take the value apart as `pickle` would.

@@ -14,6 +14,7 @@ versions of results.
 import dataclasses
 import inspect
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -45,8 +46,8 @@ KINDS = {
     "loss": Kind("your own Phase 1 loss", is_module=False),
     "layer": Kind("your own layer, all that Phase 2 trains", is_module=True),
 }
-OF_PHASE_1 = ("block", "loss")  # kinds that have no effect if the layer reads tokens
-OF_PACKAGE, TUNED = "ctxkv_lib.", "ctxkv_lib.method.tuned:"
+PHASE1_KINDS = ("block", "loss")  # kinds that have no effect if the layer reads tokens
+PACKAGE_PREFIX, TUNED = "ctxkv_lib.", "ctxkv_lib.method.tuned:"
 # Suffix for the name of a plug-in that is an object. It stands for the values in the object.
 BOUND = "(...)"
 
@@ -129,7 +130,7 @@ class PlugIn:
             raise UserError(f"{self.name} makes a {type(module).__name__}; it must make a torch.nn.Module.")
         return module
 
-    def objective(self, model: Any) -> Any:
+    def make_loss(self, model: Any) -> Any:
         """Return the loss that Phase 1 minimizes: a function, or a new module on the model's device."""
         part = self.part.func if isinstance(self.part, partial) else self.part
         if not inspect.isclass(part):
@@ -175,7 +176,7 @@ def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _code_of(name: str, part: Any) -> str:
-    if name.startswith(OF_PACKAGE) and not name.endswith(BOUND):
+    if name.startswith(PACKAGE_PREFIX) and not name.endswith(BOUND):
         return ""
     # The import is here because `code_digest` imports torch, which is slow.
     from .code_digest import code_digest
@@ -195,3 +196,8 @@ def imported(name: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         where = "run the cell that defines it" if module == "__main__" else "check name and Python path"
         raise UserError(f"The plug-in {name} cannot be loaded ({error}); {where}.") from None
+
+
+def short_name(plugin: str) -> str:
+    """Return the name of a class or function without its module."""
+    return str(re.findall(r"\w+", plugin)[-1])

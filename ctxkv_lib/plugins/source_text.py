@@ -8,7 +8,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from .plugins import OF_PACKAGE, PlugIn
+from .plugins import PACKAGE_PREFIX, PlugIn
 
 
 def source_text(plugin: PlugIn) -> str:
@@ -16,7 +16,7 @@ def source_text(plugin: PlugIn) -> str:
 
     Return "" if the text cannot be found, was edited after the code was run, or belongs to this package.
     """
-    codes = [] if plugin.name.startswith(OF_PACKAGE) else _codes_of(plugin.part)
+    codes = [] if plugin.name.startswith(PACKAGE_PREFIX) else _codes_of(plugin.part)
     for file in dict.fromkeys(code.co_filename for code in codes):
         linecache.checkcache(file)
         # IPython stores the text of notebook cells in `linecache`.

@@ -80,7 +80,7 @@ def _results(variant: Variant) -> dict[str, Any]:
 def _costs(variant: Variant) -> dict[str, Any]:
     run = next(iter(variant.seeds.values()))
     opened, parameters = open_run(run), run.summary["parameters"]
-    has_contexts = opened.model.context_block is not None
+    has_contexts = opened.model.has_contexts
     return {
         "weights": parameters["trainable_phase1"] + parameters["trainable_phase2"],
         "bytes_kept": bytes_kept(opened.model),

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..files import digest
+from ..plugins.plugins import short_name
 from ..progress import format_count, log
 from ..runs.config import ExperimentConfig, differing_settings
-from ..runs.presets import short_name
 from ..runs.summary import Run, load_run
 
 DRAWS = 10_000  # bootstrap draws
@@ -229,7 +229,10 @@ def _names(variants: Sequence[tuple[str, int, Seeds]], base_of_size: Mapping[int
         name = label or _differing(*(next(iter(side.values())).config for side in (base, seeds)))
         sized = [name, format_count(size)] if len(base_of_size) > 1 else [name]
         names.append(", ".join(filter(None, sized)) or format_count(size))
-    folders = [next(iter(seeds.values())).path.name for *_, seeds in variants]
+    paths = [next(iter(seeds.values())).path for *_, seeds in variants]
+    folders = [path.name for path in paths]
+    if len({*folders}) < len(folders):
+        folders = [str(path) for path in paths]
     return [
         name if names.count(name) == 1 else f"{name} ({folder})"
         for name, folder in zip(names, folders, strict=True)

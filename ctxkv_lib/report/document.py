@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..errors import UserError
 from ..method.config import GPT2_VOCAB_SIZE
-from ..plugins.plugins import OF_PACKAGE
+from ..runs.steps import REPORTS
 from ..runs.summary import Run
 from . import tables
 from .difference import standard_error
@@ -22,7 +22,6 @@ from .difference import standard_error
 Translate = Callable[[str], str]
 
 HERE = Path(__file__).parent
-LANGUAGES = ("en", "ja")
 JAPANESE: dict[str, str] = json.loads((HERE / "ja.json").read_text(encoding="utf-8"))
 
 
@@ -43,9 +42,9 @@ def write_report(
     Raises:
         UserError: there are no runs, or the language is unknown.
     """
-    if not runs or language not in LANGUAGES:
+    if not runs or language not in REPORTS:
         raise UserError(
-            f"A report needs at least one run, and a language that is {' or '.join(LANGUAGES)}; language is "
+            f"A report needs at least one run, and a language that is {' or '.join(REPORTS)}; language is "
             f"{language!r}."
         )
     names = JAPANESE if language == "ja" else {}
@@ -68,11 +67,10 @@ def write_report(
 
 def _content(runs: Mapping[str, Run]) -> dict[str, Any]:
     """Compute what a template shows; each name is a variable of the templates."""
-    plugins = [plugin for run in runs.values() for plugin in run.config.plugins.values()]
-    has_own_parts = not all(plugin.name.startswith(OF_PACKAGE) for plugin in plugins)
+    has_own_plugins = any(run.config.own_plugins for run in runs.values())
     # The original's caches mean nothing if the user has replaced a part of the method.
     cache_rows = (
-        {name: tables.CACHES[name] for name in tables.CACHE_FILES} if has_own_parts else tables.CACHES
+        {name: tables.CACHES[name] for name in tables.CACHE_FILES} if has_own_plugins else tables.CACHES
     )
     summaries, results = tables.with_original(runs), tables.comparison_table(runs)
     content: dict[str, Any] = {
@@ -98,7 +96,7 @@ def _content(runs: Mapping[str, Run]) -> dict[str, Any]:
         "change": _change(runs, results),
         "have_one_text": tables.have_one_text(run.summary for run in runs.values()),
         "described": [_described(label, runs[label].summary) for label in described],
-        "has_own_parts": has_own_parts,
+        "has_own_plugins": has_own_plugins,
         "has_phase1": any(run.phase1 for run in runs.values()),
     }
 

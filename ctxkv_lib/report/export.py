@@ -1,5 +1,6 @@
 """Export a run's model as a folder that transformers can load."""
 
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from ..errors import UserError, friendly_errors
+from ..errors import DamagedFile, UserError, friendly_errors
 from ..files import expanded, read_json, replacing
 from ..method.modeling import ContextKVConfig, ContextKVForCausalLM
 from ..plugins.plugins import KINDS
@@ -19,7 +20,7 @@ from .model_card import model_card
 
 # Number of tokens on which the exported model's logits are compared with the trained model's logits.
 TRIED_TOKENS = 64
-CARD = "README.md"  # the model card
+MODEL_CARD = "README.md"  # the model card
 
 
 @friendly_errors()
@@ -43,7 +44,7 @@ def export(run: Run | Path | str, to: Path | str | None = None) -> Path:
     path = opened.run.path
     folder = Path(f"{path}-model") if to is None else expanded(to)
     _refuse_taken(folder)
-    if opened.model.context_block is None:
+    if not opened.model.has_contexts:
         raise UserError(
             f"The layer of {path} reads rows of tokens, so it cannot continue a text token by token; export "
             "a run whose layer reads contexts."
@@ -56,11 +57,10 @@ def export(run: Run | Path | str, to: Path | str | None = None) -> Path:
 def _refuse_taken(folder: Path) -> None:
     """Raise UserError if a folder contains anything but an exported model."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        config = folder / "config.json"
-        if not (config.is_file() and read_json(config).get("model_type") == ContextKVConfig.model_type):
-            raise UserError(
-                f"{folder} contains something other than an exported model; choose another folder."
-            )
+        with suppress(DamagedFile, OSError, AttributeError):
+            if read_json(folder / "config.json").get("model_type") == ContextKVConfig.model_type:
+                return
+        raise UserError(f"{folder} contains something other than an exported model; choose another folder.")
 
 
 class _quiet:
@@ -83,14 +83,14 @@ def _write(opened: OpenRun, folder: Path) -> None:
     try:
         model.save_pretrained(folder)
     except (ValueError, RuntimeError) as error:  # a class of the user that cannot be saved
-        if not config.has_own_parts:
+        if not config.has_own_modules:
             raise
         raise UserError(f"The model of {opened.run.path} cannot be exported: {error}") from error
     tokenizer.save_pretrained(folder)
     # Rewrite the tokenizer's file without indentation, which more than halves its size.
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    (folder / CARD).write_text(model_card(opened.run), encoding="utf-8")
-    if config.has_own_parts:
+    (folder / MODEL_CARD).write_text(model_card(opened.run), encoding="utf-8")
+    if config.has_own_modules:
         _refuse_other_model(model, folder)
 
 

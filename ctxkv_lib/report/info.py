@@ -19,7 +19,7 @@ from .tables import CACHES, COUNT, SETTINGS, Rows, side_by_side
 
 TOKEN_BYTES = 8  # size of an int64 token id
 # Metadata for a setting of the user's own part if it was not declared with `fields.setting`.
-OF_OWN_PART = {"unit": "", "reason": "a setting of your own part", "allowed": "any", "meanings": {}}
+PLAIN_METADATA = {"unit": "", "reason": "a setting of your own part", "allowed": "any", "meanings": {}}
 INFO: Rows = {
     **SETTINGS,  # rows without a value are left out
     "Context window (tokens)": ("context_window.tokens", COUNT),
@@ -65,7 +65,7 @@ def describe(
         "val_tokens": val_tokens,
         "parameters": parameter_counts(model),
     }
-    if model.context_block is None:
+    if not model.has_contexts:
         return sizes
     offsets = model.window.offsets
     sizes["context_window"] = {**context_window(config.model, train_tokens), "offsets": offsets}
@@ -81,8 +81,8 @@ def bytes_kept(model: ContextKV) -> int:
     They are the contexts (fp32) that attention may still read, with their token ids. For a layer that reads
     tokens, they are the ids of the tokens that it reads.
     """
-    if model.context_block is None:
-        return int(model.window.history[False] + 1) * TOKEN_BYTES
+    if not model.has_contexts:
+        return int(model.window.evaluation_history + 1) * TOKEN_BYTES
     bytes_a_context = model.config.context_dim * FP32_BYTES + TOKEN_BYTES
     return int(model.window.offsets[-1] + 1) * bytes_a_context
 
@@ -127,7 +127,7 @@ def describe_settings(
     for group, settings in (GROUPS | of_plugins).items():
         for field in dataclasses.fields(settings) if settings else ():
             row = {"setting": f"{group}.{field.name}", "value": values[group][field.name]}
-            rows.append({**row, **OF_OWN_PART, **field.metadata})
+            rows.append({**row, **PLAIN_METADATA, **field.metadata})
             if "allowed" in field.metadata:
                 rows[-1]["allowed"] = field.metadata["allowed"].text
     return rows

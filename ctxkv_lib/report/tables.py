@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..errors import UserError
 from ..plugins.plugins import KINDS
 from ..runs.config import GROUPS, differing_settings
 from ..runs.published import PUBLISHED, published_samples
@@ -30,7 +31,7 @@ SETTINGS: Rows = {
     "Commit": ("provenance.git_commit", ""),
     "Preset": ("config.preset", ""),
     "Recipe": ("config.recipe", ""),
-    **{f"Own {kind}": (f"config.{kind}.plugin", "") for kind in KINDS},
+    **{kind.capitalize(): (f"config.{kind}.plugin", "") for kind in KINDS},
     "Random seed": ("provenance.seed", ""),
     "Data": ("provenance.data.source", ""),
     "Token table": ("provenance.embeddings.table", ""),
@@ -160,6 +161,8 @@ def comparison_table(runs: Sequence[Run] | Mapping[str, Run] | Mapping[str, Summ
         out if the runs were validated on different texts, or if there are more than three runs and they
         differ in more than the number of samples.
     """
+    if not runs:
+        raise UserError("runs is empty; give at least one finished run.")
     ends_are_related = len(runs) <= FEW_RUNS
     if isinstance(runs, Mapping) and not all(isinstance(run, Run) for run in runs.values()):
         summaries: Mapping[str, Any] = runs

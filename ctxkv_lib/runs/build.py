@@ -41,7 +41,7 @@ def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool
 
 
 @status_line("Building the model")
-def frozen_model(config: ExperimentConfig, path: Path, log_unigram: Tensor | None) -> ContextKV:
+def model_with_table(config: ExperimentConfig, path: Path, log_unigram: Tensor | None) -> ContextKV:
     """Build the untrained model of a run, with its token table.
 
     Args:

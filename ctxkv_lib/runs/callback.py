@@ -13,15 +13,13 @@ T = TypeVar("T")
 class RunCallback(Callback):
     """Records the metrics of a training loop, and shows its progress.
 
-    Attributes:
+    Args:
         tell: a function that is called once, after a few seconds of training, with the expected seconds for
             all steps of an epoch.
     """
 
-    tell: Callable[[float], None] | None = None
-
-    def __init__(self, work: Work) -> None:
-        self.work = work
+    def __init__(self, work: Work, tell: Callable[[float], None] | None = None) -> None:
+        self.work, self.tell = work, tell
 
     def track(self, items: Iterable[T], description: str, total: int, done: int = 0) -> Iterable[T]:
         bar = progress_bar(items, description, total=total, initial=done)

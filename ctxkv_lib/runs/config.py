@@ -16,12 +16,10 @@ from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 from ..data.config import DataConfig
-from ..data.conversations import describe_split, fitting_sizes
 from ..errors import UserError, as_user_errors, did_you_mean
 from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.fields import Allowed, at_least, check_settings, require, setting
-from ..plugins.plugins import KINDS, OF_PHASE_1, TUNED, PlugIn, settings_of
-from ..progress import log
+from ..plugins.plugins import KINDS, PACKAGE_PREFIX, PHASE1_KINDS, PlugIn, settings_of
 
 # The largest allowed integer in a setting: LARGEST for two groups, and LARGEST_COUNT for all other groups.
 # These limits keep products of sizes and counts below 2^63.
@@ -101,10 +99,18 @@ class ExperimentConfig:
         return layer is None or not layer.reads_tokens
 
     @property
-    def has_own_parts(self) -> bool:
-        """Return whether the user wrote any part of the model. The parts of recipe `tuned` do not count."""
-        parts = [plugin for kind, plugin in self.plugins.items() if KINDS[kind].is_module]
-        return not all(plugin.name.startswith(TUNED) for plugin in parts)
+    def own_plugins(self) -> dict[str, PlugIn]:
+        """The user's own plug-ins, by kind. Those of this package do not count."""
+        return {
+            kind: plugin
+            for kind, plugin in self.plugins.items()
+            if not plugin.name.startswith(PACKAGE_PREFIX)
+        }
+
+    @property
+    def has_own_modules(self) -> bool:
+        """Whether a part of the model is the user's own."""
+        return any(KINDS[kind].is_module for kind in self.own_plugins)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole configuration as a dict of JSON values. `config_from_dict` is the inverse."""
@@ -122,42 +128,32 @@ class ExperimentConfig:
 
     def defaults(self) -> dict[str, Any]:
         """Return the default of each setting as `{"group.field": value}`, with those of plug-ins."""
-        own = {kind: settings_of(plugin.part, {}) for kind, plugin in self.plugins.items()}
-        of_plugins = {
-            f"{kind}.{name}": value for kind, values in own.items() for name, value in values.items()
-        }
-        return ExperimentConfig().flat() | of_plugins
+        defaults = ExperimentConfig().flat()
+        for kind, plugin in self.plugins.items():
+            defaults |= {f"{kind}.{name}": value for name, value in settings_of(plugin.part, {}).items()}
+        return defaults
 
     @as_user_errors()
     def replace(self, settings: Mapping[str, Any]) -> "ExperimentConfig":
         """Return a copy of this configuration with the given settings.
-
-        If `settings` gives `data.path` for the first time, the split sizes that are not in `settings` are
-        chosen to fit the user's conversations (`data.conversations.fitting_sizes`).
 
         Args:
             settings: `{"group.field": value}`, such as `{"phase2.patience": 2}`. The group may be the kind of
                 a plug-in, such as `block`. A string is parsed as JSON unless the setting is a string.
 
         Raises:
-            UserError: A key or a value is not allowed, or the user's conversations cannot be read.
+            UserError: A key or a value is not allowed.
         """
         changed: dict[str, dict[str, Any]] = {}
         for key, value in settings.items():
             group, name, hint = self._field(key)
             changed.setdefault(group, {})[name] = _typed(key, value, hint)
-        data, plugins = changed.get("data", {}), dict(self.plugins)
-        fitted = fitting_sizes(data["path"], data) if data.get("path") and not self.data.path else {}
-        if fitted:
-            changed["data"] = fitted | data
+        plugins = dict(self.plugins)
         for kind in changed.keys() & plugins.keys():
             values = settings_of(plugins[kind].part, {**plugins[kind].settings, **changed.pop(kind)})
             plugins[kind] = dataclasses.replace(plugins[kind], settings=values)
         groups = {group: dataclasses.replace(getattr(self, group), **new) for group, new in changed.items()}
-        config = dataclasses.replace(self, **groups, plugins=plugins)
-        if "samples" in fitted:
-            log(describe_split(config.data))
-        return config
+        return dataclasses.replace(self, **groups, plugins=plugins)
 
     def with_plugins(self, **parts: Any) -> "ExperimentConfig":
         """Return a copy of this configuration with other plug-ins, which have their default settings.
@@ -175,13 +171,13 @@ class ExperimentConfig:
         given = {kind: None if part is None else PlugIn.of(part, kind) for kind, part in parts.items()}
         plugins = {kind: plugin for kind, plugin in {**self.plugins, **given}.items() if plugin}
         if parts and (layer := plugins.get("layer")) and layer.reads_tokens:
-            for kind in OF_PHASE_1:
+            for kind in PHASE1_KINDS:
                 if given.get(kind):
                     raise UserError(
                         f"{layer.name} reads tokens, so there is no Phase 1 and {kind} has no effect; give "
                         "only one of the two plug-ins."
                     )
-            plugins = {kind: plugin for kind, plugin in plugins.items() if kind not in OF_PHASE_1}
+            plugins = {kind: plugin for kind, plugin in plugins.items() if kind not in PHASE1_KINDS}
         return dataclasses.replace(self, plugins=plugins)
 
     def _field(self, key: str) -> tuple[str, str, Any]:
@@ -192,8 +188,9 @@ class ExperimentConfig:
                 f"{key} is a setting of a plug-in, but no plug-in is given; add one with "
                 f"--{group} module:Name ({group}=...)."
             )
-        own = {kind: getattr(plugin.part, "Settings", None) for kind, plugin in self.plugins.items()}
-        kinds = GROUPS | own
+        kinds = GROUPS | {
+            kind: getattr(plugin.part, "Settings", None) for kind, plugin in self.plugins.items()
+        }
         names = setting_names(kinds)
         if group not in kinds:
             raise UserError(

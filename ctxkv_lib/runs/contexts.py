@@ -61,22 +61,22 @@ def compute_contexts(plan: Plan, work: Work) -> dict[str, Any]:
     model = plan.model
     work.memory.append(snapshot("model built", plan.device))
     generator = torch.Generator(plan.device).manual_seed(config.runtime.seed)
-    result, last, weights = _train_block(plan, work, generator)
+    result, trained_on, loss_weights = _train_block(plan, work, generator)
     write_tensors(work.folder / BLOCK, model.context_block.state_dict())
     work.memory.append(snapshot("phase 1 done", plan.device))
     with status_line("Computing the contexts of all positions"):
-        _write_streams(plan, work.folder, last, generator)
+        _write_streams(plan, work.folder, trained_on, generator)
     streams = load_streams(work.folder)
-    draw = torch.Generator().manual_seed(config.runtime.seed)
+    rank_generator = torch.Generator().manual_seed(config.runtime.seed)
     validation = streams["val"].contexts
     assert validation is not None
-    rank = effective_rank(validation[1:], draw)
+    rank = effective_rank(validation[1:], rank_generator)
     phase1 = {**asdict(result), "seconds": round(result.seconds, 3), "effective_rank": rank}
     return {
         "phase1": {**phase1, "context_method": config.phase1.context_method},
         "tokens": {split: len(stream) for split, stream in ids.items()},
         "caches_mib": sizes_mib(streams),
-        "objective": weights,
+        "objective": loss_weights,
     }
 
 
@@ -95,18 +95,20 @@ def _train_block(
     # Reset the seed, so that earlier random draws do not affect the weights of the user's loss or the block's
     # dropout.
     torch.manual_seed(config.runtime.seed)
-    objective: Any = loss.objective(model) if loss else None
+    objective: Any = loss.make_loss(model) if loss else None
     reads_ahead = loss and "next_embeddings" in asked_tensors(objective)
     ids = plan.ids["train"]
-    result, last = train_context_block(
+    embeddings, tokens = distinct_rows(model, phase1_ids(ids, config.phase1))
+    result, trained_on = train_context_block(
         model.context_block,
-        *distinct_rows(model, phase1_ids(ids, config.phase1)),
+        embeddings,
+        tokens,
         config.model.context_dim,
         config.phase1,
         generator,
-        objective,
-        RunCallback(work),
-        distinct_rows(model, phase1_ids(ids, config.phase1, ahead=1)) if reads_ahead else None,
+        loss=objective,
+        callback=RunCallback(work),
+        next_tokens=distinct_rows(model, phase1_ids(ids, config.phase1, ahead=1)) if reads_ahead else None,
     )
     width = config.model.context_dim
     if work.metrics and (rank := width * work.metrics[-1]["effective_rank"]) < COLLAPSED:
@@ -116,7 +118,7 @@ def _train_block(
     model.set_phase(2)
     model.eval()
     weights = objective.parameters() if isinstance(objective, nn.Module) else ()
-    return result, last, sum(weight.numel() for weight in weights)
+    return result, trained_on, sum(weight.numel() for weight in weights)
 
 
 def phase1_ids(stream: Tensor, config: Phase1Config, ahead: int = 0) -> Tensor:
@@ -135,17 +137,18 @@ def phase1_ids(stream: Tensor, config: Phase1Config, ahead: int = 0) -> Tensor:
     return torch.cat([ids[int(number * gap) :][: min(size, most)] for number in range(count)])
 
 
-def _write_streams(plan: Plan, folder: Path, last: Tensor | None, generator: torch.Generator) -> None:
+def _write_streams(plan: Plan, folder: Path, trained_on: Tensor | None, generator: torch.Generator) -> None:
     """Write the contexts and the token ids (or embeddings) of both streams.
 
     Args:
-        last: the contexts of Phase 1's last iteration, from which parallel passes over the same text start.
+        trained_on: the contexts of Phase 1's last iteration, from which parallel passes over the same text
+            start.
     """
     config, by_passes = plan.config, plan.config.phase1.context_method == "passes"
     for split, ids in plan.ids.items():
         dtype = torch.float32 if split == "val" else DTYPES[plan.precision]
-        first = last if split == "train" and by_passes else None
-        contexts = _stream_contexts(plan.model, config.phase1, ids, generator, first)
+        start = trained_on if split == "train" and by_passes else None
+        contexts = _stream_contexts(plan.model, config.phase1, ids, generator, start)
         shape = (len(ids), config.model.context_dim)
         write_parts(folder / f"{split}_ctx.safetensors", {"contexts": (dtype, shape, contexts)})
         tensors: dict[str, Any] = {"ids": (torch.int32, (len(ids),), [ids])}
@@ -184,7 +187,7 @@ def read_stream(model: ContextKV, config: Phase1Config, ids: Tensor, seed: int =
         seed: random seed for the contexts from which parallel passes start.
     """
     tokens = ids.int().to(model.device)
-    if model.context_block is None:
+    if not model.has_contexts:
         return Stream(tokens)
     generator = torch.Generator(model.device).manual_seed(seed)
     return Stream(tokens, torch.cat([*_stream_contexts(model, config, tokens, generator)]))
@@ -196,14 +199,14 @@ def _stream_contexts(
     config: Phase1Config,
     ids: Tensor,
     generator: torch.Generator,
-    last: Tensor | None = None,
+    trained_on: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Yield the contexts of a stream in parts, `[n + 1, context_dim]` in total. Row 0 precedes all tokens."""
     block, width = model.context_block, model.config.context_dim
     embeddings, tokens = distinct_rows(model, ids[:-1])
     projected = project_inputs(block, embeddings)
     if config.context_method == "passes":
-        yield _finite(contexts_by_passes(block, projected, tokens, width, config, generator, last))
+        yield _finite(contexts_by_passes(block, projected, tokens, width, config, generator, trained_on))
         return
     before = embeddings.new_zeros(width)
     yield before[None]

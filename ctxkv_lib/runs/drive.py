@@ -15,7 +15,7 @@ from pathlib import Path
 from ..files import digest, expanded, remove, replacing, visible_files
 from ..method.callback import Metric
 from ..progress import Listener, log
-from ..store import ENTRY, store
+from ..store import ENTRY, store, wait_for_lock
 from .steps import COMPARISON, STEPS
 
 SAVE_SECONDS = 120  # minimum seconds between copies
@@ -69,9 +69,11 @@ def restore(path: Path) -> None:
     folders = [copy / RUN] if any((copy / RUN / name).exists() for name in (STEPS, COMPARISON)) else []
     for source in [*entries, *folders]:
         target = path if source in folders else store() / source.name
-        if not target.exists():
-            with replacing(target) as temporary_path:
-                shutil.copytree(source, temporary_path, ignore=shutil.ignore_patterns(".*"))
+        lock = target.with_name(f".{target.name}.lock")  # for an entry, the lock under which it is computed
+        with wait_for_lock(lock, f"Another process restores {target.name}; waiting for it."):
+            if not target.exists():
+                with replacing(target) as temporary_path:
+                    shutil.copytree(source, temporary_path, ignore=shutil.ignore_patterns(".*"))
 
 
 def keep(path: Path, entries: Sequence[Path], copy: Path) -> None:

@@ -44,12 +44,12 @@ def generate_text(run: OpenRun | Run | Path | str, prompt: str, **sampling: Any)
     ids, end = opened.tokenizer(prompt)["input_ids"], int(opened.tokenizer.eos_token_id)
     with torch_state():
         torch.manual_seed(chosen.seed)
-        new = continued(opened.model, ids, chosen, end)
+        new = generate_ids(opened.model, ids, chosen, end)
     return prompt + str(opened.tokenizer.decode(new, skip_special_tokens=True))
 
 
 @torch.no_grad()
-def continued(model: ContextKV, ids: list[int], sampling: Sampling, end: int) -> list[int]:
+def generate_ids(model: ContextKV, ids: list[int], sampling: Sampling, end: int) -> list[int]:
     """Generate at most `max_new_tokens` tokens after `ids`. The token `end` ends the text and is left out."""
     new = list[int]()
     # The model never reads the last token of a stream, so `end` is only a placeholder for the next token.

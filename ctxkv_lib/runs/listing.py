@@ -13,7 +13,7 @@ from ..files import MIB, expanded, runs_root
 from ..method.callback import epochs_of
 from ..store import Record, store
 from .config import ExperimentConfig, differing_settings
-from .steps import METRICS, SETTINGS, STEPS, config_of, finished
+from .steps import METRICS, SETTINGS, STEPS, config_of, finished, repair
 from .summary import Run, summarize
 
 PHASE2 = ("val_ppl", "val_acc", "train_ppl", "best_epoch")
@@ -51,7 +51,7 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
             configs[path] = config_of(path)
             row |= _state_and_results(path, configs[path])
         except DamagedFile as error:
-            row["note"] = f"{error.path} is damaged; repair it with `ctxkv run --out {path}`"
+            row["note"] = f"{error.path} is damaged; {repair(path, SETTINGS)}"
         except (UserError, OSError) as error:  # missing or incompatible records
             row["note"] = str(error)
         row["mib"] = folder_bytes(path) / MIB
@@ -77,8 +77,12 @@ def describe_store() -> str:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the size in bytes of all files in a folder."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    """Return the size in bytes of all files in a folder, without those that disappear meanwhile."""
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(OSError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 def _run_folders(root: Path) -> list[Path]:
@@ -92,12 +96,13 @@ def _run_folders(root: Path) -> list[Path]:
 def _state_and_results(path: Path, config: ExperimentConfig) -> dict[str, Any]:
     """Return the state and the results of a run. Unfinished runs have those of the best epoch so far."""
     records = finished(path)
-    damage = next(filter(None, (record.damage(path, only_size=True) for record in records.values())), "")
-    state: dict[str, Any] = {
-        "state": "finished" if {SETTINGS, "phase2", "test"} <= {*records} else "interrupted"
-    }
-    if damage:
-        state = {"state": "damaged", "note": f"{damage}; repair it with `ctxkv run --out {path}`"}
+    if SETTINGS not in records:
+        raise DamagedFile(path / STEPS / f"{SETTINGS}.json", "it is missing or its checksum differs")
+    notes = {name: record.damage(path, only_size=True) for name, record in records.items()}
+    damaged = next((name for name, words in notes.items() if words), "")
+    state: dict[str, Any] = {"state": "finished" if {"phase2", "test"} <= {*records} else "interrupted"}
+    if damaged:
+        state = {"state": "damaged", "note": f"{notes[damaged]}; {repair(path, damaged)}"}
     if "phase2" in records and "test" in records:
         return state | _results(config, records)
     lines = _lines(path / METRICS)

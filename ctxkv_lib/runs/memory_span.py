@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..method.block import Block, optional, project_inputs
+from ..method.block import Block, attribute_or_default, project_inputs
 from ..method.contexts import distinct_rows, exact_contexts
-from ..method.readout import ReadTokens, decodability
-from ..method.readout import memory_span as last_remembered
+from ..method.readout import ReadTokens, decodability, last_remembered
 from .build import untrained_model
 from .device import torch_state
 
@@ -54,7 +53,7 @@ def memory_span(
 
 
 @torch.no_grad()
-def of_run(opened: "OpenRun", split: str, most: int) -> pd.DataFrame:
+def span_of_run(opened: "OpenRun", split: str, most: int) -> pd.DataFrame:
     """Measure a run's contexts, and those of its block before Phase 1. See `OpenRun.memory_span`."""
     train, stream, model = opened.stream("train").stream, opened.stream(split).stream, opened.model
     texts = [train.ids[:-1].cpu(), stream.ids[:-1].cpu()]
@@ -67,14 +66,14 @@ def of_run(opened: "OpenRun", split: str, most: int) -> pd.DataFrame:
         first, second = (ReadTokens(*pair) for pair in zip(contexts, tokens, strict=True))
         return _measured(first, fitted, second, begin, embeddings, most)
 
-    own = [each.contexts[1:].float().cpu() for each in (train, stream) if each.contexts is not None]
+    trained = [text.contexts[1:].float().cpu() for text in (train, stream) if text.contexts is not None]
     config = opened.run.config
     with torch_state():
         block = untrained_model(config, 1, has_unigram=False).context_block
         torch.manual_seed(config.runtime.seed)  # as before Phase 1
-        optional(block, "init_weights", Block)(embeddings, tokens[0], config.phase1)
+        attribute_or_default(block, "init_weights", Block)(embeddings, tokens[0], config.phase1)
         untrained = [_contexts(block, text, embeddings, config.model.context_dim) for text in tokens]
-    return _table({"": measured(own), "untrained_": measured(untrained)})
+    return _table({"": measured(trained), "untrained_": measured(untrained)})
 
 
 @torch.no_grad()
@@ -113,7 +112,7 @@ def _table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
         by_fold = [
             last_remembered([{**row, "r2": row["r2_by_fold"][fold]} for row in rows]) for fold in range(FOLDS)
         ]
-        spans = pd.Series([-1 if each is None else each for each in by_fold], dtype=float)
+        spans = pd.Series([-1 if fold_span is None else fold_span for fold_span in by_fold], dtype=float)
         table.attrs[f"{name}span"] = float("nan") if span is None else span
         table.attrs[f"{name}span_error"] = float(spans.std() / FOLDS**0.5)
     return table

@@ -20,21 +20,21 @@ from ..method.scoring import EVALUATION_ROWS
 from ..method.streams import DTYPES, Batch, Stream
 from ..plugins.plugins import KINDS
 from ..progress import log, status_line
-from ..store import Inputs, Work, entry_folder, flat, stored
-from .build import WEIGHTS, frozen_model, load_weights, parameter_counts
+from ..store import Inputs, Work, entry_folder, flat, intact_entry
+from .build import WEIGHTS, load_weights, model_with_table, parameter_counts
 from .config import require_known
 from .contexts import contexts_entry, load_streams, read_stream
 from .device import choose_device, torch_state
 from .plan import Plan, changed_code
-from .steps import OF_STORE, OWN_PARTS, RunFolder, finished
-from .summary import Run, run_of
+from .steps import OWN_PARTS, STORE_PREFIX, RunFolder, finished
+from .summary import Run, run_from_records
 from .training import prepare_streams
 
 if TYPE_CHECKING:
     from pandas import DataFrame
     from transformers import PreTrainedTokenizerFast
 
-SPLITS: dict[str, Split] = {
+STREAM_SPLITS: dict[str, Split] = {
     "train": "train",
     "val": "validation",
     "test": "test",
@@ -73,17 +73,18 @@ class OpenRun:
         Raises:
             UserError: The run's conversations cannot be read, or have changed since the run.
         """
-        if self.model.context_block is None:
-            return {name: Stream(self.tokens(SPLITS[name]).ids.int()) for name in ("train", "val")}
+        if not self.model.has_contexts:
+            return {name: Stream(self.tokens(STREAM_SPLITS[name]).ids.int()) for name in ("train", "val")}
         inputs = self.inputs["before"]["phase2"]["before"]["contexts"]
         table = {name: self.uses[name] for name in ("table",) if name in self.uses}
-        used, record = self.uses[f"{OF_STORE}contexts"], stored("contexts", inputs, table)
-        if record and record.output == used:
+        digest, record = self.uses[f"{STORE_PREFIX}contexts"], intact_entry("contexts", inputs, table)
+        if record and record.output == digest:
             return load_streams(entry_folder("contexts", inputs))
         with torch_state():
             if self.run.config.phase1.context_method == "exact":
                 train, val = (
-                    read_stream(self.model, EXACT, self.tokens(SPLITS[name]).ids) for name in ("train", "val")
+                    read_stream(self.model, EXACT, self.tokens(STREAM_SPLITS[name]).ids)
+                    for name in ("train", "val")
                 )
                 assert train.contexts is not None
                 return {
@@ -93,7 +94,7 @@ class OpenRun:
             # Parallel passes start from contexts that only Phase 1 leaves, so Phase 1 is repeated.
             self.tokens("train")
             path, record = contexts_entry(self.plan, table.get("table"))
-            if record.output != used:
+            if record.output != digest:
                 log("The contexts were computed again. This machine rounds differently from the run's.")
             return load_streams(path)
 
@@ -113,15 +114,15 @@ class OpenRun:
         Raises:
             UserError: The split is unknown or has no text, or its conversations have changed since the run.
         """
-        require_known("split", split, SPLITS)
+        require_known("split", split, STREAM_SPLITS)
         if split != "test":
             return OpenStream(self, self.streams[split])
         config = self.run.config
         if not config.data.test_samples:
             raise UserError(f"{self.run.path} has no test text; make a run with data.test_samples above 0.")
         with torch_state():
-            read = read_stream(self.model, config.phase1, self.tokens("test").ids, config.runtime.seed)
-            return OpenStream(self, read)
+            stream = read_stream(self.model, config.phase1, self.tokens("test").ids, config.runtime.seed)
+            return OpenStream(self, stream)
 
     def memory_span(self, split: str = "val", most: int = 40) -> "DataFrame":
         """Measure how many of the last tokens can be read from a context, and the same before Phase 1.
@@ -136,10 +137,10 @@ class OpenRun:
         Raises:
             UserError: The layer reads tokens, the split is unknown, or the text is too short for `most`.
         """
-        from .memory_span import of_run
+        from .memory_span import span_of_run
 
         self.stream(split).contexts()  # raises if there are none
-        return of_run(self, split, most)
+        return span_of_run(self, split, most)
 
     def read(self, text: str) -> "OpenStream":
         """Prepend an end-of-text token to a text, and read both, as `evaluate_texts` does.
@@ -247,9 +248,9 @@ class OpenStream:
     def _with_contexts(self, contexts: Tensor) -> Stream:
         """Return the stream with other contexts, `[n, context_dim]`."""
         _require_shape(contexts, self.contexts().shape)
-        own = self.stream.contexts
-        assert own is not None
-        return replace(self.stream, contexts=torch.cat([own[:1], contexts.to(own)]))
+        stored = self.stream.contexts
+        assert stored is not None
+        return replace(self.stream, contexts=torch.cat([stored[:1], contexts.to(stored)]))
 
     def _with_windows(self, batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
         """Return a batch whose windows are the result of `change`."""
@@ -281,12 +282,12 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
     records = finished(path, "settings", "phase2", "test")
     if "table" in records["phase2"].uses:
         finished(path, "table")
-    run = run_of(path, records, run.config if isinstance(run, Run) else None)
+    run = run_from_records(path, records, run.config if isinstance(run, Run) else None)
     _require_same_parts(run)
     if words := changed_code(records["phase2"].inputs):
         log(f"{path} was made with another version of the method's code ({words}), so results may differ.")
     with status_line("Loading the model"), torch_state():
-        model = frozen_model(run.config, path, read_tensors(path / WEIGHTS).get("log_unigram"))
+        model = model_with_table(run.config, path, read_tensors(path / WEIGHTS).get("log_unigram"))
         load_weights(model, path)
         tokenizer = load_tokenizer(run.config.data.tokenizer)
     plan = Plan(run.config, path, choose_device(device), run.summary["provenance"]["precision"])
@@ -312,11 +313,11 @@ def open_prepared(folder: RunFolder, plan: Plan) -> OpenRun:
     """Compute the contexts of an experiment, or read them from the store, and open it before Phase 2."""
     table = finished(folder.path).get("table")
     work = Work(folder.path, plan.inputs["phase2"], {"table": table.output} if table else {}, folder.listen)
-    contexts, streams = prepare_streams(plan, work)
+    phase1, streams = prepare_streams(plan, work)
     parameters = parameter_counts(plan.model)
-    if contexts["objective"]:
-        parameters["objective"] = contexts["objective"]
-    summary = {name: contexts[name] for name in ("phase1", "tokens", "caches_mib")}
+    if phase1["objective"]:
+        parameters["objective"] = phase1["objective"]
+    summary = {name: phase1[name] for name in ("phase1", "tokens", "caches_mib")}
     summary |= {"memory": [*work.memory, snapshot("phase 2 prepared", plan.device)], "parameters": parameters}
     run = Run(folder.path, plan.config, summary, work.metrics)
     opened = OpenRun(run, plan.model.eval(), plan.tokenizer, plan, plan.inputs["test"], work.uses)

@@ -19,29 +19,32 @@ from ..data.hub import GPT2
 from ..data.tokens import TokenStream, load_tokenizer, train_stream, validation_stream
 from ..errors import UserError
 from ..method.model import ContextKV
-from ..plugins.plugins import KINDS, OF_PACKAGE
+from ..plugins.plugins import KINDS, PACKAGE_PREFIX
 from ..progress import status_line
-from ..store import VERSION_OF, Inputs, code_inputs, flat, inputs_of
-from .build import frozen_model, log_frequencies
+from ..store import VERSION_PREFIX, Inputs, code_inputs, flat, inputs_of
+from .build import log_frequencies, model_with_table
 from .config import ExperimentConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# The version of each step's results, and the module that computes them. Raise a version if the golden numbers
-# change: finished runs are then computed again, and their trained models are replaced only with --again.
-VERSIONS = {
-    "table": (1, "data.cooccurrence"),
-    "contexts": (1, "runs.contexts"),
-    "phase2": (1, "runs.training"),
-    "test": (1, "runs.testing"),
+# The version of each step's results. Raise a version if the golden numbers change: finished runs are then
+# computed again, and their trained models are replaced only with --again.
+VERSIONS = {"table": 1, "contexts": 1, "phase2": 1, "test": 1}
+BUILDING = ("runs.build", "runs.device", "data.token_table")  # the modules that build the model
+# The modules that compute each step. The modules of `method` that they import count, too.
+MODULES = {
+    "table": ("data.cooccurrence",),
+    "contexts": ("runs.contexts", *BUILDING),
+    "phase2": ("runs.training", "data.kneser_ney", *BUILDING),
+    "test": ("runs.testing", "runs.contexts"),
 }
-OF_CONTEXTS = ("phase1", "block", "loss", "model.context_dim", "model.hidden_size")
-OF_TABLE_USE = ("data.table", "data.row_length", "runtime.seed")
+CONTEXT_SETTINGS = ("phase1", "block", "loss", "model.context_dim", "model.hidden_size")
+TABLE_SETTINGS = ("data.table", "data.row_length")
 
 
 class Plan:
-    """An experiment whose texts and tokens are read when they are needed.
+    """An experiment before it is computed. Texts, tokens and model are read or built when they are needed.
 
     Attributes:
         config: the experiment's settings and plug-ins.
@@ -84,8 +87,11 @@ class Plan:
             if len(texts)
         }
         window = self.config.model.context_window if self.config.has_contexts else 1
-        read: tuple[tuple[str, Split], ...] = (("samples", "train"), ("validation_samples", "validation"))
-        for setting, split in read:
+        trained_on: tuple[tuple[str, Split], ...] = (
+            ("samples", "train"),
+            ("validation_samples", "validation"),
+        )
+        for setting, split in trained_on:
             if (count := len(tokens[split].ids)) <= window:
                 lower = "lower model.max_contexts, " if self.config.has_contexts else ""
                 raise UserError(
@@ -104,7 +110,7 @@ class Plan:
         """The model on its device. It is untrained until a step trains or loads its parts."""
         counted = self.config.data.unigram == "corpus"
         log_unigram = log_frequencies(self.tokens["corpus"]) if counted else None
-        return frozen_model(self.config, self.path, log_unigram).to(self.device)
+        return model_with_table(self.config, self.path, log_unigram).to(self.device)
 
     def digest(self, split: Split) -> str:
         return self.tokens[split].digest if split in self.tokens else ""
@@ -125,12 +131,16 @@ class Plan:
             inputs["table"] = inputs_of(chosen, corpus, code=code_of("table"))
         table = {"GPT-2's revision": GPT2[1]} if data.table == "gpt2" else {}
         if self.config.has_contexts:
-            chosen, codes = self._chosen(*OF_CONTEXTS, *OF_TABLE_USE, "runtime.embedding_cache")
+            chosen, codes = self._chosen(
+                *CONTEXT_SETTINGS, *TABLE_SETTINGS, "runtime.seed", "runtime.embedding_cache"
+            )
             digests = streams | table | codes
             inputs["contexts"] = inputs_of(
                 chosen | precision, digests, code=code_of("contexts", *self._own("block", "loss")), **inputs
             )
-        chosen, codes = self._chosen("model", "phase2", "layer", "data.unigram", *OF_TABLE_USE)
+        chosen, codes = self._chosen(
+            "model", "phase2", "layer", "data.unigram", *TABLE_SETTINGS, "runtime.seed"
+        )
         counted = corpus if data.unigram == "corpus" else {}
         inputs["phase2"] = inputs_of(
             chosen | precision,
@@ -157,20 +167,19 @@ class Plan:
     def _own(self, *kinds: str) -> list[str]:
         """Return the modules of this package that define plug-ins of these kinds."""
         names = [self.config.plugins[kind].name for kind in kinds if kind in self.config.plugins]
-        modules = [name.partition(":")[0] for name in names if name.startswith(OF_PACKAGE)]
-        return [module.removeprefix(OF_PACKAGE) for module in modules]
+        modules = [name.partition(":")[0] for name in names if name.startswith(PACKAGE_PREFIX)]
+        return [module.removeprefix(PACKAGE_PREFIX) for module in modules]
 
 
 def code_of(step: str, *modules: str) -> Inputs:
     """Return the inputs that identify the code of a step, and of `modules` that it uses, too."""
-    version, module = VERSIONS[step]
-    return code_inputs(step, version, module, *modules)
+    return code_inputs(step, VERSIONS[step], *MODULES[step], *modules)
 
 
 def changed_code(inputs: Inputs) -> str:
     """Describe which steps of a trained run have another version of results by now. Return "" if none has."""
     made_with, words = flat(inputs), []
-    for step, (version, _) in VERSIONS.items():
-        if (name := VERSION_OF + step) in made_with and made_with[name] != version:
+    for step, version in VERSIONS.items():
+        if (name := VERSION_PREFIX + step) in made_with and made_with[name] != version:
             words.append(f"{name} {made_with[name]} → {version}")
     return ", ".join(words)

@@ -11,17 +11,15 @@ lists the steps that a new setting in `data` or `runtime` changes. `report.table
 that reports show. `ctxkv settings` prints all settings.
 """
 
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+from ..data.conversations import describe_split, fitting_sizes
 from ..errors import UserError, as_user_errors
-from ..files import checksum, digest, expanded, runs_root
 from ..plugins.plugins import TUNED
+from ..progress import log
 from .config import ExperimentConfig, require_known
 
 # Range of the number of epochs after which most training runs stopped, by recipe. It comes from all runs in
@@ -82,7 +80,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 # The plug-ins of a recipe, by recipe and kind.
-PARTS = {"tuned": {"block": f"{TUNED}StructuredBlock", "layer": f"{TUNED}SlotLayer"}}
+RECIPE_PLUGINS = {"tuned": {"block": f"{TUNED}StructuredBlock", "layer": f"{TUNED}SlotLayer"}}
 
 
 @as_user_errors()
@@ -116,21 +114,36 @@ def build_config(
             f"data.source is {asked['data.source']!r} and data.path is given; leave one of them out."
         )
     # Plug-ins come first, since their settings exist only after they are chosen.
-    return _usual(preset, recipe).with_plugins(**plugins).replace(asked)
+    config = _usual(preset, recipe).with_plugins(**plugins).replace(asked)
+    return _fitted(config, asked) if config.data.path else config
+
+
+def _fitted(config: ExperimentConfig, asked: Mapping[str, Any]) -> ExperimentConfig:
+    """Choose the split sizes that are not in `asked` so that they fit the user's own conversations."""
+    data = config.data
+    chosen = {
+        field.name: getattr(data, field.name) for field in fields(data) if f"data.{field.name}" in asked
+    }
+    fitting = fitting_sizes(str(data.path), chosen)
+    config = config.replace({f"data.{name}": value for name, value in fitting.items()})
+    if "samples" in fitting:
+        log(describe_split(config.data))
+    return config
 
 
 @cache
 def _usual(preset: str, recipe: str) -> ExperimentConfig:
-    config = ExperimentConfig(preset, recipe).with_plugins(**PARTS.get(recipe, {}))
+    config = ExperimentConfig(preset, recipe).with_plugins(**RECIPE_PLUGINS.get(recipe, {}))
     return config.replace({**PRESETS[preset].settings, **RECIPES[recipe]})
 
 
 def usual_epochs(config: ExperimentConfig) -> tuple[int, int] | None:
     """Return the minimum and maximum number of epochs for which training usually runs.
 
-    Return None for recipe `tuned`, for changed settings of Phase 2, and for the user's own parts.
+    Return None for recipe `tuned`, for changed settings of Phase 2, and with plug-ins.
     """
-    is_usual = config.phase2 == _usual("colab", config.recipe).phase2 and not config.has_own_parts
+    usual = _usual("colab", config.recipe)
+    is_usual = (config.phase2, config.plugins) == (usual.phase2, usual.plugins)
     return USUAL_EPOCHS.get(config.recipe) if is_usual else None
 
 
@@ -154,49 +167,6 @@ def changed_settings(config: ExperimentConfig) -> dict[str, Any]:
     usual, settings = _usual(config.preset, config.recipe).flat(), config.flat()
     usual["data.samples"] = config.data.samples
     dropped = {key: None for key in usual.keys() - settings.keys() if key.endswith(".plugin")}
-    return {key: value for key, value in settings.items() if usual.get(key, math.nan) != value} | dropped
-
-
-def parse_settings(pairs: Iterable[str]) -> dict[str, str]:
-    """Convert `["phase2.batch_size=256"]` to `{"phase2.batch_size": "256"}`.
-
-    Raises:
-        UserError: A pair has no `=`.
-    """
-    settings = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"--set {pair!r} has no '='; write --set group.field=value.")
-        settings[key.strip()] = value.strip()
-    return settings
-
-
-def run_folder_of(config: ExperimentConfig, root: Path | str | None = None) -> Path:
-    """Return the default folder of an experiment. The same experiment always gets the same folder.
-
-    The name is `preset-recipe-samples`, followed by plug-in names and, if any setting differs from the preset
-    and recipe, a short hash of those settings. The user's own data file is hashed by content.
-
-    Args:
-        root: folder that contains the run folders. The default is `$CTXKV_RUNS`, or `runs`.
-    """
-    changed = changed_settings(config)
-    if config.data.path is not None and expanded(config.data.path).is_file():
-        changed["data.path"] = checksum(expanded(config.data.path))
-    plugins = [plugin.name for kind, plugin in config.plugins.items() if f"{kind}.plugin" in changed]
-    words = [config.preset, config.recipe, str(config.data.samples), *map(short_name, plugins)]
-    folder, name = runs_root() if root is None else expanded(root), "-".join(words)
-    return folder / (f"{name}-{digest(changed)[:6]}" if changed else name)
-
-
-def comparison_folder(configs: Sequence[ExperimentConfig], root: Path | str | None = None) -> Path:
-    """Return the default folder of a comparison: the name of its largest run, and the other sample counts."""
-    *smaller, largest = sorted(configs, key=lambda config: config.data.samples)
-    counts = "-".join(str(config.data.samples) for config in smaller)
-    return Path(f"{run_folder_of(largest, root)}-vs-{counts}")
-
-
-def short_name(plugin: str) -> str:
-    """Return the name of a class or function without its module."""
-    return str(re.findall(r"\w+", plugin)[-1])
+    return {
+        key: value for key, value in settings.items() if key not in usual or usual[key] != value
+    } | dropped

@@ -29,25 +29,21 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import DamagedFile, UserError
-from ..files import remove, visible_files, write_text
+from ..files import read_json, remove, remove_leftovers, visible_files, write_text
 from ..method.callback import Metric
 from ..progress import Listener, log
 from ..store import Compute, Inputs, Record, Work, flat, inputs_of
 from .config import ExperimentConfig, config_from_dict
 
 OWN_PARTS = "own_parts"  # folder for the user's source code
-STEPS, LOCK, SUMMARY, METRICS, COMPARISON = (
-    "steps",
-    ".lock",
-    "summary.json",
-    "metrics.jsonl",
-    "comparison.json",
-)
+STEPS, LOCK = "steps", ".lock"
+CONFIG, SUMMARY, METRICS, COMPARISON = "config.json", "summary.json", "metrics.jsonl", "comparison.json"
+REPORTS = {"en": "report.md", "ja": "report.ja.md"}  # by language
 SETTINGS, RESULTS = "settings", "results"  # the first and the last step
 # What is made from the numbers of a run. It is deleted before these numbers change.
-FROM_NUMBERS = ("report.md", "report.ja.md", "figures", SUMMARY, f"{STEPS}/{RESULTS}.json")
-OF_STORE = "store/"  # begins the name of an entry in `Record.uses`
-OF_04 = "checkpoint"  # a folder in every run of version 0.4 and earlier
+FROM_NUMBERS = (*REPORTS.values(), "figures", SUMMARY, f"{STEPS}/{RESULTS}.json")
+STORE_PREFIX = "store/"  # begins the name of an entry in `Record.uses`
+FOLDER_OF_04 = "checkpoint"  # a folder in every run of version 0.4 and earlier
 LOCATION = "data.path"  # not compared, since the content of the user's data counts
 MOST_DESCRIBED = 3  # maximum number of differences per message
 
@@ -100,20 +96,21 @@ class RunFolder:
 
 def records(path: Path) -> dict[str, Record]:
     """Return the readable records of a run, except those made from other files of an earlier step."""
-    found = {file.stem: Record.read(file) for file in sorted((path / STEPS).glob("[!.]*.json"))}
-    read = {name: record for name, record in found.items() if record}
-    outputs = {name: record.output for name, record in read.items()}
+    files = sorted((path / STEPS).glob("[!.]*.json"))
+    readable = {file.stem: record for file in files if (record := Record.read(file))}
+    outputs = {name: record.output for name, record in readable.items()}
     return {
         name: record
-        for name, record in read.items()
-        if all(outputs.get(used) == output for used, output in record.uses.items() if OF_STORE not in used)
+        for name, record in readable.items()
+        if all(
+            outputs.get(used) == output for used, output in record.uses.items() if STORE_PREFIX not in used
+        )
     }
 
 
 def metric_lines(metrics: Sequence[Metric]) -> str:
     """Return metrics as lines of metrics.jsonl, without memory use."""
-    left_out = ("memory", "replayed")
-    kept = [{name: value for name, value in metric.items() if name not in left_out} for metric in metrics]
+    kept = [{name: value for name, value in metric.items() if name != "memory"} for metric in metrics]
     return "".join(json.dumps(metric) + "\n" for metric in kept)
 
 
@@ -128,14 +125,13 @@ def claimed(folder: RunFolder) -> Iterator[RunFolder]:
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; choose another folder with --out.")
     with lock_or_refuse(path):
-        if (path / OF_04).is_dir():
+        if (path / FOLDER_OF_04).is_dir():
             raise UserError(of_another_version(path))
         if any(visible_files(path)) and not (path / STEPS).is_dir():
             raise UserError(
                 f"{path} is not empty and does not contain a run; choose another folder with --out."
             )
-        for leftover in path.rglob(".*.part"):
-            remove(leftover)
+        remove_leftovers(path, "**/.*.part")
         (path / STEPS).mkdir(exist_ok=True)
         yield folder
 
@@ -145,25 +141,25 @@ def lock_or_refuse(path: Path) -> Iterator[None]:
     """Lock a folder while the block runs. Raises UserError if another process has locked it."""
     path.mkdir(parents=True, exist_ok=True)
     try:
-        held = FileLock(path / LOCK).acquire(timeout=0)
+        lock = FileLock(path / LOCK).acquire(timeout=0)
     except Timeout:
         raise UserError(
             f"{path} is in use by another process; wait until it is done, or choose another folder."
         ) from None
-    with held:
+    with lock:
         yield
 
 
 def require_same_settings(path: Path, config: ExperimentConfig) -> Inputs:
-    """Return the inputs of a run's settings: the recorded ones, or those of `config` if there are none.
+    """Raise UserError if a folder contains a run with other settings than `config`.
 
-    Raises:
-        UserError: The folder contains a run with other settings.
+    Returns:
+        the recorded inputs of the run's settings, or those of `config` if there are none.
     """
     values = {name: value for name, value in config.flat().items() if not name.endswith(".code")}
-    inputs, found = inputs_of(values, {}), Record.read(path / STEPS / f"{SETTINGS}.json")
-    if found:
-        recorded = found.inputs
+    inputs, record = inputs_of(values, {}), Record.read(path / STEPS / f"{SETTINGS}.json")
+    if record:
+        recorded = record.inputs
     else:  # the record may be lost, but the records of other steps have settings, too
         known = {
             name: value for record in records(path).values() for name, value in flat(record.inputs).items()
@@ -174,19 +170,26 @@ def require_same_settings(path: Path, config: ExperimentConfig) -> Inputs:
     return recorded
 
 
-def settle(folder: RunFolder, config: ExperimentConfig, numbers: dict[str, Any], compute: Compute) -> Record:
-    """Record the settings of a run, which is its first step, and return the record.
+def recorded_decisions(path: Path) -> dict[str, Any] | None:
+    """Return what was decided when a run was begun, such as its precision, or None if it is not recorded."""
+    record = Record.read(path / STEPS / f"{SETTINGS}.json")
+    return record.numbers if record else None
+
+
+def record_settings(
+    folder: RunFolder, config: ExperimentConfig, decisions: dict[str, Any], compute: Compute
+) -> None:
+    """Record the settings of a run, which is its first step.
 
     Args:
-        numbers: what was decided when the run was begun, such as its precision. A continued run keeps it.
+        decisions: what is decided when a run is begun, such as its precision. A continued run keeps it.
         compute: writes config.json.
 
     Raises:
         UserError: The folder contains a run with other settings.
     """
-    inputs, found = require_same_settings(folder.path, config), Record.read(folder.file(SETTINGS))
-    decided = found.numbers if found else numbers
-    return step(folder, SETTINGS, inputs, lambda work: compute(work) | decided, ["config.json"])
+    inputs = require_same_settings(folder.path, config)
+    step(folder, SETTINGS, inputs, lambda work: compute(work) | decisions, [CONFIG])
 
 
 def step(
@@ -209,27 +212,24 @@ def step(
     Raises:
         UserError: The folder has this step with a `state` from other inputs, or with damaged files.
     """
-    known, found = records(folder.path), Record.read(folder.file(name))
-    reason = _reason_to_compute(folder, name, inputs, found, known, files, state)
-    if found and not reason:
-        for metric in found.metrics:
+    valid, record = records(folder.path), Record.read(folder.file(name))
+    reason = _reason_to_compute(folder, name, inputs, record, valid, files, state)
+    if record and not reason:
+        for metric in record.metrics:
             folder.listener({**metric, "replayed": True})
         if state:  # a process may have been killed between writing the record and deleting the state
             remove(folder.path / state)
-        return found
-    if reason and state and not folder.again:
-        raise UserError(
-            f"{folder.path} contains a trained model, but {reason}; replace it with --again (again=True), or "
-            "choose another folder with --out."
-        )
+        return record
+    if reason and state:
+        _refuse_unless_asked(folder, reason)
     if reason and name != RESULTS:
         log(f"{name}: computed again, since {reason}.")
-    is_other = bool(found and describe(found.inputs, inputs, folder.defaults))
+    is_other = bool(record and describe(record.inputs, inputs, folder.defaults))
     for part in (*(FROM_NUMBERS if state or is_other else ()), *files, f"{STEPS}/{name}.json"):
         remove(folder.path / part)
     if state:
         write_text(folder.path / METRICS, "")
-    uses = {before: known[before].output for before in inputs["before"] if before in known}
+    uses = {before: valid[before].output for before in inputs["before"] if before in valid}
     work = Work(folder.path, inputs, uses, folder.listen)
     record = work.record(compute(work), files).write(folder.file(name))
     if state:
@@ -241,15 +241,15 @@ def _reason_to_compute(
     folder: RunFolder,
     name: str,
     inputs: Inputs,
-    found: Record | None,
-    known: Mapping[str, Record],
+    record: Record | None,
+    valid: Mapping[str, Record],
     files: Sequence[str],
     state: str,
 ) -> str:
     """Return why a step that the folder has must be computed. Return "" if it can be reused, or is new."""
-    if found:
-        words = describe(found.inputs, inputs, folder.defaults) or found.damage(folder.path)
-        return words or ("" if name in known else "an earlier step was computed again")
+    if record:
+        words = describe(record.inputs, inputs, folder.defaults) or record.damage(folder.path)
+        return words or ("" if name in valid else "an earlier step was computed again")
     # A killed process may leave files without a record, but then there is a state.
     is_lost = (
         state and not (folder.path / state).exists() and any((folder.path / part).exists() for part in files)
@@ -262,10 +262,16 @@ def refuse_to_replace(folder: RunFolder, name: str, inputs: Inputs) -> None:
 
     This is called for Phase 2 before any step is computed, so that a refused run changes nothing.
     """
-    found = Record.read(folder.file(name))
-    if found and not folder.again and (words := describe(found.inputs, inputs, folder.defaults)):
+    record = Record.read(folder.file(name))
+    if record and (words := describe(record.inputs, inputs, folder.defaults)):
+        _refuse_unless_asked(folder, words)
+
+
+def _refuse_unless_asked(folder: RunFolder, reason: str) -> None:
+    """Raise UserError, since a trained model would be replaced, unless `folder.again`."""
+    if not folder.again:
         raise UserError(
-            f"{folder.path} contains a trained model, but {words}; replace it with --again (again=True), or "
+            f"{folder.path} contains a trained model, but {reason}; replace it with --again (again=True), or "
             "choose another folder with --out."
         )
 
@@ -280,29 +286,37 @@ def finished(path: Path, *steps: str, only_size: bool = False) -> dict[str, Reco
     """
     if not (path / STEPS).is_dir():
         raise UserError(no_run(path))
-    known = records(path)
+    valid = records(path)
     for name in steps:
-        if name not in known:
+        if name not in valid:
             raise UserError(f"{path} has not finished; continue with `ctxkv run --out {path}`.")
-        if damage := known[name].damage(path, only_size):
-            raise UserError(f"{damage}; train again with `ctxkv run --out {path} --again`.")
-    return known
+        if damage := valid[name].damage(path, only_size):
+            raise UserError(f"{damage}; {repair(path, name)}.")
+    return valid
+
+
+def repair(path: Path, step: str) -> str:
+    """Say which command repairs a damaged step. Only `--again` replaces a trained model."""
+    return f"repair it with `ctxkv run --out {path}{' --again' if step == 'phase2' else ''}`"
 
 
 def config_of(path: Path) -> ExperimentConfig:
-    """Return the configuration of a run. Raises UserError if its record is lost, or of another version."""
-    record = Record.read(path / STEPS / f"{SETTINGS}.json")
-    if record is None:
+    """Return the configuration of a run, from config.json if its record is lost.
+
+    Raises UserError if both are lost, or of another version.
+    """
+    decisions = recorded_decisions(path)
+    if decisions is None and not (path / CONFIG).is_file():
         raise DamagedFile(path / STEPS / f"{SETTINGS}.json", "it is missing or its checksum differs")
     try:
-        return config_from_dict(record.numbers["config"])
+        return config_from_dict(decisions["config"] if decisions else read_json(path / CONFIG))
     except (UserError, AttributeError, LookupError, TypeError):
         raise UserError(of_another_version(path)) from None
 
 
 def no_run(path: Path) -> str:
     """Return a message that says why a folder is not a run, and what the user should do."""
-    if (path / OF_04).is_dir():
+    if (path / FOLDER_OF_04).is_dir():
         return of_another_version(path)
     if any(path.glob(f"[!.]*/{STEPS}")):
         return f"{path} is not a run but contains runs; choose one of them (`ctxkv list {path}` shows them)."

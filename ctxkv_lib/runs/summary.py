@@ -42,10 +42,12 @@ class Run:
 def load_run(path: Path | str) -> Run:
     """Read a finished run. Raises UserError if there is no run in the folder, or it is unfinished."""
     folder = expanded(path)
-    return run_of(folder, finished(folder, SETTINGS, "phase2", "test", only_size=True))
+    return run_from_records(folder, finished(folder, SETTINGS, "phase2", "test", only_size=True))
 
 
-def run_of(path: Path, records: Mapping[str, Record], config: ExperimentConfig | None = None) -> Run:
+def run_from_records(
+    path: Path, records: Mapping[str, Record], config: ExperimentConfig | None = None
+) -> Run:
     """Return a finished run from the records of its steps."""
     config = config or config_of(path)
     return Run(path, config, summarize(config, records), records["phase2"].metrics)
@@ -54,20 +56,20 @@ def run_of(path: Path, records: Mapping[str, Record], config: ExperimentConfig |
 def summarize(config: ExperimentConfig, records: Mapping[str, Record]) -> dict[str, Any]:
     """Build the content of `summary.json` from the records of finished steps."""
     phase2, test = records["phase2"], records["test"].numbers
-    result, contexts = phase2.numbers, phase2.numbers["contexts"]
-    train_tokens, val_tokens = contexts["tokens"]["train"], contexts["tokens"]["val"]
+    result, phase1 = phase2.numbers, phase2.numbers["contexts"]
+    train_tokens, val_tokens = phase1["tokens"]["train"], phase1["tokens"]["val"]
     epochs = epochs_of(phase2.metrics)
     best = next(epoch for epoch in reversed(epochs) if epoch["improved"])
-    objective = {"objective": contexts["objective"]} if contexts["objective"] else {}
+    loss_weights = {"objective": phase1["objective"]} if phase1["objective"] else {}
     ngrams = records.get(NGRAMS)
     is_of_test = ngrams and ngrams.inputs["before"]["test"] == records["test"].inputs
     return {
         "samples": config.data.samples,
         "train_tokens": train_tokens,
         "val_tokens": val_tokens,
-        "parameters": {**result["parameters"], **objective},
+        "parameters": {**result["parameters"], **loss_weights},
         "context_window": {**context_window(config.model, train_tokens), "offsets": result["offsets"]},
-        "phase1": contexts["phase1"],
+        "phase1": phase1["phase1"],
         "phase2": {
             "best_epoch": best["epoch"],
             **{name: best[name] for name in ("val_ppl", "val_acc", "train_ppl")},
@@ -77,7 +79,7 @@ def summarize(config: ExperimentConfig, records: Mapping[str, Record]) -> dict[s
             "epochs": [{name: epoch[name] for name in EPOCH} for epoch in epochs],
         },
         "memory": [*phase2.memory, *(epoch["memory"] for epoch in epochs)],
-        "caches_mib": contexts["caches_mib"],
+        "caches_mib": phase1["caches_mib"],
         "caches_dense_fp32_mib": dense_fp32_mib(train_tokens, val_tokens, config.model),
         "provenance": result["provenance"],
         **({"test": test} if test else {}),

@@ -20,18 +20,18 @@ def score_test(plan: Plan, work: Work) -> dict[str, Any]:
         `ppl`; `acc`; `tokens`; `conversations`, a list with the number of predicted tokens and the mean loss
         in nats for each conversation; and `fingerprint`. If there is no token to predict, the dict is empty.
     """
-    model, config, stream = plan.model, plan.config, plan.tokens.get("test")
-    if stream is None or len(stream.ids) < 2:
+    model, config, tokens = plan.model, plan.config, plan.tokens.get("test")
+    if tokens is None or len(tokens.ids) < 2:
         return {}
     load_weights(model, work.folder)
-    read = read_stream(model, config.phase1, stream.ids, config.runtime.seed)
-    losses, correct = token_scores(model, read, torch.arange(len(read)))
+    stream = read_stream(model, config.phase1, tokens.ids, config.runtime.seed)
+    losses, correct = token_scores(model, stream, torch.arange(len(stream)))
     # There is no loss for token 0. `parts` has the losses of each conversation.
-    parts = losses.tensor_split((stream.starts[1:] - 1).clamp(min=0).cpu())
+    parts = losses.tensor_split((tokens.starts[1:] - 1).clamp(min=0).cpu())
     return {
         "ppl": perplexity(losses.mean().item()),
         "acc": correct.float().mean().item(),
-        "tokens": len(stream.ids),
+        "tokens": len(tokens.ids),
         "conversations": [[len(part), part.mean().item()] for part in parts if len(part)],
         "fingerprint": plan.texts["test"].fingerprint,
     }

@@ -8,6 +8,8 @@ over. `steps.step` deletes the file when Phase 2 is recorded.
 """
 
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from xxhash import xxh3_128
 from ..files import mib, read_tensors, replacing, write_tensors
 from ..method.callback import Metric, epochs_of
 from ..method.memory import GIB, snapshot
+from ..method.oacd import UNTRAINED
 from ..method.phase2 import train_layer
 from ..method.streams import Stream
 from ..plugins.checks import refuse_unsaved
@@ -30,13 +33,12 @@ from .contexts import BLOCK, contexts_entry, load_streams, phase1_ids, sizes_mib
 from .plan import Plan
 from .presets import usual_epochs
 from .provenance import provenance
-from .steps import OF_STORE, describe
+from .steps import STORE_PREFIX, describe
 
 STATE = "phase2.pt"
 # Minimum time between two saves. If the process is killed, at most this much work plus one epoch is lost.
 EVERY_SECONDS = 60
 HEADROOM_BYTES = GIB  # GPU memory left for training
-UNTRAINED = {"iterations": 0, "convergence_rate": None, "stop_reason": "untrained", "seconds": 0.0}
 
 
 def prepare_streams(plan: Plan, work: Work) -> tuple[dict[str, Any], dict[str, Stream]]:
@@ -45,13 +47,17 @@ def prepare_streams(plan: Plan, work: Work) -> tuple[dict[str, Any], dict[str, S
     A model without contexts has no Phase 1, and its streams consist of tokens only.
     """
     model = plan.model
-    if model.context_block is None:
+    if not model.has_contexts:
         streams = {split: Stream(ids.int()) for split, ids in plan.ids.items()}
         tokens = {split: len(ids) for split, ids in plan.ids.items()}
-        phase1 = {**UNTRAINED, "effective_rank": None, "context_method": plan.config.phase1.context_method}
+        phase1 = {
+            **asdict(UNTRAINED),
+            "effective_rank": None,
+            "context_method": plan.config.phase1.context_method,
+        }
         return {"phase1": phase1, "tokens": tokens, "caches_mib": sizes_mib(streams), "objective": 0}, streams
     path, record = contexts_entry(plan, work.uses.get("table"), work.listen)
-    work.uses[f"{OF_STORE}contexts"] = record.output
+    work.uses[f"{STORE_PREFIX}contexts"] = record.output
     work.metrics += record.metrics
     work.memory += record.memory
     model.context_block.load_state_dict(read_tensors(path / BLOCK))
@@ -61,7 +67,7 @@ def prepare_streams(plan: Plan, work: Work) -> tuple[dict[str, Any], dict[str, S
 def train_phase2(plan: Plan, work: Work) -> dict[str, Any]:
     """Train the layer (Phase 2), and write the weights of the best epoch."""
     config, model = plan.config, plan.model
-    contexts, mapped = prepare_streams(plan, work)
+    phase1, mapped = prepare_streams(plan, work)
     streams, placement = place_streams(mapped, plan.device)
     print_on_terminal(f"Caches: {placement}")
     work.memory.append(snapshot("phase 2 prepared", plan.device))
@@ -74,20 +80,21 @@ def train_phase2(plan: Plan, work: Work) -> dict[str, Any]:
         epochs = phase2.least_epochs, phase2.max_epochs, usual_epochs(config)
         log(f"{len(train) + 1:,} tokens: {epochs_ahead(seconds, *epochs)}.")
 
-    callback = Phase2Callback(work, plan.config.defaults())
-    callback.tell = tell
+    callback = Phase2Callback(work, plan.config.defaults(), tell)
     torch.manual_seed(config.runtime.seed)
     model.init_layer(phase1_ids(plan.ids["train"], config.phase1), config.phase1)
     result = train_layer(model, train, streams["val"], phase2, config.runtime.seed, plan.precision, callback)
-    if config.has_own_parts:
-        other = config.replace({"runtime.seed": config.runtime.seed ^ 1})
-        loaded = untrained_model(other, len(model.wte.weight), model.log_unigram is not None).to(plan.device)
+    if config.has_own_modules:
+        reseeded = config.replace({"runtime.seed": config.runtime.seed ^ 1})
+        loaded = untrained_model(reseeded, len(model.wte.weight), model.log_unigram is not None).to(
+            plan.device
+        )
         loaded.load_table(model.wte.weight.detach(), model.log_unigram)
         loaded.load_state_dict(weights_of(model), strict=False)
         refuse_unsaved(model, loaded, streams["val"])
     write_tensors(work.folder / WEIGHTS, weights_of(model))
     return {
-        "contexts": contexts,
+        "contexts": phase1,
         "parameters": parameter_counts(model),
         "offsets": model.window.offsets,
         "stop_reason": result.stop_reason,
@@ -116,10 +123,11 @@ class Phase2Callback(RunCallback):
         work: its `metrics` include those of Phase 1 when Phase 2 begins. Metrics of restored epochs have
             `"replayed": True`.
         defaults: the default of each setting (see `steps.describe`).
+        tell: called with the expected time of an epoch, as in `RunCallback`.
     """
 
-    def __init__(self, work: Work, defaults: dict[str, Any]) -> None:
-        super().__init__(work)
+    def __init__(self, work: Work, defaults: dict[str, Any], tell: Callable[[float], None]) -> None:
+        super().__init__(work, tell)
         self.state, self.defaults, self.saved_at = work.folder / STATE, defaults, time.monotonic()
         self.of_phase1 = len(work.metrics)
 

@@ -24,15 +24,15 @@ from .figures import window_attention
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 GUESSES = 5  # number of guesses shown for the next token
-SOURCES = ("of this conversation", "of another conversation")  # contexts that the model reads
+CONTEXT_CHOICES = ("of this conversation", "of another conversation")  # contexts that the model reads
 
 
 class WindowExplorer(widgets.VBox):
     """A widget with controls at the top, then a picture of the attention, then the text of the window.
 
     Attributes:
-        controls: widgets by name: `position`, `head` and `contexts` (one of `SOURCES`). Tests and notebooks
-            can set the widgets' values.
+        controls: widgets by name: `position`, `head` and `contexts` (one of `CONTEXT_CHOICES`). Tests and
+            notebooks can set the widgets' values.
         figure: the figure that was drawn last.
     """
 
@@ -49,7 +49,7 @@ class WindowExplorer(widgets.VBox):
         self.controls: dict[str, Any] = {
             "position": widgets.IntSlider(position, 0, last, description="position", **slider),
             "head": widgets.Dropdown(options=["mean of all heads", *heads], description="attention"),
-            "contexts": widgets.ToggleButtons(options=SOURCES, description="contexts"),
+            "contexts": widgets.ToggleButtons(options=CONTEXT_CHOICES, description="contexts"),
         }
         for control in self.controls.values():
             control.observe(self._draw, names="value")
@@ -66,7 +66,7 @@ class WindowExplorer(widgets.VBox):
         self._png = b64encode(self.figure.png()).decode()
         look = f'alt="{escape(title)}, by slot" style="width:730px;max-width:100%"'
         picture = f'<img {look} src="data:image/png;base64,{self._png}">'
-        text = attended_text(self._stream, position, slots, chosen if source == SOURCES[0] else None)
+        text = attended_text(self._stream, position, slots, chosen if source == CONTEXT_CHOICES[0] else None)
         self._page.value = picture + text + guesses(self._stream, position, logits)
 
     def _ipython_display_(self, **_: Any) -> None:
@@ -96,10 +96,12 @@ def explore_window(run: OpenStream | OpenRun | Run | Path | str, position: int) 
     return WindowExplorer((run if isinstance(run, OpenRun) else open_run(run)).stream("val"), position)
 
 
-def attended(stream: OpenStream, position: int, source: str = SOURCES[0]) -> tuple[Tensor, Tensor, Tensor]:
+def attended(
+    stream: OpenStream, position: int, source: str = CONTEXT_CHOICES[0]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return slot positions (negative before the stream), weights `[heads, slots]` and logits `[vocab]`."""
     at, model = torch.tensor([position]), stream.opened.model
-    if source == SOURCES[0]:
+    if source == CONTEXT_CHOICES[0]:
         weights, logits = stream.attention(at)[0], stream.logits(at)[0]
         return model.window.slots(at)[0], weights, logits
     with torch.no_grad(), torch_state():

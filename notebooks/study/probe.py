@@ -21,7 +21,7 @@ import ctxkv_lib as ctxkv
 from ctxkv_lib.method.block import CONTEXT_WEIGHT_STD, ContextBlock
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.method.model import ContextKV
-from ctxkv_lib.method.readout import ReadTokens, decodability, memory_span
+from ctxkv_lib.method.readout import ReadTokens, decodability, last_remembered
 from ctxkv_lib.method.scoring import perplexity
 from ctxkv_lib.method.streams import Stream
 from ctxkv_lib.views.explore import elsewhere
@@ -59,7 +59,7 @@ def encoded(model: ContextKV, streams: Mapping[str, Stream]) -> dict[str, Any]:
     def measured(contexts: Sequence[Tensor]) -> dict[str, Any]:
         train, validation = map(ReadTokens, contexts, tokens)
         by_distance = decodability(train, validation, embeddings, distances(shape.interval, window))
-        span = memory_span(by_distance)
+        span = last_remembered(by_distance)
         covered = window_share(model.window.offsets, shape.context_window, span)
         return {"decodability": by_distance, "memory_span": span, "window_share": covered}
 

@@ -14,8 +14,9 @@ from ctxkv_lib.files import read_json, read_tensors
 from ctxkv_lib.method.scoring import mean_scores, perplexity
 from ctxkv_lib.runs import contexts, device, training
 from ctxkv_lib.runs.build import WEIGHTS
+from ctxkv_lib.runs.folders import run_folder_of
 from ctxkv_lib.runs.opened import open_run
-from ctxkv_lib.runs.presets import build_config, run_folder_of
+from ctxkv_lib.runs.presets import build_config
 from ctxkv_lib.views import figures
 
 SAVE = figures.save
@@ -202,7 +203,7 @@ def test_an_opened_run_has_the_trained_weights_and_damage_is_refused(trained, fi
     assert trained.tokenizer.decode(trained.streams["val"].ids[:40].tolist())
     copy = Path(shutil.copytree(finished_run.path, tmp_path / "run"))
     flip(copy / "weights.safetensors")
-    with pytest.raises(UserError, match=r"weights\.safetensors is damaged; train again with"):
+    with pytest.raises(UserError, match=r"weights\.safetensors is damaged; repair it with .* --again"):
         open_run(copy)
 
 

@@ -25,10 +25,10 @@ from ctxkv_lib.plugins.checks import try_plugins
 from ctxkv_lib.report.tables import format_scores
 from ctxkv_lib.runs import training
 from ctxkv_lib.runs.config import config_from_dict
+from ctxkv_lib.runs.folders import run_folder_of
 from ctxkv_lib.runs.generation import generate_text
 from ctxkv_lib.runs.listing import results
 from ctxkv_lib.runs.opened import open_run
-from ctxkv_lib.runs.presets import run_folder_of
 from ctxkv_lib.views.explore import explore_window
 
 

@@ -29,13 +29,13 @@ def test_measurements_are_made_once_and_kept_in_summary_report_and_folder(copy, 
     loss = np.average(baseline["test_conversations"], weights=tokens)
     assert loss == pytest.approx(np.log(baseline["test_ppl"]))
     assert "n-grams" in (copy.path / "report.md").read_text()
-    monkeypatch.setattr(module.ngrams, "of_run", None)
+    monkeypatch.setattr(module.ngrams, "ngrams_of_run", None)
     assert measure(found).summary == found.summary
     assert run(found.config, found.path).summary == found.summary
 
 
 def test_a_measurement_belongs_to_the_texts_that_it_was_made_from(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(module.ngrams, "of_run", lambda _: {"kneser_ney": {"val_ppl": 3.0}})
+    monkeypatch.setattr(module.ngrams, "ngrams_of_run", lambda _: {"kneser_ney": {"val_ppl": 3.0}})
     measure(run(tiny_config, tmp_path / "run"))
     assert load_run(tmp_path / "run").summary["ngrams"] == {"kneser_ney": {"val_ppl": 3.0}}
     swap(Path(tiny_config.data.path), 10)  # the first conversation of the test
@@ -43,11 +43,11 @@ def test_a_measurement_belongs_to_the_texts_that_it_was_made_from(tiny_config, t
 
 
 def test_an_interrupted_measurement_leaves_the_results_as_they_were(copy, monkeypatch):
-    monkeypatch.setattr(module.ngrams, "of_run", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(module.ngrams, "ngrams_of_run", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         measure(copy)
     assert load_run(copy.path).summary == copy.summary
-    monkeypatch.setattr(module.ngrams, "of_run", lambda _: {"kneser_ney": {"val_ppl": 3.0}})
+    monkeypatch.setattr(module.ngrams, "ngrams_of_run", lambda _: {"kneser_ney": {"val_ppl": 3.0}})
     assert measure(copy).summary["ngrams"]
 
 

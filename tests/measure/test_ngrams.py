@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from types import SimpleNamespace
 from typing import get_args
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -88,8 +89,8 @@ def test_the_users_own_text_is_counted_once(tiny_config, tokenizer, monkeypatch)
         split: train_stream(load_conversations(config.data, split), tokenizer) for split in get_args(Split)
     }
     counted = []
-    monkeypatch.setattr(ngrams, "ngram_baselines", lambda *given: counted.append(given) or {})
-    ngrams.of_run(SimpleNamespace(run=SimpleNamespace(config=config), tokens=streams.get))
+    monkeypatch.setattr(ngrams, "ngram_baselines", lambda *given: counted.append(given) or MagicMock())
+    ngrams.ngrams_of_run(SimpleNamespace(run=SimpleNamespace(config=config), tokens=streams.get))
     assert {window for _, _, _, window, _ in counted} == {config.model.context_window}
     train, with_table = (text.tolist() for text, *_ in counted)
     found = [at for at in range(len(with_table)) if with_table[at : at + len(train)] == train]

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 
 from ctxkv_lib.measure.other_text import score_texts
 from ctxkv_lib.runs.config import Sampling
-from ctxkv_lib.runs.generation import continued
+from ctxkv_lib.runs.generation import generate_ids
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_a_run_generates_the_text_that_its_saved_model_does(served):
         torch.manual_seed(0)
         expected = model.generate(**encoded, max_new_tokens=40, **options)[0, len(ids) :].tolist()
         torch.manual_seed(0)
-        found = continued(model.model, ids, sampling, end)
+        found = generate_ids(model.model, ids, sampling, end)
         assert found == expected[: len(found)]
         assert expected[len(found) :] in ([], [end])
 

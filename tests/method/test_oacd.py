@@ -81,7 +81,7 @@ def test_phase_1_stops_when_the_reference_does(changes):
 
 def test_a_plateau_is_two_stalls_in_a_row():
     rule = StoppingRule(Phase1Config())
-    reasons = [rule.reason(rate) for rate in (0.51, 0.515, 0.60, 0.605, 0.606)]
+    reasons = [rule.update(rate) for rate in (0.51, 0.515, 0.60, 0.605, 0.606)]
     assert reasons == [None, None, None, None, "plateau"]
 
 

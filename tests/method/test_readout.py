@@ -8,7 +8,7 @@ from torch import nn
 
 from ctxkv_lib import memory_span as measured_span
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.method.readout import STRENGTHS, ReadTokens, decodability, memory_span
+from ctxkv_lib.method.readout import STRENGTHS, ReadTokens, decodability, last_remembered
 
 HELD = 3  # number of tokens that the contexts below encode
 
@@ -32,7 +32,7 @@ def test_only_what_contexts_encode_is_decoded():
     assert [row["distance"] for row in found] == list(range(6))
     assert all(row["r2"] > 0.95 and row["top1"] == 1 for row in found[:HELD])
     assert all(abs(row["r2"]) < 0.01 and row["top1"] < 0.1 for row in found[HELD:])
-    assert memory_span(found) == HELD - 1
+    assert last_remembered(found) == HELD - 1
 
 
 def test_decodability_is_that_of_a_plain_ridge_regression():
@@ -58,8 +58,8 @@ def test_decodability_is_that_of_a_plain_ridge_regression():
 
 def test_the_memory_span_ends_at_the_first_forgotten_distance():
     rows = [{"distance": d, "r2": r2, "top1": 0.0} for d, r2 in ((0, 0.5), (1, 0.02), (2, 0.005), (4, 0.3))]
-    assert memory_span(rows) == 1
-    assert memory_span(rows[2:]) is None
+    assert last_remembered(rows) == 1
+    assert last_remembered(rows[2:]) is None
 
 
 class LastTokens(nn.Module):

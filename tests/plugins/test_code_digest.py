@@ -10,7 +10,8 @@ import pytest
 from ctxkv_lib.method.oacd import oacd_loss
 from ctxkv_lib.plugins.code_digest import code_digest
 from ctxkv_lib.plugins.plugins import PlugIn
-from ctxkv_lib.runs.presets import build_config, run_folder_of
+from ctxkv_lib.runs.folders import run_folder_of
+from ctxkv_lib.runs.presets import build_config
 
 COMMON = """
 import enum, functools

@@ -18,9 +18,10 @@ from ctxkv_lib.files import PACKAGE, source_digest
 from ctxkv_lib.plugins import code_digest
 from ctxkv_lib.report.info import describe_settings
 from ctxkv_lib.runs import plan
+from ctxkv_lib.runs.folders import run_folder_of
 from ctxkv_lib.runs.opened import open_run
 from ctxkv_lib.runs.plan import Plan
-from ctxkv_lib.runs.presets import build_config, run_folder_of
+from ctxkv_lib.runs.presets import build_config
 from ctxkv_lib.runs.steps import config_of
 from ctxkv_lib.store import Record
 
@@ -133,13 +134,16 @@ def test_code_counts_without_docstrings_comments_and_layout(package):
     ("module", "steps"),
     [
         ("data/cooccurrence", {"table"}),
-        ("method/oacd", {"contexts"}),
-        ("runs/contexts", {"contexts"}),
+        ("method/oacd", TRAINED),
+        ("runs/contexts", {"contexts", "test"}),
         ("method/phase2", {"phase2"}),
         ("method/scoring", TRAINED),
         ("runs/training", {"phase2"}),
         ("runs/testing", {"test"}),
         ("method/model", TRAINED),
+        ("runs/build", {"contexts", "phase2"}),
+        ("data/token_table", {"contexts", "phase2"}),
+        ("data/kneser_ney", {"phase2"}),
         ("method/reference", set()),
         ("method/modeling", set()),
         ("data/texts", set()),
@@ -234,7 +238,7 @@ def test_a_setting_that_is_not_known_is_of_another_version(copy):
 
 
 def test_results_of_another_version_are_shown_and_replaced_only_on_request(there, copy, monkeypatch, capsys):
-    monkeypatch.setitem(plan.VERSIONS, "phase2", (2, "runs.training"))
+    monkeypatch.setitem(plan.VERSIONS, "phase2", 2)
     open_run(copy)
     said = "another version of the method's code (results version of phase2 1 → 2), so results may differ"
     assert said in capsys.readouterr().err

@@ -12,7 +12,7 @@ from sample_runs import sample_run, write_run
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.views.curves import PLOTLY, explore_runs, plotly_curves
-from ctxkv_lib.views.explore import SOURCES, attended, explore_window, percent
+from ctxkv_lib.views.explore import CONTEXT_CHOICES, attended, explore_window, percent
 
 
 def page(explorer):
@@ -108,13 +108,13 @@ def test_a_window_shows_its_tokens_with_the_attention_of_the_chosen_head(trained
 
 def test_a_switch_gives_the_model_contexts_of_another_conversation(trained):
     explorer = explore_window(trained, position=20)
-    explorer.controls["contexts"].value = SOURCES[1]
+    explorer.controls["contexts"].value = CONTEXT_CHOICES[1]
     count = len(trained.streams["val"])
     first = min(trained.model.window.offsets[-1], count // 2)  # before it, slots are empty
     other = first + (20 - first + (count - first) // 2) % (count - first)
     stream = trained.stream("val")
     _, own, logits = attended(stream, 20)
-    _, weights, changed = attended(stream, 20, SOURCES[1])
+    _, weights, changed = attended(stream, 20, CONTEXT_CHOICES[1])
     heights = [bar.get_height() for bar in explorer.figure.axes[0].patches]
     assert heights == pytest.approx((100 * weights.mean(dim=0)).tolist(), abs=0.01)
     assert not torch.equal(weights, own)

@@ -34,7 +34,7 @@ def test_the_environment_overrides_the_form_and_says_so(monkeypatch, capsys):
 
 
 def test_the_first_cell_says_where_it_runs_and_how_to_get_a_gpu(monkeypatch):
-    line = f"ctxkv_lib {__version__} on cpu, preset offline: about 3 minutes on 2 CPU cores"
+    line = f"ctxkv_lib {__version__} on cpu, preset offline: 3 minutes on 2 CPU cores"
     assert session("3 minutes") == line
     monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
     assert "preset colab" in session("3 minutes")
