@@ -251,11 +251,11 @@ def run(options: argparse.Namespace) -> None:
         _run_seeds(options, config)
         return
     with _loading():
-        from .experiments import run
+        from .experiments import run as run_experiment
 
     out = options.out or run_folder_of(config)
     _say_where(out)
-    finished = run(config, out, epoch_printer(config.phase2), options.again)
+    finished = run_experiment(config, out, epoch_printer(config.phase2), options.again)
     best = finished.summary["phase2"]
     print(f"Best epoch {best['best_epoch']}: val PPL {best['val_ppl']:,.1f}, val acc {best['val_acc']:.1%}")
     if options.measure:
@@ -292,13 +292,14 @@ def compare(options: argparse.Namespace) -> None:
     counts = {*options.samples} if options.samples else compared_samples(largest)
     configs = [largest.replace({"data.samples": count}) for count in counts]
     with _loading():
-        from .experiments import by_samples, compare, write_comparison
+        from .experiments import by_samples, write_comparison
+        from .experiments import compare as compare_experiments
         from .report.tables import comparison_table
 
     out = options.out or comparison_folder(configs)
     _say_where(out)
     printer = epoch_printer(largest.phase2)
-    runs = compare(configs, options.out, out, printer, options.again, options.workers)
+    runs = compare_experiments(configs, options.out, out, printer, options.again, options.workers)
     if options.measure:
         runs = _measured(runs)
         write_comparison(runs, out)

@@ -7,7 +7,7 @@ inputs are. No digest of a computed file is part of inputs, except that tokens c
 An *entry* of the store is a folder `KIND-KEY`, where KEY is a digest of its inputs. It has the entry's files
 and `entry.json`, its record. It is written to a folder beside it, which is then renamed, so it is complete
 or missing. A lock makes processes that need the same entry wait, so it is computed once. There are four
-kinds: `contexts` (Phase 1 and both cached streams), `table` (token vectors), `tokens`, and `chitchat`
+kinds: `contexts` (Phase 1 and both streams), `table` (token vectors), `tokens`, and `chitchat`
 (conversations).
 
 The same inputs can give different bytes on another machine, or with another number of threads. So a record

@@ -170,10 +170,10 @@ KINDS = f"{', '.join(FILE_READERS)}, all but .parquet also as .gz"
 
 def _form(where: str, names: Iterable[str]) -> tuple[str, ...]:
     """Return the form of a record with the fields `names`. Raises a UserError if the form is unknown."""
-    found = [*names]
-    if form := next((form for form in FORMS if {*form} <= {*found}), None):
+    fields = [*names]
+    if form := next((form for form in FORMS if {*form} <= {*fields}), None):
         return form
-    has = f"the fields {', '.join(map(str, found[:8]))}" if found else "no fields"
+    has = f"the fields {', '.join(map(str, fields[:8]))}" if fields else "no fields"
     raise UserError(f"{where} has {one_line(has)}; allowed: {ALLOWED}. Rename them.")
 
 

@@ -45,7 +45,7 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         return gradients[0][:, None] * hidden_gradient, None, None
 
 
-def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Outcome:
+def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, wants_averages: bool) -> Outcome:
     """Compute the loss from logits over one chunk of the vocabulary at a time.
 
     Let l[v] be the logit of token v, and c any number. For each position::
@@ -68,8 +68,9 @@ def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) 
     if read is not None:
         target_logit += token_bias * (read == targets)
     total = torch.zeros_like(target_logit)
-    own = peak = total[:0] if averages else total  # exponentials of the target and largest logits
-    average = torch.zeros_like(hidden) if averages else None
+    # Exponentials of the target logits and of the largest logits; empty if averages are requested.
+    target_exponential = peak = total[:0] if wants_averages else total
+    average = torch.zeros_like(hidden) if wants_averages else None
     for start in range(0, len(table), VOCABULARY_CHUNK):
         chunk = slice(start, start + VOCABULARY_CHUNK)
         rows = table[chunk]
@@ -83,14 +84,15 @@ def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) 
             average += exponentials @ rows
         else:
             column, inside = _column(targets - start, len(rows))
-            own = torch.where(inside, exponentials[places, column].to(hidden.dtype), own)
+            candidate = exponentials[places, column].to(hidden.dtype)
+            target_exponential = torch.where(inside, candidate, target_exponential)
             peak = torch.maximum(peak, exponentials.amax(dim=1).to(hidden.dtype))
     log_total = total.log()
     if not (log_total.abs() < LARGEST_EXPONENT).all():  # also true for NaN
-        return _by_rows(hidden, targets, head, averages)
+        return _by_rows(hidden, targets, head, wants_averages)
     if average is not None:
         average /= total[:, None]
-    return log_total - target_logit, own == peak, average
+    return log_total - target_logit, target_exponential == peak, average
 
 
 def _column(columns: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -98,7 +100,7 @@ def _column(columns: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return columns.long().clamp(0, width - 1), (columns >= 0) & (columns < width)
 
 
-def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Outcome:
+def _by_rows(hidden: Tensor, targets: Tensor, head: Head, wants_averages: bool) -> Outcome:
     """Compute the loss from logits over the whole vocabulary, one chunk of positions at a time."""
     table, bias, read, token_bias = head
     on_cpu, parts = hidden.device.type == "cpu", []
@@ -110,17 +112,17 @@ def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Out
         if read is not None:
             add_to_logit(logits, read[chunk], token_bias)
         correct = targets.new_empty(0, dtype=torch.bool)
-        if not averages:
+        if not wants_averages:
             correct = logits.gather(1, column)[:, 0] == logits.amax(dim=1)
         log_shares = logits.log_softmax(dim=1, dtype=hidden.dtype)
         losses = -log_shares.gather(1, column)[:, 0]
         # On a CPU, denormal numbers make matrix products ten times slower.
         if on_cpu:
             log_shares.clamp_(min=LEAST_LOG_SHARE)
-        average = (log_shares.exp_().to(table.dtype) @ table).to(hidden.dtype) if averages else None
+        average = (log_shares.exp_().to(table.dtype) @ table).to(hidden.dtype) if wants_averages else None
         parts.append((losses, correct, average))
     all_losses, all_correct, all_averages = zip(*parts, strict=True)
-    return torch.cat(all_losses), torch.cat(all_correct), torch.cat(all_averages) if averages else None
+    return torch.cat(all_losses), torch.cat(all_correct), torch.cat(all_averages) if wants_averages else None
 
 
 def add_to_logit(logits: Tensor, columns: Tensor, number: float) -> None:

@@ -1,4 +1,4 @@
-"""Phase 2: train the layer on cached streams to predict the next token."""
+"""Phase 2: train the layer on a stream to predict the next token."""
 
 import math
 import time

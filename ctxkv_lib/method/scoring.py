@@ -35,7 +35,7 @@ def token_scores(
 
 
 def mean_scores(model: ContextKV, stream: Stream, callback: Callback | None = None) -> tuple[float, float]:
-    """Compute the mean loss in nats and the accuracy over all positions of a cached stream."""
+    """Compute the mean loss in nats and the accuracy over all positions of a stream."""
     losses, correct = token_scores(model, stream, torch.arange(len(stream)), callback)
     return losses.mean().item(), correct.float().mean().item()
 

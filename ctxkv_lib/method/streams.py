@@ -1,4 +1,4 @@
-"""The cached streams that Phase 2 trains on, and the batches that are gathered from the caches."""
+"""Streams, which are texts with their tokens and contexts, and batches of their positions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-# The dtype of cached contexts and of matrix products in training, for each value of `precision`.
+# The dtype of stored contexts and of matrix products in training, for each value of `precision`.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -37,7 +37,9 @@ class _Tensors:
 
 @dataclass(frozen=True)
 class Stream(_Tensors):
-    """A cached stream of n + 1 tokens. At position i, the model reads token i and predicts token i + 1.
+    """A text of n + 1 tokens with its contexts.
+
+    At position i, the model reads token i and predicts token i + 1.
 
     Attributes:
         ids: the tokens, int32 `[n + 1]`.

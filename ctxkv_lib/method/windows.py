@@ -1,4 +1,4 @@
-"""Gather a layer's inputs at positions of a cached stream: contexts in slots, or preceding tokens.
+"""Gather a layer's inputs at positions of a stream: contexts in slots, or preceding tokens.
 
 Contexts of a stream are padded with one zero row in front: `[num_tokens + 1, context_dim]`. Row i + 1 is the
 context of position i. Slots before the start of the stream read row 0.

@@ -301,7 +301,7 @@ def _listed(seeds: Iterable[int]) -> str:
 
 def _test(run: Run, other: Run) -> list[tuple[int, float]]:
     """Return `(tokens, mean loss)` per test conversation. Raises if `other` was tested on different texts."""
-    test, expected = (each.summary.get("test") or {} for each in (run, other))
+    test, expected = (side.summary.get("test") or {} for side in (run, other))
     conversations: list[tuple[int, float]] = test.get("conversations", [])
     if len(conversations) < LEAST_CONVERSATIONS:
         raise UserError(

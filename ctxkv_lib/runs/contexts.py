@@ -1,6 +1,6 @@
 """Phase 1, and the contexts of a stream: computed in memory, or as an entry of the store.
 
-The entry `contexts` has the trained block and both cached streams. Runs that differ only in Phase 2 share it.
+The entry `contexts` has the trained block and both streams. Runs that differ only in Phase 2 share it.
 """
 
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ def contexts_entry(plan: Plan, table: str | None, listen: Any = lambda metric: N
 
 
 def compute_contexts(plan: Plan, work: Work) -> dict[str, Any]:
-    """Train the ContextBlock (Phase 1), and write the block and both cached streams.
+    """Train the ContextBlock (Phase 1), and write the block and both streams.
 
     Returns:
         `phase1`, `tokens` and `caches_mib` of the summary, and `objective`, the number of weights in the
@@ -180,7 +180,7 @@ def sizes_mib(streams: dict[str, Stream]) -> dict[str, float]:
 
 
 def read_stream(model: ContextKV, config: Phase1Config, ids: Tensor, seed: int = 0) -> Stream:
-    """Compute a stream in memory. With the method `exact`, the result equals the cached stream.
+    """Compute a stream in memory. With the method `exact`, the result equals the stored stream.
 
     Args:
         ids: the tokens, integers `[n + 1]`.

@@ -33,7 +33,7 @@ def choose_device(name: str) -> torch.device:
 def choose_precision(name: str, device: torch.device) -> str:
     """Return `fp32` or `bf16`. `auto` selects bf16 if the processor or GPU supports it in hardware.
 
-    The precision is the dtype of the cached training contexts (`runs.contexts`) and of all matrix products in
+    The precision is the dtype of the stored training contexts (`runs.contexts`) and of all matrix products in
     Phase 2's training (`phase2.batch_gradients`). Everything else is fp32.
     """
     if name != "auto":

@@ -16,7 +16,7 @@ REPORTED = ("torch", "transformers", "numpy")
 
 
 def provenance(plan: Plan, placement: str) -> dict[str, Any]:
-    """Describe how and where a result was computed. `placement` says where the cached streams were."""
+    """Describe how and where a result was computed. `placement` says where the streams were."""
     config = plan.config
     texts = {split: text.fingerprint for split, text in plan.texts.items() if split != "test"}
     return {
