@@ -37,13 +37,16 @@ package:  ## build and check wheel and sdist, install the wheel, and use it from
 colab:  ## run every notebook with the versions on Colab; needs Python 3.13, or PYTHON=python3.12
 	.ci/colab
 
-# The site itself serves plotly's small bundle.
-build/package/plotly-basic.min.js:
+# The site itself serves plotly's small bundle and MathJax, which is a single file.
+SERVED = build/package/plotly-basic.min.js build/package/es5/tex-svg.js
+build/package/plotly-basic.min.js: PACKAGE = plotly.js-basic-dist-min@4.1.1
+build/package/es5/tex-svg.js: PACKAGE = mathjax@3.2.2
+$(SERVED):
 	mkdir -p build
-	npm pack --silent --pack-destination build plotly.js-basic-dist-min@4.1.1
-	tar -xzmf build/plotly.js-basic-dist-min-4.1.1.tgz -C build $(@:build/%=%)
+	npm pack --silent --pack-destination build $(PACKAGE)
+	tar -xzmf build/$(subst @,-,$(PACKAGE)).tgz -C build $(@:build/%=%)
 
-docs: build/package/plotly-basic.min.js  ## build the site into build/docs, with the notebooks' stored outputs; a warning is an error
+docs: $(SERVED)  ## build the site into build/docs, with the notebooks' stored outputs; a warning is an error
 	python -m sphinx -E -W --keep-going -b html docs build/docs
 
 links:  ## check the site's links to other sites; needs a network

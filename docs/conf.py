@@ -44,6 +44,7 @@ nb_code_prompt_hide = "Hide the {type}"
 nb_render_markdown_format = "myst"  # because CommonMark has no tables
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
+mathjax_path = "es5/tex-svg.js"  # served by the site itself (see the Makefile)
 myst_html_meta = {  # previews of links to a page
     "property=og:title": "Context-KV attention",
     "property=og:description": "In this language model, attention reads 32 compressed context vectors.",
