@@ -1,4 +1,4 @@
-.PHONY: format check test torture notebooks outputs tables badges package colab docs links
+.PHONY: format check test torture notebooks outputs tables badges package colab docs site-check links
 
 format:  ## rewrite the code in the project's style
 	ruff check --fix .
@@ -48,6 +48,9 @@ $(SERVED):
 
 docs: $(SERVED)  ## build the site into build/docs, with the notebooks' stored outputs; a warning is an error
 	python -m sphinx -E -W --keep-going -b html docs build/docs
+
+site-check: docs  ## open the built site in Chromium, try its controls, and look for errors; needs `pip install -e ".[site]"`
+	python tests/site/browser.py build/docs
 
 links:  ## check the site's links to other sites; needs a network
 	python -m sphinx -E -b linkcheck docs build/links

@@ -132,6 +132,7 @@ def plotly_curves(summaries: Mapping[str, Summary]) -> Any:
         margin={"l": 60, "r": 20, "t": 110, "b": 40},
         title={"text": heading, "font_size": 13, "x": 0, "xref": "paper", "y": 0.86, "yanchor": "top"},
         hovermode="x unified",
+        hoverdistance=-1,  # also between epochs
         hoversubplots="axis",
         legend={"orientation": "h", "y": -0.12, "itemdoubleclick": False},
         # The first label and the hover text read "Epoch 1"; the other labels are numbers only.
