@@ -1,4 +1,4 @@
-.PHONY: format check test torture answers notebooks outputs tables badges package colab docs links
+.PHONY: format check test torture answers notebooks outputs tables badges package colab docs site-check links
 
 format:  ## rewrite the code in the project's style
 	ruff check --fix .
@@ -40,14 +40,20 @@ package:  ## build and check wheel and sdist, install the wheel, and use it from
 colab:  ## run every notebook with the versions on Colab; needs Python 3.13, or PYTHON=python3.12
 	.ci/colab
 
-# The site itself serves plotly's small bundle.
-build/package/plotly-basic.min.js:
+# The site itself serves plotly's small bundle and MathJax, which is a single file.
+SERVED = build/package/plotly-basic.min.js build/package/es5/tex-svg.js
+build/package/plotly-basic.min.js: PACKAGE = plotly.js-basic-dist-min@4.1.1
+build/package/es5/tex-svg.js: PACKAGE = mathjax@3.2.2
+$(SERVED):
 	mkdir -p build
-	npm pack --silent --pack-destination build plotly.js-basic-dist-min@4.1.1
-	tar -xzmf build/plotly.js-basic-dist-min-4.1.1.tgz -C build $(@:build/%=%)
+	npm pack --silent --pack-destination build $(PACKAGE)
+	tar -xzmf build/$(subst @,-,$(PACKAGE)).tgz -C build $(@:build/%=%)
 
-docs: build/package/plotly-basic.min.js  ## build the site into build/docs, with the notebooks' stored outputs; a warning is an error
+docs: $(SERVED)  ## build the site into build/docs, with the notebooks' stored outputs; a warning is an error
 	python -m sphinx -E -W --keep-going -b html docs build/docs
+
+site-check: docs  ## open the built site in Chromium, try its controls, and look for errors; needs `pip install -e ".[site]"`
+	python tests/site/browser.py build/docs
 
 links:  ## check the site's links to other sites; needs a network
 	python -m sphinx -E -b linkcheck docs build/links

@@ -6,6 +6,7 @@ Nothing is executed: the notebooks are copied next to the pages and show their s
 import re
 import shutil
 import sys
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ TOP = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TOP))
 
 import ctxkv_lib  # noqa: E402
+from ctxkv_lib.views.figures import FONTS, INK  # noqa: E402
 
 shutil.rmtree(TOP / "docs" / "notebooks", ignore_errors=True)
 shutil.copytree(
@@ -44,9 +46,26 @@ nb_code_prompt_hide = "Hide the {type}"
 nb_render_markdown_format = "myst"  # because CommonMark has no tables
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
+DESCRIPTIONS = {  # of each page, for search engines
+    "index": "In this language model, attention reads 32 compressed context vectors. Contexts help, but "
+    "simpler models do as well or better.",
+    "start": "Install ctxkv_lib, train a first model on a CPU in a few minutes, and look up all commands.",
+    "method": "Context-KV attention in a map, in formulas and in PyTorch: how contexts are trained and read.",
+    "study": "What is Context-KV attention worth? We compare it with n-grams, a GRU, an LSTM and a GPT.",
+    "own-data": "Train on your own conversations: formats of files and data sets, and how they are split.",
+    "own-idea": "Replace a part of the method with your own class or function, and test whether it helps.",
+    "scale": "Train many runs at once: on one machine, on a cluster, or with a job scheduler.",
+    "colab": "Run the notebooks on Colab, keep runs in Google Drive, and estimate memory on GPUs.",
+    "transformers": "Use a trained model with transformers: generate text, fine-tune, add LoRA, evaluate.",
+    "fields": "The files of a run folder, the fields of its results, and when results are computed again.",
+    "api": "The public functions and classes of ctxkv_lib.",
+    "tuned": "All constants of the recipes published, exact and tuned, and what tuned replaces.",
+    "glossary": "Terms of Context-KV attention: context, slot, window, recipe, token table, copying.",
+}
+mathjax_path = "es5/tex-svg.js"  # served by the site itself (see the Makefile)
 myst_html_meta = {  # previews of links to a page
     "property=og:title": "Context-KV attention",
-    "property=og:description": "In this language model, attention reads 32 compressed context vectors.",
+    "property=og:description": DESCRIPTIONS["index"],
     "property=og:image": "https://OWNER.github.io/REPOSITORY/_static/card.png",
     "name=twitter:card": "summary_large_image",
 }
@@ -65,6 +84,12 @@ linkcheck_ignore = [".*OWNER.*"]  # placeholder until `make badges` fills in the
 
 html_theme = "furo"
 html_title = "ctxkv_lib: Context-KV attention"
+html_theme_options = {  # the font and the ink of the figures
+    "light_css_variables": {
+        "font-stack": ", ".join([*map(repr, FONTS), "sans-serif"]),
+        "color-foreground-primary": INK,
+    }
+}
 html_static_path = ["_static", "../build/package"]
 html_css_files = ["site.css"]
 html_favicon = html_logo = "_static/icon.svg"
@@ -86,9 +111,11 @@ html_domain_indices = False
 
 
 def setup(app: Sphinx) -> None:
-    """Register the two changes for which Sphinx has no setting."""
+    """Register the changes for which Sphinx has no setting."""
     app.connect("doctree-read", keep_hidden_cells_out_of_search)
+    app.connect("html-page-context", describe)
     app.connect("html-page-context", add_narrow_pictures)
+    app.connect("html-page-context", mark_intervals)
 
 
 def keep_hidden_cells_out_of_search(_app: Sphinx, doctree: nodes.document) -> None:
@@ -96,6 +123,20 @@ def keep_hidden_cells_out_of_search(_app: Sphinx, doctree: nodes.document) -> No
     for container in doctree.findall(nodes.container):
         if "tag_hide-input" in container["classes"]:
             container["classes"].append("no-search")
+
+
+def describe(
+    _app: Sphinx, page: str, _template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Give a page its description for search engines: for a notebook, its title and its purpose."""
+    description = DESCRIPTIONS.get(page)
+    if page.startswith("notebooks/") and doctree:
+        paragraphs = (paragraph.astext().replace("\n", " ") for paragraph in doctree.findall(nodes.paragraph))
+        purpose = next(text for text in paragraphs if text.startswith("Purpose. "))
+        description = f"{context['title']}. {re.split(r'(?<=[.]) ', purpose)[1]}"
+    if description:
+        tag = f'<meta name="description" content="{escape(description)}">'
+        context["metatags"] = context.get("metatags", "") + tag
 
 
 def add_narrow_pictures(
@@ -112,3 +153,11 @@ def add_narrow_pictures(
 
     image = r'<img [^>]*src="[^"]*/(?P<name>[\w-]+)\.png"[^>]*>'
     context["body"] = re.sub(image, picture, context.get("body", ""))
+
+
+def mark_intervals(
+    _app: Sphinx, _page: str, _template: str, context: dict[str, Any], _doctree: nodes.document | None
+) -> None:
+    """Mark cells with an interval, such as "+2.3 (-4.7 to +11)", so that site.css lets them wrap."""
+    cell = r'<td class="text-right(?="><p>[^<]*\()'
+    context["body"] = re.sub(cell, r"\g<0> interval", context.get("body", ""))

@@ -1,10 +1,10 @@
 """Interactive curves of runs: a plotly figure, or a picture if plotly is not installed."""
 
 import hashlib
+import json
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from math import log10
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..progress import log
 from ..report.tables import Summary, labelled
 from ..runs.summary import Run, load_run
-from .figures import LOOKS, known_epochs, ppl_curves, ppl_limits
+from .figures import FONTS, GREY, INK, LOOKS, known_epochs, ppl_curves, ppl_limits
 
 SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "v": "triangle-down", "^": "triangle-up"}
 SYMBOLS |= {"X": "x", "*": "star"}
@@ -20,6 +20,18 @@ PLOTLY = "application/vnd.plotly.v1+json"
 # Height of the figure in pixels. The picture has the same height, so the page does not jump when the figure
 # takes its place.
 HEIGHT = 560
+# Plotly's settings in JupyterLab and in HTML. Only the buttons may change the axes: if a tap, a double-click
+# or a drag did so by accident, the note about values above the axis would be wrong.
+CONFIG = {
+    "responsive": True,
+    "doubleClick": False,
+    "scrollZoom": False,
+    "showAxisDragHandles": False,
+    "displaylogo": False,
+    "showTips": False,
+    "displayModeBar": True,
+    "modeBarButtons": [["zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]],
+}
 # HTML that shows the picture until plotly's small bundle "basic" has loaded. The project's site serves its
 # own copy of this bundle.
 PAGE = """<div id="{id}"><img alt="{alt}" src="data:image/png;base64,{png}" style="max-width:100%"></div>
@@ -28,7 +40,7 @@ PAGE = """<div id="{id}"><img alt="{alt}" src="data:image/png;base64,{png}" styl
   const draw = () => {{
     const place = document.getElementById("{id}"), {{ data, layout }} = {figure};
     place.replaceChildren();
-    Plotly.newPlot(place, data, layout, {{ responsive: true }});
+    Plotly.newPlot(place, data, layout, {config});
   }};
   const source = "https://cdn.plot.ly/plotly-basic-{version}.min.js";
   if (window.Plotly) draw();
@@ -58,7 +70,8 @@ class Curves:
         except ImportError:
             log("plotly is not installed, so this is only a picture. To install it: `pip install plotly`.")
             return bundle
-        return {PLOTLY: figure.to_plotly_json(), "text/html": _page(figure, png), **bundle}
+        content = figure.to_plotly_json() | {"config": CONFIG}
+        return {PLOTLY: content, "text/html": _page(figure, png), **bundle}
 
 
 def explore_runs(
@@ -66,7 +79,7 @@ def explore_runs(
 ) -> Curves:
     """Draw curves that show their values under the pointer. A click in the legend hides or shows a run.
 
-    To zoom, use the buttons above the figure. Dragging and swiping scroll the page.
+    Buttons above the figure zoom, reset the axes and save a picture. Dragging or swiping scrolls the page.
 
     Args:
         runs: finished runs, or their folders. A mapping gives each run its label.
@@ -96,23 +109,32 @@ def plotly_curves(summaries: Mapping[str, Summary]) -> Any:
     for look, (name, summary) in zip(cycle(LOOKS), summaries.items(), strict=False):
         figure.add_traces(_traces(name, summary, look))
     low, high, note = ppl_limits(summaries)
-    logarithmic = {"type": "log", "range": [log10(low), log10(high)], "dtick": "D2"}  # labels at 1, 2 and 5
-    linear = {"type": "linear", "range": [0, high], "dtick": None}
-    changes = [{f"yaxis.{key}": value for key, value in scale.items()} for scale in (logarithmic, linear)]
+    # Plotly computes the range itself, so that the button "Reset axes" works for both types of axis.
+    limits = {"autorangeoptions": {"include": [low, high], "clipmax": high}, "rangemode": "tozero"}
+    title = "Perplexity per token"
+    logarithmic = {"type": "log", "dtick": "D2", "title.text": f"{title} (log scale)"}  # labels at 1, 2 and 5
+    linear = {"type": "linear", "dtick": None, "title.text": title}
+    changes = [
+        {f"yaxis.{key}": value for key, value in scale.items()} | {"yaxis.autorange": True}
+        for scale in (logarithmic, linear)
+    ]
     buttons = [{"label": new["yaxis.type"], "method": "relayout", "args": [new]} for new in changes]
     menu = {"type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "xanchor": "left"}
     menu |= {"y": 1, "yanchor": "bottom", "pad": {"b": 52}}
-    title = "<br>".join(filter(None, ["○ best epoch, dashed: training", note]))
+    heading = "<br>".join(filter(None, ["○ best epoch, dashed: training", note]))
     figure.update_layout(
         template="plotly_white",
         height=HEIGHT,
+        font={"family": f"{', '.join(FONTS)}, sans-serif", "color": INK},
+        modebar={"color": GREY, "activecolor": INK},
         dragmode=False,
         # The top margin has room for plotly's tools, the buttons, and a title of up to two lines.
         margin={"l": 60, "r": 20, "t": 110, "b": 40},
-        title={"text": title, "font_size": 13, "x": 0, "xref": "paper", "y": 0.86, "yanchor": "top"},
+        title={"text": heading, "font_size": 13, "x": 0, "xref": "paper", "y": 0.86, "yanchor": "top"},
         hovermode="x unified",
+        hoverdistance=-1,  # also between epochs
         hoversubplots="axis",
-        legend={"orientation": "h", "y": -0.12},
+        legend={"orientation": "h", "y": -0.12, "itemdoubleclick": False},
         # The first label and the hover text read "Epoch 1"; the other labels are numbers only.
         xaxis={
             "anchor": "y2",
@@ -121,9 +143,10 @@ def plotly_curves(summaries: Mapping[str, Summary]) -> Any:
             "tickprefix": "Epoch ",
             "showtickprefix": "first",
         },
-        yaxis={"title": "Perplexity per token", "tickformat": ",d", **logarithmic, "domain": [0.34, 1]},
+        yaxis={"tickformat": ",d", "domain": [0.34, 1], **limits},
         yaxis2={"title": "Accuracy", "tickformat": ".0%", "domain": [0, 0.27]},
         updatemenus=[menu],
+        **changes[0],
     )
     return figure
 
@@ -139,6 +162,7 @@ def _page(figure: Any, png: bytes) -> str:
         alt="Training and validation perplexity by epoch",
         png=b64encode(png).decode(),
         figure=content,
+        config=json.dumps(CONFIG),
         version=get_plotlyjs_version(),
     )
 

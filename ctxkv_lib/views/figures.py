@@ -28,21 +28,32 @@ LOOKS: list[dict[str, Any]] = [
     {"color": colour, "marker": marker} for marker in "osDv^X*" for colour in OKABE_ITO
 ]
 FEW = 3  # maximum number of runs with labels at the ends of their lines
-GREY = "#6b7280"
+# Colour of text, axes and the zero line, in figures as on the site.
+INK = "#1f2328"
+GREY = "#57606a"
+# Fonts of figures, plotly and the site, which look almost the same; the first installed font is used.
+FONTS = ("Arial", "Liberation Sans", "Helvetica", "DejaVu Sans")
 NUMBERS = "{x:,.10g}"  # format of numbers on axes
 WIDTH = 9.6  # inches
 STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
+    "axes.edgecolor": INK,
     "axes.grid": True,
+    "axes.labelcolor": INK,
     "axes.prop_cycle": cycler(color=2 * OKABE_ITO, marker=[""] * len(OKABE_ITO) + ["s"] * len(OKABE_ITO)),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
     "figure.constrained_layout.use": True,
     "figure.dpi": 76,  # page pixels per inch; `Picture.png` doubles this
+    "font.family": ["sans-serif", "DejaVu Sans"],  # the second font has the characters that the first lacks
+    "font.sans-serif": FONTS,
     "font.size": 11,
     "grid.color": "#e3e6eb",
     "legend.frameon": False,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
 }
 # Decorator for drawing functions. It overrides the user's style, and shows dollar signs in run names as text.
 styled = style.context(["default", STYLE, {"text.parse_math": False}])
@@ -108,7 +119,7 @@ def ppl_curves(summaries: Mapping[str, Summary]) -> Picture:
     for look, (name, summary) in zip(cycle(LOOKS), summaries.items(), strict=False):
         lines += _draw_run(ax, name, summary, look)
     low, high, note = ppl_limits(summaries)
-    ax.set(title="Perplexity per token", yscale="log", ylim=(low, high))
+    ax.set(title="Perplexity per token (log scale)", yscale="log", ylim=(low, high))
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 14 * low else (1, 1.5, 2, 3, 4, 5, 7)))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.yaxis.set_major_formatter(NUMBERS)

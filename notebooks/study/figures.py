@@ -1,4 +1,7 @@
-"""Draw the figures of the study from its results: `python notebooks/study/figures.py`."""
+"""Draw the figures of the study from its results: `python notebooks/study/figures.py`.
+
+In all figures, `exact` is orange, `tuned` and its contexts are blue, and what they are compared with is grey.
+"""
 
 from collections.abc import Sequence
 from statistics import mean
@@ -10,7 +13,6 @@ import numpy as np
 from costs import costs
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
-from matplotlib.transforms import blended_transform_factory
 from rows import PAIRS, label
 from tables import (
     DISTANCES,
@@ -21,6 +23,7 @@ from tables import (
     Cell,
     cells_of,
     change,
+    format_bytes,
     losses,
     ppls_of,
     read,
@@ -29,24 +32,25 @@ from tables import (
 
 import ctxkv_lib as ctxkv
 from ctxkv_lib.report.difference import Interval, interval
-from ctxkv_lib.views.figures import GREY, OKABE_ITO, WIDTH, ink
+from ctxkv_lib.views.figures import GREY, INK, OKABE_ITO, WIDTH, ink
 
 FIGURES = TOP / "docs" / "_static"
 # Width of a figure on a phone, in inches (368 pixels).
 PHONE = 4.84
 # Smallest font size on a phone, in points (12 pixels).
 LETTERS = 11.5
-BLUE, ORANGE, GREEN, PINK, AMBER, SKY, BLACK = OKABE_ITO
+BLUE, ORANGE, _, _, _, SKY, _ = OKABE_ITO
+PALE = "#8c959f"  # the lightest grey of a line
 STRONGEST = "kneser_ney_table_caches"
 LINES: dict[str, dict[str, Any]] = {
     "exact": {"label": "exact", "color": ORANGE, "marker": "s"},
     "tuned": {"label": "tuned without copying", "color": SKY, "marker": "o"},
     "tuned, copying": {"label": "tuned", "color": BLUE, "marker": "D"},
-    "kneser_ney": {"label": "n-grams", "color": GREY, "ls": "-.", "marker": ""},
-    "kneser_ney_caches": {"label": "n-grams, four caches", "color": BLACK, "ls": ":", "marker": ""},
+    "kneser_ney": {"label": "n-grams", "color": PALE, "ls": "-.", "marker": ""},
+    "kneser_ney_caches": {"label": "n-grams, four caches", "color": GREY, "ls": ":", "marker": ""},
     STRONGEST: {
         "label": "n-grams, four caches,\ntoken table's text",
-        "color": BLACK,
+        "color": INK,
         "ls": "--",
         "marker": "",
     },
@@ -54,7 +58,7 @@ LINES: dict[str, dict[str, Any]] = {
 
 # For each row: its label, and by how many points the label is shifted to the right and up.
 MEMORY_LABELS = {
-    "exact, one slot": ("exact, only the present context", 8, 0),
+    "exact, one slot": ("exact, only the current context", 8, 0),
     "contexts": ("contexts", -8, 6),
     "contexts with copying": ("with copying", 8, 0),
     "kneser_ney_caches": ("n-grams, four caches", 8, 0),
@@ -71,10 +75,12 @@ def panels(count: int, height: float, **share: Any) -> tuple[Any, Any]:
     return figure, axes[:, 0]
 
 
-def label_end(ax: Any, x: float, y: float, text: str, color: str, shift: float = 0) -> None:
-    """Write text next to the right end of a line, shifted up by `shift` points."""
+def label_end(ax: Any, x: float, y: float, text: str, look: dict[str, Any], shift: float = 0) -> None:
+    """Write text next to the right end of a line with this look, shifted up by `shift` points."""
     options = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
-    ax.annotate(text, (x, y), (8, shift), color=ink(color), fontsize=9.5, **options)
+    color = ink(look["color"])
+    end = ax.annotate(text, (x, y), (8, shift), color=color, fontsize=9.5, **options)
+    end.look = look  # for the legend on phones
 
 
 def log_axis(ax: Any, axis: str, ticks: Sequence[float], texts: Sequence[str] | None = None) -> None:
@@ -100,7 +106,7 @@ def size_axis(ax: Any) -> None:
         for size, count in tokens.items()
     ]
     log_axis(ax, "x", [*tokens.values()], texts)
-    ax.set(xlabel="Training tokens (above) and conversations")
+    ax.set(xlabel="Training tokens (above) and conversations (log scale)")
 
 
 def draw_line(ax: Any, name: str, values: dict[int, float], shift: float) -> None:
@@ -110,7 +116,7 @@ def draw_line(ax: Any, name: str, values: dict[int, float], shift: float) -> Non
     hollow = [size for size in values if look["marker"] and not losses(10, name, size)]
     points = look | {"mfc": "white", "ls": "none", "zorder": 3}
     ax.plot([tokens[size] for size in hollow], [values[size] for size in hollow], **points)
-    label_end(ax, tokens[max(values)], values[max(values)], look["label"], look["color"], shift)
+    label_end(ax, tokens[max(values)], values[max(values)], look["label"], look, shift)
 
 
 def draw_intervals(
@@ -134,7 +140,7 @@ def draw_levels(ax: Any, names: Sequence[str], shifts: dict[str, float]) -> None
         draw_line(ax, name, levels_of(name), shifts.get(name, 0))
     log_axis(ax, "y", (150, 200, 300, 500, 700, 1_000))
     size_axis(ax)
-    ax.set(ylim=(125, None), title="Test perplexity per token (lower is better)")
+    ax.set(ylim=(125, None), title="Test perplexity per token (log scale, lower is better)")
 
 
 def draw_ngrams() -> Any:
@@ -148,90 +154,149 @@ def draw_ngrams() -> Any:
         changes = {tokens[n]: shown[0] for n in TEN if (shown := change(10, f"{name} / {STRONGEST}", n))}
         _, low, high = 1 + np.array([*changes.values()]).T / 100
         below.fill_between([*changes], low, high, color=LINES[name]["color"], alpha=0.15, lw=0)
-    below.axhline(1, color="black", ls="--")
+    below.axhline(1, color=INK, ls="--")
     ticks = (0.8, 1, 1.5, 2, 3, 4, 6)
-    log_axis(below, "y", ticks, [f"{100 * (tick - 1):+.0f}%" if tick != 1 else "0%" for tick in ticks])
+    log_axis(below, "y", ticks, [signed_percent(100 * (tick - 1)) for tick in ticks])
     size_axis(below)
-    below.set_title("Above the strongest n-grams (dashed), with 95% intervals")
+    below.set_title("Above the strongest n-grams (dashed; log scale), with 95% intervals")
     return figure
+
+
+def signed_percent(value: float) -> str:
+    """Format a change in per cent, with a true minus sign."""
+    return f"{value:+.0f}%".replace("-", "−") if value else "0%"
 
 
 def draw_models() -> Any:
     """Draw how much higher or lower the test perplexity is with contexts than with their alternatives."""
     figure, (ax,) = panels(1, 4.4)
-    looks = {
-        "no contexts": (GREY, "o"),
-        "tokens at the same slots": (AMBER, "s"),
-        "last 32 tokens": (ORANGE, "D"),
-        "GRU": (GREEN, "^"),
-        "gated, end to end": (PINK, "v"),
+    looks: dict[str, dict[str, Any]] = {
+        "no contexts": {"color": PALE, "marker": "o"},
+        "tokens at the same slots": {"color": PALE, "marker": "s", "ls": ":"},
+        "last 32 tokens": {"color": GREY, "marker": "D", "ls": "--"},
+        "GRU": {"color": INK, "marker": "^"},
+        "gated, end to end": {"color": GREY, "marker": "v"},
     }
-    for place, (name, (color, marker)) in enumerate(looks.items()):
-        points = {size: shown[0] for size in FIFTY if (shown := change(50, f"contexts / {name}", size))}
-        end = draw_intervals(ax, points, 1.03 ** (place - 2), color=color, marker=marker, ms=5)
-        shift = {"tokens at the same slots": -12, "gated, end to end": 9}.get(name, 0)
-        text = {"gated, end to end": "gated contexts", "no contexts": "the current token alone"}
-        label_end(ax, *end, text.get(name, name), color, shift)
     ax.axhline(0, color=BLUE, lw=2)
+    for place, (name, look) in enumerate(looks.items()):
+        points = {size: shown[0] for size in FIFTY if (shown := change(50, f"contexts / {name}", size))}
+        end = draw_intervals(ax, points, 1.03 ** (place - 2), ms=5, **look)
+        shift = {"tokens at the same slots": -14, "gated, end to end": 9}.get(name, 0)
+        text = {"gated, end to end": "gated contexts", "no contexts": "the current token alone"}
+        label_end(ax, *end, text.get(name, name), look, shift)
     log_axis(ax, "x", FIFTY)
-    ax.set(xlabel="Training conversations")
-    ax.set_title("Test perplexity of contexts compared with each model (%), 95% intervals")
+    ax.set(xlabel="Training conversations (log scale)")
+    ax.set_title("Test perplexity of contexts (blue line) compared with each model (%), 95% intervals")
     return figure
+
+
+def memory_points() -> list[tuple[str, str, float, list[float]]]:
+    """Return name, colour, bytes kept after 640 tokens, and perplexities with 50 and 200 conversations."""
+    points = []
+    for name, cost in costs().items():
+        ppls = [mean(found) for size in (50, 200) if (found := ppls_of(tested(50), name, size))]
+        color = BLUE if name.startswith("contexts") else ORANGE if name.startswith("exact") else GREY
+        if ppls:
+            points.append((name, color, cost.kept_bytes(640), ppls))
+    return points
 
 
 def draw_memory() -> Any:
     """Draw test perplexity by the number of bytes that a model keeps after reading 640 tokens."""
     figure, (ax,) = panels(1, 4.8)
-    for name, cost in costs().items():
-        ppls = [mean(found) for size in (50, 200) if (found := ppls_of(tested(50), name, size))]
-        if not ppls:
-            continue
-        color = BLUE if name.startswith("contexts") else ORANGE if name.startswith("exact") else GREY
+    for name, color, kept, ppls in memory_points():
         # The factor keeps the label of `contexts with copying` away from the label of `contexts`.
-        kept = cost.kept_bytes(640) * (1.15 if name == "contexts with copying" else 1)
-        ax.plot([kept] * len(ppls), ppls, color=color, lw=1, marker="")
-        ax.plot(kept, ppls[0], "o", ms=6, color=color)
-        ax.plot([kept] * len(ppls[1:]), ppls[1:], "o", ms=6, color=color, mfc="white")
-        text, x, y = MEMORY_LABELS.get(name, (name, 8, 0))
-        place = {"textcoords": "offset points", "va": "center", "ha": "left" if x > 0 else "right"}
-        ax.annotate(text, (kept, ppls[0]), (x, y), **place, fontsize=9.5, color=color)
+        x = kept * (1.15 if name == "contexts with copying" else 1)
+        ax.plot([x] * len(ppls), ppls, color=color, lw=1, marker="")
+        draw_dots(ax, [x] * len(ppls), ppls, color)
+        text, right, up = MEMORY_LABELS.get(name, (name, 8, 0))
+        place = {"textcoords": "offset points", "va": "center", "ha": "left" if right > 0 else "right"}
+        ax.annotate(text, (x, ppls[0]), (right, up), **place, fontsize=9.5, color=ink(color))
     log_axis(ax, "x", [10.0**n for n in range(2, 7)], ["100 B", "1 kB", "10 kB", "100 kB", "1 MB"])
     log_axis(ax, "y", (150, 200, 300, 400, 500))
-    ax.set(xlim=(20, 2e7), xlabel="bytes kept per sequence after 640 tokens")
-    ax.set_title("Test perplexity with 50 (filled) and 200 conversations (hollow)")
+    ax.set(xlim=(20, 2e7), xlabel="Memory per sequence after 640 tokens (log scale)")
+    ax.set_title("Test perplexity with 50 (filled) and 200 conversations (hollow), log scale")
     return figure
 
 
-def draw_forest(name: str) -> Any:
-    """Draw the differences between the pairs in `PAIRS[name]`. Statistically clear differences are blue."""
+def draw_memory_on_phone() -> Any:
+    """Draw the same with one row per model, because a phone has no room for labels next to points."""
+    points = sorted(memory_points(), key=lambda point: point[2])
+    figure, (ax,) = panels(1, 1.4 + 0.44 * len(points))
+    for y, (name, color, kept, ppls) in enumerate(points):
+        ax.plot(ppls, [y] * len(ppls), color=color, lw=1, marker="")
+        draw_dots(ax, ppls, [y] * len(ppls), color)
+        text = f"{label(name).replace('`', '')}: {format_bytes(round(kept))}"
+        ax.text(0.01, y - 0.42, text, va="center", color=ink(color), transform=ax.get_yaxis_transform())
+    log_axis(ax, "x", (150, 200, 300, 400, 500))
+    ax.set(yticks=[], ylim=(len(points) - 0.5, -0.9), xlabel="Test perplexity (log scale)")
+    ax.set_title("Memory after 640 tokens; test perplexity with 50 (filled) and 200 conversations (hollow)")
+    return figure
+
+
+def draw_dots(ax: Any, xs: Sequence[float], ys: Sequence[float], color: str) -> None:
+    """Draw a filled point, and hollow points after it."""
+    ax.plot(xs[0], ys[0], "o", ms=6, color=color)
+    ax.plot(xs[1:], ys[1:], "o", ms=6, color=color, mfc="white")
+
+
+def draw_forest(name: str, letters: float = 9, columns: int = 110) -> Any:
+    """Draw the differences between the pairs in `PAIRS[name]`, with a group of rows for each pair.
+
+    Args:
+        letters: font size of the rows.
+        columns: largest number of letters in a line of a heading.
+    """
     conversations, *pairs = PAIRS[name]
-    rows: list[tuple[str, list[Interval]]] = []
+    figure, (ax,) = panels(1, 1)
+    ticks, y = {}, 0.0
     for pair in pairs:
-        rows.append((" / ".join(map(label, pair.split(" / "))), []))
-        sizes = {size: change(conversations, pair, size) for size in SIZES[conversations]}
-        rows += [(f"{size:,}", intervals) for size, intervals in sizes.items() if intervals]
-    figure, (ax,) = panels(1, 0.8 + 0.185 * len(rows))
-    for y, (text, intervals) in enumerate(rows):
-        if not intervals:
-            at = {"transform": ax.get_yaxis_transform(), "fontsize": 9.5, "fontweight": "bold"}
-            at["bbox"] = {"color": "white", "pad": 0.5}
-            ax.text(0.005, y, text.replace("`", ""), va="center", **at)
-            continue
-        is_clear = intervals[0].low > 0 or intervals[0].high < 0
-        look = {"color": BLUE if is_clear else "#9aa1ab"}
-        for (_, low, high), width in zip(intervals, (3, 1), strict=False):
-            ax.plot([low, high], [y, y], lw=width, marker="", **look)
-        ax.plot(intervals[0].percent, y, "o", ms=5, **look)
-    ax.axvline(0, color="black", lw=1)
-    labels = {y: text for y, (text, intervals) in enumerate(rows) if intervals}
-    ax.set_yticks([*labels], [*labels.values()], fontsize=9)
+        heading = fill(" / ".join(map(label, pair.split(" / "))).replace("`", ""), columns)
+        lines = heading.count("\n") + 1
+        at = {"transform": ax.get_yaxis_transform(), "va": "center", "linespacing": 1}
+        at |= {"fontsize": letters + 0.5, "fontweight": "bold", "bbox": {"color": "white", "pad": 0.5}}
+        ax.text(0.005, y + (lines - 1) / 2, heading, **at)
+        y += lines
+        for size in SIZES[conversations]:
+            if intervals := change(conversations, pair, size):
+                draw_row(ax, y, intervals, color_of(label(pair.split(" / ")[0])))
+                ticks[y] = f"{size:,}"
+                y += 1
+        y += 0.6  # space between groups
+    figure.set_figheight(1.15 + 0.02 * (letters + 0.6) * y)
+    ax.axvline(0, color=INK, lw=1)
+    ax.set_yticks([*ticks], [*ticks.values()], fontsize=letters)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", visible=False)
-    ax.set(ylim=(len(rows) - 0.4, -0.8), ylabel="Training conversations")
+    ax.set(ylim=(y - 0.6, -1), ylabel="Training conversations")
+    ax.xaxis.set_major_formatter(lambda value, _: signed_percent(value))
     ax.set_title(
-        "A / B: how much higher the test perplexity of A is, in %. Left of 0: A is better", fontsize="medium"
+        "A / B: how much higher the test perplexity of A is. Left of 0: A is better", fontsize="medium"
     )
+    line = {"color": GREY, "marker": ""}
+    handles = [
+        Line2D([], [], ls="", marker="o", ms=5, color=GREY, label="statistically clear"),
+        Line2D([], [], ls="", marker="o", ms=5, color=GREY, mfc="white", label="a tie"),
+        Line2D([], [], lw=3, label="95% interval", **line),
+        Line2D([], [], lw=1, label="the same for groups of speakers", **line),
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=2 if columns < 80 else 4)
     return figure
+
+
+def draw_row(ax: Any, y: float, intervals: Sequence[Interval], color: str) -> None:
+    """Draw a difference with its intervals. The point is filled if the difference is statistically clear."""
+    is_clear = intervals[0].low > 0 or intervals[0].high < 0
+    for (_, low, high), width in zip(intervals, (3, 1), strict=False):
+        ax.plot([low, high], [y, y], lw=width, marker="", color=color)
+    ax.plot(intervals[0].percent, y, "o", ms=5, color=color, mfc=color if is_clear else "white")
+
+
+def color_of(name: str) -> str:
+    """Return the colour of a row of the study."""
+    if name.startswith("`exact`"):
+        return ORANGE
+    return BLUE if name.startswith(("`tuned`", "contexts", "random init")) else GREY
 
 
 def used(runs: Sequence[Cell], tokens: Sequence[int]) -> dict[int, Interval]:
@@ -250,107 +315,100 @@ def draw_evidence() -> Any:
     figure, (above, below) = panels(2, 7)
     lines = (
         ("tuned", 50, BLUE, "D"),
-        ("exact", 50, AMBER, "s"),
+        ("exact", 50, "#f0a36b", "s"),  # a light and a dark shade of orange
         ("exact", 100, ORANGE, "o"),
-        ("exact", 500, PINK, "^"),
+        ("exact", 500, "#8a3d00", "^"),
     )
     for place, (recipe, samples, color, marker) in enumerate(lines):
         runs = [run for run in results["runs"] if (run["recipe"], run["samples"]) == (recipe, samples)]
         decoded = np.mean([run["held"] for run in runs], axis=0)
-        above.stairs(
-            decoded, DISTANCES, baseline=None, lw=2, color=color, ls="-" if place < 2 else (0, (2, place))
-        )
+        # The lines of `exact` coincide, so they have the same colour here.
+        above.stairs(decoded, DISTANCES, baseline=None, lw=2, color=BLUE if recipe == "tuned" else ORANGE)
         look = {"color": color, "marker": marker, "ms": 4.5, "lw": 1}
         look["label"] = f"{recipe}, {samples} conversations"
         draw_intervals(below, used(runs, results["tokens"]), 1.05 ** (place - 1.5), **look)
-    label_end(above, 20, 0.46, "tuned, 50 conversations", BLUE)
-    label_end(above, 2, 0.22, "exact: with 50, 100 and 500 the lines coincide", ORANGE)
-    above.set(title="Held: R² of a token, decoded from the nearest slot that read it")
+    above.text(24, 0.6, "tuned, 50 conversations", ha="right", va="center", color=ink(BLUE))
+    above.text(600, -0.05, "exact, with 50, 100 and 500", va="center", color=ink(ORANGE))
+    above.set(ylim=(-0.1, None), title="Held: R² of a token, decoded from the nearest slot that read it")
     below.set(title="Used: rise of perplexity (%) if slots from here on take other contexts")
-    below.legend()
+    below.legend(loc="upper left")
     for ax in (above, below):
         log_axis(ax, "x", DISTANCES)
-        ax.set(xlim=(0.85, 700))
-    below.set(xlabel="Distance back (tokens)")
+        ax.set(xlim=(700, 0.85))  # the current token is at the right
+    below.set(xlabel="Tokens back (log scale)")
     return figure
 
 
+FORESTS = {f"study-{name.replace('_', '-')}": name for name in PAIRS}
 DRAWN = {
     "study-ngrams": draw_ngrams,
     "study-models": draw_models,
     "study-evidence": draw_evidence,
     "study-memory": draw_memory,
-    **{f"study-{name.replace('_', '-')}": lambda name=name: draw_forest(name) for name in PAIRS},
+    **{file: lambda name=name: draw_forest(name) for file, name in FORESTS.items()},
+}
+# Figures that are drawn in another way for phones.
+DRAWN_FOR_PHONES = {
+    "study-memory": draw_memory_on_phone,
+    **{file: lambda name=name: draw_forest(name, LETTERS, 42) for file, name in FORESTS.items()},
 }
 
 
 def draw_card() -> Any:
-    """Draw the preview picture for links to the site, with its name, a sentence and the main result."""
+    """Draw the preview picture for links to the site: its name, the main finding, and a picture of it."""
+    names = {
+        "no contexts": "the current token alone",
+        "contexts": "contexts",
+        "last 32 tokens": "the last 32 tokens",
+        "LSTM": "an LSTM of the same size",
+        "GRU": "a GRU of the same size",
+    }
     figure, (ax,) = panels(1, 4.2)
-    ax.tick_params(labelsize="small")
-    names = ["exact", "kneser_ney", "kneser_ney_caches", "tuned, copying", STRONGEST]
-    draw_levels(ax, names, {"tuned, copying": -10, "kneser_ney": 6, "kneser_ney_caches": 8, STRONGEST: -10})
+    for y, name in enumerate(names):
+        ppl = mean(ppls_of(tested(50), name, 200))
+        ax.barh(y, ppl, height=0.66, color=BLUE if name == "contexts" else PALE)
+        ax.text(ppl + 2, y, f"{ppl:.0f}", va="center", fontsize=20)
+    ax.set_yticks(range(len(names)), [*names.values()], fontsize=20)
+    ax.set(ylim=(len(names) - 0.5, -0.5), xlim=(0, 230), xticks=[])
+    ax.tick_params(axis="y", length=0)
+    ax.grid(visible=False)
+    ax.spines[["left", "bottom"]].set_visible(False)
     figure.set(size_inches=(12, 6.3))
-    figure.get_layout_engine().set(w_pad=0.25, h_pad=0.25)  # margin in inches
-    figure.suptitle("Context-KV attention", x=0.03, ha="left", fontsize=34, fontweight="bold")
-    sentence = "attention reads 32 compressed contexts instead of every token\n\n"
-    ax.set_title(sentence + ax.get_title(loc="left"), fontsize=18)
+    figure.get_layout_engine().set(w_pad=0.4, h_pad=0.35)  # margin in inches
+    figure.suptitle("Context-KV attention", x=0.035, ha="left", fontsize=26)
+    finding = "Contexts help, but simpler models do as well"
+    figure.text(0.035, 0.8, finding, fontsize=36, fontweight="bold", in_layout=False)
+    ax.set_title("\n\n\nTest perplexity with 200 training conversations (lower is better)", fontsize=20)
     return figure
 
 
 def for_phone(figure: Any) -> Any:
-    """Adapt a figure to a phone: make it narrow, enlarge its letters, and replace labels by a legend."""
+    """Adapt a figure to a phone: make it narrow, enlarge its letters, and write labels into a legend."""
     handles = []
     for ax in figure.axes:
-        ax.set_title(fill(ax.get_title(loc="left"), 44), loc="left", fontsize=LETTERS)
+        ax.set_title(fill(ax.get_title(loc="left"), 46), loc="left", fontsize=LETTERS)
         ax.tick_params(labelsize=LETTERS)
-        handles += handles_of_labels(ax)
         # Hide the label of 1,000 conversations, because there is no room between its neighbours.
         for tick in ax.get_xticklabels():
             tick.set_visible(not tick.get_text().endswith("\n1,000"))
-        for name in [text for text in ax.texts if not isinstance(text, Annotation)]:  # names of rows
-            ax.set_ylabel("")
-            at = blended_transform_factory(figure.transFigure, ax.transData)
-            name.set(text=fill(name.get_text(), 46), x=0.01, transform=at, in_layout=False, linespacing=1)
+        for end in [text for text in ax.texts if isinstance(text, Annotation)]:
+            handles.append(Line2D([], [], **{**end.look, "label": end.get_text().replace("\n", " ")}))
+            end.remove()
     if handles:
         unique = {handle.get_label(): handle for handle in handles}
         figure.legend(handles=[*unique.values()], loc="outside lower left")
     for text in figure.findobj(Text):
         text.set_fontsize(max(text.get_fontsize(), LETTERS))
-    has_rows = any(not isinstance(text, Annotation) for ax in figure.axes for text in ax.texts)
-    height = (1.75 if has_rows else 1) * figure.get_figheight() + 0.25 * len(handles)
-    figure.set_size_inches(PHONE, height)
+    figure.set_size_inches(PHONE, figure.get_figheight() + 0.25 * len(handles))
     return figure
-
-
-def handles_of_labels(ax: Any) -> list[Line2D]:
-    """Return legend handles for labels. Remove the labels, or turn them into numbers if there are many."""
-    handles, labels = [], [text for text in ax.texts if isinstance(text, Annotation)]
-    for number, end in enumerate(labels, start=1):
-        text, look = end.get_text().replace("\n", " "), {"color": end.get_color()}
-        if len(labels) > len(OKABE_ITO):  # too many for different colours
-            handles.append(Line2D([], [], ls="", label=f"{number}  {text}"))
-            end.set_text(number)
-            continue
-        lines = [line for line in ax.lines if ends_at(line, end.xy)]
-        if lines:
-            shown = ("color", "linestyle", "marker", "markersize")
-            look = {name: getattr(lines[0], f"get_{name}")() for name in shown}
-        handles.append(Line2D([], [], label=text, **look))
-        end.remove()
-    return handles
-
-
-def ends_at(line: Any, point: tuple[float, float]) -> bool:
-    """Return whether `point` is the last point of a line."""
-    return len(line.get_xdata()) > 0 and np.allclose(line.get_xydata()[-1], point)
 
 
 def draw_all() -> None:
     """Draw all figures of the study's page, for wide screens and for phones, and the preview picture."""
     for name, draw in DRAWN.items():
         draw().savefig(FIGURES / f"{name}.png", dpi=152)
-        for_phone(draw()).savefig(FIGURES / f"{name}-narrow.png", dpi=152)
+        on_phone = for_phone(DRAWN_FOR_PHONES.get(name, draw)())
+        on_phone.savefig(FIGURES / f"{name}-narrow.png", dpi=152)
     draw_card().savefig(FIGURES / "card.png", dpi=100)
     plt.close("all")
 

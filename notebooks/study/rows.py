@@ -7,7 +7,7 @@ NAMES = {
     "tuned, copying": "`tuned`",
     "exact": "`exact`",
     "exact, untrained": "`exact` without Phase 1",
-    "exact, one slot": "`exact`, only the present context",
+    "exact, one slot": "`exact`, only the current context",
     "exact, directional table": "`exact`, token table of `tuned`",
     "exact, decorrelation": "`exact`, decorrelation",
     "exact, last tokens": "`exact`, reconstructs the last 4 tokens",

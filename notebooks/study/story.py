@@ -11,10 +11,12 @@ from statistics import mean
 import numpy as np
 from figures import used
 from model_map import FILLED, draw_map
-from svg import BLUE, INK, ORANGE, PICTURES, Picture
+from svg import EXACT, EXACT_INK, INK, LIGHT, PICTURES, TUNED, TUNED_INK, Picture
 from tables import Interval, cells_of, change, ppls_of, read, tested
 
-LEFT, RIGHT = 8, 372  # edges of strips and axes
+from ctxkv_lib.views.figures import GREY
+
+LEFT, RIGHT = 14, 366  # edges of strips and axes; labels of ticks at the ends need the margins
 WINDOW = 640  # tokens
 # In recipe `tuned`, this many of the nearest tokens have their own slot.
 NEAR = 14
@@ -50,22 +52,22 @@ def draw_keyholes() -> Picture:
     """Draw both recipes' windows as strips. A token that is recovered more often has a stronger colour."""
     exact, tuned = (recovered(recipe).mean(axis=0) for recipe in ("exact", "tuned"))
     picture = Picture(
-        352,
+        370,
         "The last 640 tokens as a strip. Recipe exact: 32 narrow flares, one before each slot, and blanks "
         f"between; {exact.sum():.0f} tokens can be recovered. Recipe tuned, on a log axis: the last 14 "
         f"tokens are solid, and older tokens are ever narrower flares; {tuned.sum():.0f} can be recovered.",
     )
-    picture.text(LEFT, 18, "exact: 32 keyholes", size=17, fill=ORANGE, **BOLD)
+    picture.text(LEFT, 18, "exact: 32 keyholes", size=17, fill=EXACT_INK, **BOLD)
     picture.text(LEFT, 38, f"recovers {exact.sum():.0f} of the last {WINDOW} tokens")
-    draw_strip(picture, 48, exact, linear_place)
+    draw_strip(picture, 48, exact, linear_place, EXACT)
     label_axis(picture, 100, {600: "600", 400: "400 tokens back", 200: "200", 0: "now"}, linear_place)
     draw_zoom(picture, 124, exact[:20])
-    picture.text(LEFT, 224, "tuned: an open door, then keyholes", size=17, fill=ORANGE, **BOLD)
-    picture.text(LEFT, 244, f"recovers the last {NEAR} tokens and {tuned[NEAR:].sum():.0f} others (log axis)")
-    draw_strip(picture, 254, tuned, log_place)
+    picture.text(LEFT, 242, "tuned: an open door, then keyholes", size=17, fill=TUNED_INK, **BOLD)
+    picture.text(LEFT, 262, f"recovers the last {NEAR} tokens and {tuned[NEAR:].sum():.0f} others (log axis)")
+    draw_strip(picture, 272, tuned, log_place, TUNED)
     ticks = {600: "600", 100: "100", 20: "20 tokens back", 5: "5", 1: "1", 0: "now"}
-    label_axis(picture, 306, ticks, log_place)
-    picture.text(LEFT, 344, "Colour: how often the token can be recovered")
+    label_axis(picture, 324, ticks, log_place)
+    picture.text(LEFT, 362, "Colour: how often the token can be recovered")
     return picture
 
 
@@ -77,14 +79,16 @@ def log_place(back: float) -> float:
     return log10(1 + back) / log10(1 + WINDOW)
 
 
-def draw_strip(picture: Picture, y: float, shares: np.ndarray, place: Callable[[float], float]) -> None:
+def draw_strip(
+    picture: Picture, y: float, shares: np.ndarray, place: Callable[[float], float], color: str
+) -> None:
     """Draw the window's tokens. `place` maps a distance back to 0 (at the right) up to 1 (at the left)."""
     width, back = RIGHT - LEFT, 0
     for share, alike in groupby(shares.round(3).tolist()):
         start, back = back, back + len(list(alike))
         left, right = (RIGHT - width * place(edge) for edge in (back, start))
         if share > BLANK:
-            picture.rect(left, y, right - left, 40, ORANGE, fill_opacity=share)
+            picture.rect(left, y, right - left, 40, color, fill_opacity=share)
     picture.rect(LEFT, y, width, 40, stroke=INK)
 
 
@@ -93,21 +97,22 @@ def label_axis(picture: Picture, y: float, ticks: dict[int, str], place: Callabl
     for back, words in ticks.items():
         x = RIGHT - (RIGHT - LEFT) * place(back + 0.5)
         picture.line((x, y - 12), (x, y - 7))
-        if words == "now":
-            picture.text(RIGHT, y + 6, words, text_anchor="end")
-        else:
-            picture.text(max(x, LEFT + 12), y + 6, words, text_anchor="middle")
+        picture.text(x, y + 6, words, text_anchor="middle")
 
 
 def draw_zoom(picture: Picture, y: float, shares: np.ndarray) -> None:
-    """Draw the tokens between two slots. Write below each in how many % of cases it can be recovered."""
+    """Draw the tokens between two slots. Write below each in how many % of cases it can be recovered.
+
+    Every second number is in a lower line, so that neighbours do not look like one number.
+    """
     width = (RIGHT - LEFT) / len(shares)
     picture.text(LEFT, y + 12, "From one slot to the next, recovered in %:")
     for back, share in enumerate(shares.round(3).tolist()):
         x = RIGHT - width * (back + 1)
-        picture.rect(x, y + 20, width, 30, ORANGE, fill_opacity=share, stroke=INK)
+        picture.rect(x, y + 20, width, 30, EXACT, fill_opacity=share, stroke=INK)
         if share > 2 * BLANK:
-            picture.text(x + width / 2, y + 66, f"{100 * share:.0f}", text_anchor="middle")
+            line = y + 66 + 16 * (back % 2)
+            picture.text(x + width / 2, line, f"{100 * share:.0f}", text_anchor="middle")
     picture.text(LEFT, y + 66, "less than 1")
 
 
@@ -134,15 +139,16 @@ def draw_waterfall() -> Picture:
         picture.text(LEFT, y + 12, name, **weight)
         change = "" if is_first else f"−{1 - value / before:.0%} to "
         picture.text(RIGHT, y + 12, f"{change}{value:.0f}", text_anchor="end", **weight)
-        color = INK if is_first else ORANGE if name == "contexts" else BLUE
+        color = EXACT if is_first else TUNED
         left, right = (0, value) if is_first else (value, before)
-        picture.rect(at(left), y + 18, at(right) - at(left), 22, color, fill_opacity=0.4 if is_first else 1)
+        opacity = 1 if is_first or name == "contexts" else 0.4
+        picture.rect(at(left), y + 18, at(right) - at(left), 22, color, fill_opacity=opacity)
         if not is_first:
             picture.line((at(value), y + 40), (at(value), y + 68), stroke_dasharray="2 3")
         picture.line((at(ngrams), y + 17), (at(ngrams), y + 41), width=2, stroke_dasharray="5 3")
         before = value
     y = 30 + 50 * len(levels)
-    picture.rect(LEFT, y + 18, at(before) - LEFT, 22, INK, fill_opacity=0.4)
+    picture.rect(LEFT, y + 18, at(before) - LEFT, 22, TUNED)
     picture.text(LEFT, y + 12, "recipe tuned", **BOLD)
     picture.text(RIGHT, y + 12, f"{before:.0f}", text_anchor="end", **BOLD)
     picture.line((at(ngrams), y + 17), (at(ngrams), y + 41), width=2, stroke_dasharray="5 3")
@@ -169,7 +175,7 @@ def draw_objective() -> Picture:
     names = {"untrained": "untrained block", "trained": "after Phase 1", "noise": "random noise"}
     values = {name: [run[key] for run in runs] for key, name in names.items()}
     told = ", ".join(f"{name} {mean(each):.2f}" for name, each in values.items())
-    picture = Picture(200, f"Loss of Phase 1, lower is better: {told}.")
+    picture = Picture(214, f"Loss of Phase 1, lower is better: {told}.".replace("-", "−"))
     picture.text(LEFT, 16, "Loss of Phase 1 (lower is better)", **BOLD)
     low, high = -0.6, max(map(max, values.values()))
 
@@ -178,14 +184,15 @@ def draw_objective() -> Picture:
 
     for row, (name, each) in enumerate(values.items()):
         y, value = 30 + 50 * row, mean(each)
-        color = ORANGE if name == "random noise" else BLUE
         picture.text(LEFT, y + 12, name)
         picture.text(RIGHT, y + 12, f"{value:.2f}".replace("-", "−"), text_anchor="end", **BOLD)
+        color = LIGHT if name == "random noise" else EXACT
         picture.rect(min(at(0), at(value)), y + 20, abs(at(value) - at(0)), 16, color)
         for seed in each:
-            picture.line((at(seed), y + 17), (at(seed), y + 39), width=1.5)
-        picture.line((at(0), y + 17), (at(0), y + 39))
-    picture.text(LEFT, 194, "Bars: mean of three seeds. Lines: each seed, and 0")
+            picture.add("circle", cx=at(seed), cy=y + 28, r=4, fill=INK, stroke="#ffffff")
+        picture.line((at(0), y + 15), (at(0), y + 41))
+    picture.text(at(0), 184, "0", text_anchor="middle")
+    picture.text(LEFT, 206, "Bars: mean of three seeds. Dots: each seed")
     return picture
 
 
@@ -235,27 +242,27 @@ def draw_present() -> Picture:
     results, replaced, absent = read("evidence/evidence"), [], []
     for size in (50, 100, 500):
         runs = [run for run in results["runs"] if (run["recipe"], run["samples"]) == ("exact", size)]
-        replaced.append((f"{size} conversations", used(runs, results["tokens"])[1], BLUE))
-        absent.append((f"{size} conversations", change(50, "exact, one slot / exact", size)[0], ORANGE))
+        replaced.append((f"{size} conversations", used(runs, results["tokens"])[1], EXACT))
+        absent.append((f"{size} conversations", change(50, "exact, one slot / exact", size)[0], EXACT))
     headings = ("Earlier 31 contexts from another place", "Trained without the earlier 31")
-    rows = [(headings[0], None, BLUE), *replaced, (headings[1], None, ORANGE), *absent]
+    rows = [(headings[0], None, EXACT), *replaced, (headings[1], None, EXACT), *absent]
     return draw_dots("Change of the perplexity of exact", rows, (-13, 13))
 
 
 def draw_instead() -> Picture:
     """Draw by how much contexts or alternatives lower the perplexity of a model without contexts."""
     names = {
-        "contexts": ("contexts", ORANGE),
-        "tokens at the same slots": ("tokens at the same 32 slots", BLUE),
-        "last 32 tokens": ("the last 32 tokens", BLUE),
-        "LSTM": ("an LSTM of the same size", INK),
-        "GRU": ("a GRU of the same size", INK),
+        "contexts": ("contexts", TUNED),
+        "tokens at the same slots": ("tokens at the same 32 slots", GREY),
+        "last 32 tokens": ("the last 32 tokens", GREY),
+        "LSTM": ("an LSTM of the same size", GREY),
+        "GRU": ("a GRU of the same size", GREY),
     }
     rows = [
         (words, change(50, f"{name} / no contexts", MANY)[0], color) for name, (words, color) in names.items()
     ]
     return draw_dots(
-        f"Perplexity with {MANY} conversations", rows, (-36, 4), "0: sees only the present token"
+        f"Perplexity with {MANY} conversations", rows, (-36, 4), "0: sees only the current token"
     )
 
 

@@ -1,21 +1,25 @@
 """Draw pictures as SVG text, 380 units wide. Their smallest letters have 12 pixels on a phone.
 
-Backgrounds are transparent. The colour `INK` has a contrast of 4.3 both on white and on the site's dark
-background, so the same file serves both themes. Colours are from Okabe and Ito's palette, which
-colour-blind readers can distinguish.
+Font, ink and palette are those of the package's figures. The background is white; the dark theme of the site
+inverts the pictures. `exact` is always orange, `tuned` is blue, and what they are compared with is grey.
 """
 
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
+from ctxkv_lib.views.figures import FONTS, INK, OKABE_ITO
+
 PICTURES = Path(__file__).resolve().parents[1] / "pictures"
 WIDTH = 380  # units of the drawing
 # Width of a picture in pixels, if the page is wide enough.
 SHOWN = 570
-INK = "#757b84"
-# White letters are readable on blue and on rust.
-BLUE, ORANGE, RUST = "#0072b2", "#d55e00", "#b34f00"
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
+TUNED, EXACT, *_ = OKABE_ITO
+# Dark versions for letters: the contrast with white is at least 4.5.
+TUNED_INK, EXACT_INK = "#005a8c", "#a34800"
+# Parts of the model that are trained in Phase 1 and Phase 2. White letters are readable on them.
+PHASE1, PHASE2 = "#007253", "#8f4b73"
+LIGHT = "#c4c9d0"  # fill of shapes, not for letters
+FONT = f"{', '.join(FONTS)}, sans-serif"
 SMALL = 13  # smallest font size in units
 
 
@@ -25,6 +29,7 @@ class Picture:
     def __init__(self, height: float, alternative: str) -> None:
         self.height, self.alternative = height, alternative
         self.shapes: list[str] = []
+        self.rect(0, 0, WIDTH, height, "#ffffff")
 
     def add(self, tag: str, content: str = "", **attributes: object) -> None:
         """Add an SVG element. Underscores in the names of attributes become hyphens."""

@@ -6,9 +6,21 @@ from xml.etree import ElementTree
 import pytest
 import story
 from conftest import TOP
-from svg import PICTURES, SMALL
+from matplotlib.colors import to_rgb
+from svg import PHASE1, PHASE2, PICTURES, SMALL
+
+from ctxkv_lib.views.figures import GREY
 
 NAMES = re.compile(r"pictures/([\w-]+)\.svg")
+
+
+def contrast(color):
+    """Return the contrast of a colour with white, as WCAG defines it."""
+    channels = [
+        channel / 12.92 if channel <= 0.04 else ((channel + 0.055) / 1.055) ** 2.4
+        for channel in to_rgb(color)
+    ]
+    return 1.05 / (0.2126 * channels[0] + 0.7152 * channels[1] + 0.0722 * channels[2] + 0.05)
 
 
 @pytest.mark.parametrize("name", story.DRAWN)
@@ -17,9 +29,13 @@ def test_committed_pictures_show_the_results_and_can_be_read_on_a_phone(name):
     assert (PICTURES / f"{name}.svg").read_text(encoding="utf-8") == picture, "make tables"
     root = ElementTree.fromstring(picture)
     assert root[0].tag.endswith("title")
-    assert all(
-        float(text.get("font-size")) >= SMALL for text in root.iter("{http://www.w3.org/2000/svg}text")
-    )
+    for text in root.iter("{http://www.w3.org/2000/svg}text"):
+        assert float(text.get("font-size")) >= SMALL
+        assert text.get("fill") == "#ffffff" or contrast(text.get("fill")) >= 4.5
+
+
+def test_white_letters_can_be_read_on_the_boxes_of_the_map():
+    assert all(contrast(color) >= 4.5 for color in (PHASE1, PHASE2, GREY))
 
 
 def test_every_picture_is_shown_and_every_shown_picture_exists():

@@ -44,13 +44,24 @@ def test_a_run_has_validation_accuracy_training_and_n_grams_that_the_legend_swit
     assert ngrams.y == (922.2,) * 6
 
 
-def test_a_logarithmic_axis_ends_a_little_beyond_the_curves_and_a_linear_one_begins_at_zero():
+def test_both_axes_end_a_little_above_the_curves_and_the_linear_axis_begins_at_zero():
     layout = plotly_curves({"a run": sample_run(100).summary}).layout
-    shown = [10**end for end in layout.yaxis.range]
-    assert shown == pytest.approx([61.1 / 1.2, 580.3 * 1.2])  # last training PPL, first validation PPL
-    log, linear = (button.args[0]["yaxis.range"] for button in layout.updatemenus[0].buttons)
-    assert [*log] == [*layout.yaxis.range]
-    assert [*linear] == pytest.approx([0, 580.3 * 1.2])
+    assert (layout.yaxis.type, layout.yaxis.title.text) == ("log", "Perplexity per token (log scale)")
+    assert layout.yaxis.rangemode == "tozero"
+    limits = layout.yaxis.autorangeoptions
+    low, high = 61.1 / 1.2, 580.3 * 1.2  # last training PPL, first validation PPL
+    assert [*limits.include, limits.clipmax] == pytest.approx([low, high, high])
+    log, linear = (button.args[0] for button in layout.updatemenus[0].buttons)
+    assert (log["yaxis.type"], linear["yaxis.type"]) == ("log", "linear")
+    assert (log["yaxis.autorange"], linear["yaxis.autorange"]) == (True, True)
+
+
+def test_only_buttons_change_the_axes_in_jupyterlab_and_in_html():
+    shown = explore_runs(sample_run())._repr_mimebundle_()
+    config = shown[PLOTLY]["config"]
+    assert (config["doubleClick"], config["scrollZoom"], config["showAxisDragHandles"]) == (False,) * 3
+    assert config["modeBarButtons"] == [["zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]]
+    assert f"Plotly.newPlot(place, data, layout, {json.dumps(config)});" in shown["text/html"]
 
 
 def test_hover_text_names_epoch_quantity_and_unit_and_a_swipe_scrolls_the_page():

@@ -80,7 +80,7 @@ def test_the_training_loss_is_drawn_until_the_first_epoch_has_ended(live):
     assert live.shown[0]._suptitle.get_text() == "Phase 2, epoch 1, step 50 of 1,148: training loss 9.000"
     live(EPOCH_LINES[0])
     live({**STEP, "epoch": 2})
-    assert live.figure().axes[0].get_title(loc="left") == "Perplexity per token"
+    assert live.figure().axes[0].get_title(loc="left") == "Perplexity per token (log scale)"
     live({**STEP, "samples": 500})  # another run begins
     assert len(live.figure().axes[0].get_lines()) == 2
     live(STEP)  # the first run begins again
