@@ -44,7 +44,7 @@ suppress_warnings = ["mystnb.unknown_mime_type"]  # plotly's MIME type; the outp
 nb_code_prompt_show = "Show the {type}"
 nb_code_prompt_hide = "Hide the {type}"
 nb_render_markdown_format = "myst"  # because CommonMark has no tables
-myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist", "html_image"]
 myst_heading_anchors = 3
 DESCRIPTIONS = {  # of each page, for search engines
     "index": "In this language model, attention reads 32 compressed context vectors. Contexts help, but "

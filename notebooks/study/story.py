@@ -3,19 +3,32 @@
 All numbers come from `results/`. Each picture is saved as an SVG file in `notebooks/pictures`.
 """
 
+import re
+import sys
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from math import log10
+from pathlib import Path
 from statistics import mean
+from xml.sax.saxutils import quoteattr
 
+import matplotlib
+import nbformat
 import numpy as np
 from figures import used
 from model_map import FILLED, draw_map
-from svg import EXACT, EXACT_INK, INK, LIGHT, PICTURES, TUNED, TUNED_INK, Picture
-from tables import Interval, cells_of, change, ppls_of, read, tested
+from resvg_py import svg_to_bytes
+from svg import EXACT, EXACT_INK, INK, LIGHT, PICTURES, SHOWN, TUNED, TUNED_INK, Picture
+from tables import TOP, Interval, cells_of, change, ppls_of, read, tested
 
 from ctxkv_lib.views.figures import GREY
 
+NOTEBOOKS = TOP / "notebooks"
+sys.path.append(str(NOTEBOOKS))
+from outputs import fewer_colours  # noqa: E402
+
+IMAGE = re.compile(r'<img width=.*?">')
 LEFT, RIGHT = 14, 366  # edges of strips and axes; labels of ticks at the ends need the margins
 WINDOW = 640  # tokens
 # In recipe `tuned`, this many of the nearest tokens have their own slot.
@@ -276,10 +289,36 @@ DRAWN: dict[str, Callable[[], Picture]] = {
 }
 
 
+def embed(path: Path) -> None:
+    """Write the pictures of a notebook into its Markdown, where every program finds them.
+
+    A copy of a notebook on Colab has no files beside it, and Colab shows no embedded SVG. So the pictures are
+    embedded as PNG. The metadata of a cell name its picture.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if name := cell.metadata.get("picture"):
+            picture = DRAWN[name]()
+            source = f"data:image/png;base64,{png(picture)}"
+            image = f'<img width="{SHOWN}" alt={quoteattr(picture.alternative)} src="{source}">'
+            cell.source = IMAGE.sub(lambda _, image=image: image, cell.source)
+    path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+
+
+def png(picture: Picture) -> str:
+    """Return a picture as a PNG in base64, with twice the pixels that it has on a page."""
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"  # the same on every machine
+    options = {"zoom": 2, "font_dirs": [str(fonts)], "skip_system_fonts": True}
+    content = svg_to_bytes(picture.svg(), sans_serif_family="DejaVu Sans", **options)
+    return fewer_colours(b64encode(content).decode())
+
+
 def main() -> None:
-    """Save all pictures."""
+    """Save all pictures, and embed them in the notebooks."""
     for name, draw in DRAWN.items():
         (PICTURES / f"{name}.svg").write_text(draw().svg(), encoding="utf-8")
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        embed(path)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """Tests of the pictures on the first page, in the README and in the notebooks."""
 
 import re
+from base64 import b64decode
+from io import BytesIO
 from xml.etree import ElementTree
 
+import nbformat
 import pytest
 import story
 from conftest import TOP
 from matplotlib.colors import to_rgb
-from svg import PHASE1, PHASE2, PICTURES, SMALL
+from PIL import Image
+from svg import PHASE1, PHASE2, PICTURES, SHOWN, SMALL
 
 from ctxkv_lib.views.figures import GREY
 
@@ -39,9 +43,26 @@ def test_white_letters_can_be_read_on_the_boxes_of_the_map():
 
 
 def test_every_picture_is_shown_and_every_shown_picture_exists():
-    pages = [TOP / "README.md", TOP / "docs" / "index.md", *(TOP / "notebooks").glob("*.ipynb")]
+    pages = [TOP / "README.md", TOP / "docs" / "index.md"]
     shown = {name for page in pages for name in NAMES.findall(page.read_text(encoding="utf-8"))}
+    shown |= {cell.metadata.picture for cell in picture_cells()}
     assert shown == {*story.DRAWN} == {path.stem for path in PICTURES.iterdir()}
+
+
+def picture_cells():
+    notebooks = [nbformat.read(path, as_version=4) for path in (TOP / "notebooks").glob("*.ipynb")]
+    return [cell for notebook in notebooks for cell in notebook.cells if "picture" in cell.metadata]
+
+
+def test_notebooks_carry_their_pictures():
+    for cell in picture_cells():
+        image = ElementTree.fromstring(story.IMAGE.search(cell.source)[0].replace(">", "/>"))
+        assert image.get("alt") == story.DRAWN[cell.metadata.picture]().alternative, "make tables"
+        head, _, content = image.get("src").partition(",")
+        assert head == "data:image/png;base64"
+        assert Image.open(BytesIO(b64decode(content))).width == 2 * SHOWN
+    for path in (TOP / "notebooks").glob("*.ipynb"):
+        assert "](pictures/" not in path.read_text(encoding="utf-8")  # a copy on Colab has no such file
 
 
 def test_strips_show_the_nearest_slot_that_read_a_token():
