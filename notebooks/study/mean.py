@@ -18,6 +18,7 @@ import ctxkv_lib as ctxkv
 from ctxkv_lib.method.phase2 import epoch_order
 
 SIZES = (10, 50, 500)
+SHOWN = 150  # contexts in the picture on the first page
 COMPARED = 5_000  # validation contexts, as many as a batch of Phase 1 has
 BATCHES = 20  # batches at the beginning of Phase 2, whose gradients are averaged
 RESULTS = TOP / "notebooks" / "study" / "results" / "mean" / "phase1.json"
@@ -69,11 +70,30 @@ def first_gradients(opened: Any) -> dict[str, float]:
     }
 
 
+def cloud(before: Tensor, after: Tensor) -> dict[str, Any]:
+    """Return some contexts before and after Phase 1, projected onto the same two directions.
+
+    They are the directions with the largest singular values of the contexts before Phase 1. The first of them
+    is nearly that of the mean.
+    """
+    directions = torch.linalg.svd(before, full_matrices=False).Vh[:2]
+    centered = before - before.mean(dim=0)
+    sets = {"before": before, "after": after, "centered": centered}
+    return {
+        name: {
+            "mean": (contexts.mean(dim=0) @ directions.T).tolist(),
+            "points": (contexts[:: len(contexts) // SHOWN][:SHOWN] @ directions.T).tolist(),
+        }
+        for name, contexts in sets.items()
+    }
+
+
 def measure(samples: int, seed: int) -> dict[str, Any]:
     opened = {name: ctxkv.prepare(configure(MEANS[name], samples, seed)) for name in MEANS}
     trained, untrained = opened["exact"], opened["exact, untrained"]
     before, after = (run.model.context_block.linear.weight.detach() for run in (untrained, trained))
     table = trained.memory_span()
+    contexts = [run.stream("val").contexts()[:COMPARED] for run in (untrained, trained)]
     return {
         "samples": samples,
         "seed": seed,
@@ -83,6 +103,7 @@ def measure(samples: int, seed: int) -> dict[str, Any]:
         "memory_span": {"before": table.attrs["untrained_span"], "after": table.attrs["span"]},
         "r2": {"before": table["untrained_r2"].tolist(), "after": table["r2"].tolist()},
         "gradients": {name: first_gradients(run) for name, run in opened.items()},
+        "cloud": cloud(*contexts) if (samples, seed) == (50, SEEDS[0]) else None,
     }
 
 

@@ -8,7 +8,6 @@ import sys
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from math import log10
 from pathlib import Path
 from statistics import mean
 from xml.sax.saxutils import quoteattr
@@ -19,7 +18,7 @@ import numpy as np
 from figures import used
 from model_map import FILLED, draw_map
 from resvg_py import svg_to_bytes
-from svg import EXACT, EXACT_INK, INK, LIGHT, PICTURES, SHOWN, TUNED, TUNED_INK, Picture
+from svg import EXACT, INK, LIGHT, PICTURES, SHOWN, TUNED, Picture
 from tables import TOP, Interval, cells_of, change, ppls_of, read, tested
 
 from ctxkv_lib.views.figures import GREY
@@ -31,8 +30,6 @@ from outputs import fewer_colours  # noqa: E402
 IMAGE = re.compile(r'<img width=.*?">')
 LEFT, RIGHT = 14, 366  # edges of strips and axes; labels of ticks at the ends need the margins
 WINDOW = 640  # tokens
-# In recipe `tuned`, this many of the nearest tokens have their own slot.
-NEAR = 14
 # The most frequent token is correct at this share of positions. Tokens with a lower share are left blank.
 BLANK = 0.005
 # Number of training conversations in the waterfall chart.
@@ -62,34 +59,27 @@ def recovered(recipe: str) -> np.ndarray:
 
 
 def draw_keyholes() -> Picture:
-    """Draw both recipes' windows as strips. A token that is recovered more often has a stronger colour."""
-    exact, tuned = (recovered(recipe).mean(axis=0) for recipe in ("exact", "tuned"))
+    """Draw the window of `exact` as a strip. A token that is recovered more often has a stronger color."""
+    shares = recovered("exact").mean(axis=0)
     picture = Picture(
-        370,
-        "The last 640 tokens as a strip. Recipe exact: 32 narrow flares, one before each slot, and blanks "
-        f"between; {exact.sum():.0f} tokens can be recovered. Recipe tuned, on a log axis: the last 14 "
-        f"tokens are solid, and older tokens are ever narrower flares; {tuned.sum():.0f} can be recovered.",
+        150,
+        f"The last {WINDOW} tokens as a strip, the current token at the right: 32 narrow flares, one before "
+        f"each slot, and blanks between. Only {shares.sum():.0f} of the tokens can be recovered.",
     )
-    picture.text(LEFT, 18, "exact: 32 keyholes", size=17, fill=EXACT_INK, **BOLD)
-    picture.text(LEFT, 38, f"recovers {exact.sum():.0f} of the last {WINDOW} tokens")
-    draw_strip(picture, 48, exact, linear_place, EXACT)
-    label_axis(picture, 100, {600: "600", 400: "400 tokens back", 200: "200", 0: "now"}, linear_place)
-    draw_zoom(picture, 124, exact[:20])
-    picture.text(LEFT, 242, "tuned: an open door, then keyholes", size=17, fill=TUNED_INK, **BOLD)
-    picture.text(LEFT, 262, f"recovers the last {NEAR} tokens and {tuned[NEAR:].sum():.0f} others (log axis)")
-    draw_strip(picture, 272, tuned, log_place, TUNED)
-    ticks = {600: "600", 100: "100", 20: "20 tokens back", 5: "5", 1: "1", 0: "now"}
-    label_axis(picture, 324, ticks, log_place)
-    picture.text(LEFT, 362, "Colour: how often the token can be recovered")
+    picture.text(LEFT, 16, f"{shares.sum():.0f} of the last {WINDOW} tokens can be recovered", **BOLD)
+    draw_strip(picture, 52, shares, linear_place, EXACT)
+    x = [RIGHT - (RIGHT - LEFT) * linear_place(back + 0.5) for back in (160, 250)]
+    for place, words in zip(x, ("a slot", "what is lost"), strict=True):
+        picture.arrow((place, 40), (place, 51))
+        picture.text(place, 36, words, text_anchor="start" if words == "a slot" else "end")
+    ticks = {600: "600", 400: "400 tokens back", 200: "200", 0: "now"}
+    label_axis(picture, 104, ticks, linear_place)
+    picture.text(LEFT, 140, "Color: how often the token can be recovered")
     return picture
 
 
 def linear_place(back: float) -> float:
     return back / WINDOW
-
-
-def log_place(back: float) -> float:
-    return log10(1 + back) / log10(1 + WINDOW)
 
 
 def draw_strip(
@@ -111,22 +101,6 @@ def label_axis(picture: Picture, y: float, ticks: dict[int, str], place: Callabl
         x = RIGHT - (RIGHT - LEFT) * place(back + 0.5)
         picture.line((x, y - 12), (x, y - 7))
         picture.text(x, y + 6, words, text_anchor="middle")
-
-
-def draw_zoom(picture: Picture, y: float, shares: np.ndarray) -> None:
-    """Draw the tokens between two slots. Write below each in how many % of cases it can be recovered.
-
-    Every second number is in a lower line, so that neighbours do not look like one number.
-    """
-    width = (RIGHT - LEFT) / len(shares)
-    picture.text(LEFT, y + 12, "From one slot to the next, recovered in %:")
-    for back, share in enumerate(shares.round(3).tolist()):
-        x = RIGHT - width * (back + 1)
-        picture.rect(x, y + 20, width, 30, EXACT, fill_opacity=share, stroke=INK)
-        if share > 2 * BLANK:
-            line = y + 66 + 16 * (back % 2)
-            picture.text(x + width / 2, line, f"{100 * share:.0f}", text_anchor="middle")
-    picture.text(LEFT, y + 66, "less than 1")
 
 
 def draw_waterfall() -> Picture:
