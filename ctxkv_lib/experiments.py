@@ -222,7 +222,7 @@ def compare(
         if workers is not None:
             _train_all(configs, workers, listen, root, again)
         runs = [
-            run(config, run_folder_of(config, root), _labelled(listen, config.data.samples), again)
+            run(config, run_folder_of(config, root), _labeled(listen, config.data.samples), again)
             for config in progress_bar(configs, "Runs of the comparison", unit="run")
         ]
         write_comparison(runs, out)
@@ -248,7 +248,7 @@ def _train_all(
     run_all(configs, workers, tell, root, again)
 
 
-def _labelled(listener: Listener, samples: int) -> Listener:
+def _labeled(listener: Listener, samples: int) -> Listener:
     return lambda metric: listener({**metric, "samples": samples})
 
 

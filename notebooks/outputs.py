@@ -1,7 +1,7 @@
 """Execute notebooks (all, or the named ones) and keep their outputs: `make outputs`.
 
 Outputs are kept if a page without a kernel can show them: PNGs with at most 128
-colours, and the pictures and texts of widgets instead of the widgets. A digest of the
+colors, and the pictures and texts of widgets instead of the widgets. A digest of the
 code cells in the metadata shows whether outputs are outdated. After notebook 3,
 the script also writes the data of the site's attention explorer,
 `docs/_static/window-data.js`.
@@ -17,7 +17,7 @@ from typing import Any
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 FOLDER = Path(__file__).parent
-COLOURS = 128  # largest number of colours in a picture
+COLORS = 128  # largest number of colors in a picture
 EXPLORED = "03_phase2_context_kv.ipynb"  # its run is in the site's explorer
 WINDOW = FOLDER.parent / "docs" / "_static" / "window-data.js"
 CLICKED = 50  # number of positions in the site's explorer
@@ -63,20 +63,20 @@ def slimmed(output: Any) -> Any:
     if output.get("name") == "stderr" or (is_widget and "image/png" not in data):
         return None  # a progress bar
     if "image/png" in data:
-        large, small = data["image/png"].strip(), fewer_colours(data["image/png"])
+        large, small = data["image/png"].strip(), fewer_colors(data["image/png"])
         data["image/png"] = small
         if "text/html" in data:  # the HTML may hold the same picture
             data["text/html"] = data["text/html"].replace(large, small)
     return output
 
 
-def fewer_colours(png: str) -> str:
-    """Reduce a PNG, in base64, to a palette of `COLOURS` colours."""
+def fewer_colors(png: str) -> str:
+    """Reduce a PNG, in base64, to a palette of `COLORS` colors."""
     from PIL import Image
 
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    rare_ones_too = Image.Quantize.MAXCOVERAGE  # median cut would grey a scale's ends
-    image = image.quantize(COLOURS, rare_ones_too, dither=Image.Dither.NONE)
+    rare_ones_too = Image.Quantize.MAXCOVERAGE  # median cut would gray a scale's ends
+    image = image.quantize(COLORS, rare_ones_too, dither=Image.Dither.NONE)
     content = io.BytesIO()
     image.save(content, "PNG", optimize=True)
     return base64.b64encode(content.getvalue()).decode()
@@ -123,8 +123,8 @@ def answers(opened: Any, batch: Any) -> list[dict[str, Any]]:
     """Compute attention and predictions of the model at each position of a batch.
 
     Returns:
-        `weights` `[heads, slots]` in tenths of a per cent; `guesses`, pairs of a token
-        and its probability in per cent; and `next`, the same and the rank
+        `weights` `[heads, slots]` in tenths of a percent; `guesses`, pairs of a token
+        and its probability in percent; and `next`, the same and the rank
         for the true token.
     """
     import torch

@@ -19,7 +19,7 @@ class Source:
     Attributes:
         meaning: describes the source in the list of settings.
         title: names the source in messages.
-        licence: the licence of the text, abbreviated as on the Hub.
+        license: the license of the text, abbreviated as on the Hub.
         available: takes a split (train, validation, test or corpus) and returns its number of conversations,
             without a download.
         read: takes a split and a number, and returns that many conversations from the start of the split.
@@ -27,7 +27,7 @@ class Source:
 
     meaning: str
     title: str
-    licence: str
+    license: str
     available: Callable[[str], int]
     read: Callable[[str, int], list[str]]
 

@@ -136,7 +136,7 @@ def _table(path: Path) -> Records:
             f"{path} cannot be read as CSV ({one_line(str(error))}); give each row as many cells as the "
             "header, and put quotes around cells that contain the separator."
         ) from None
-    frame.columns = frame.columns.str.lower()  # spreadsheets may capitalise the names of fields
+    frame.columns = frame.columns.str.lower()  # spreadsheets may capitalize the names of fields
     yield from ((f"row {number}", record) for number, record in enumerate(frame.to_dict("records"), start=1))
 
 

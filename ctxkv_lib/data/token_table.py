@@ -1,6 +1,6 @@
 """Load or make the frozen token table: GPT-2's `wte`, a table computed from text, or random numbers.
 
-Input embeddings are normalised, so the scale of the table affects only the output head. In a table that is
+Input embeddings are normalized, so the scale of the table affects only the output head. In a table that is
 computed from text, each token of the text has a vector of norm 1. In GPT-2's table, the norm is about 4.
 """
 

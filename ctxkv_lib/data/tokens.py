@@ -26,7 +26,7 @@ END_OF_TEXT = "<|endoftext|>"
 GPT2_SIZES = (GPT2_VOCAB_SIZE, GPT2_VOCAB_SIZE - 257, GPT2_VOCAB_SIZE - 1)
 VERSION = 1  # raise it if other code gives other tokens
 FILE = "tokens.safetensors"  # in an entry of the store
-# Number of texts that are tokenised at a time, to limit memory.
+# Number of texts that are tokenized at a time, to limit memory.
 _BATCH = 256
 Maker = Callable[[], dict[str, torch.Tensor]]
 
@@ -85,11 +85,11 @@ def _tokenizer(name: str, vocabulary_file: Path, merges_file: Path) -> "PreTrain
 
 
 def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
-    """Tokenise each conversation by itself, and concatenate the tokens without a separator."""
+    """Tokenize each conversation by itself, and concatenate the tokens without a separator."""
 
     def make() -> dict[str, torch.Tensor]:
         texts, parts, starts = conversations.texts, [np.empty(0, np.uint16)], [0]
-        for first in progress_bar(range(0, len(texts), _BATCH), "Tokenising"):
+        for first in progress_bar(range(0, len(texts), _BATCH), "Tokenizing"):
             # The tokenizer uses all CPU cores for the texts of a batch.
             batch = texts[first : first + _BATCH]
             for ids in tokenizer(batch, add_special_tokens=False, return_attention_mask=False)["input_ids"]:
@@ -101,7 +101,7 @@ def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFa
 
 
 def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
-    """Join the conversations with two newlines between them, and tokenise the result once.
+    """Join the conversations with two newlines between them, and tokenize the result once.
 
     `starts` gives, for each conversation, the index of the token with the conversation's first character.
     This token may begin with a newline.

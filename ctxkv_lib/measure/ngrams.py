@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 # Maximum number of tokens from which n-grams are counted. The counts take about 250 bytes per token.
 MOST_COUNTED = 5_000_000
 ORDERS = (2, 3, 4, 5)
-# Steps of the expectation maximisation that fits the weight of the unigram cache.
+# Steps of the expectation maximization that fits the weight of the unigram cache.
 CACHE_STEPS = 50
 
 

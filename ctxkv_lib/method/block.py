@@ -42,7 +42,7 @@ class Block(nn.Module):
     Settings: Any = None
 
     def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
-        """Initialise the weights before Phase 1. The default keeps the weights from the constructor.
+        """Initialize the weights before Phase 1. The default keeps the weights from the constructor.
 
         `embeddings`, `[num_distinct, hidden_size]`, are the normed embeddings of the distinct training
         tokens; `tokens`, int64 `[n]`, is the training stream as row numbers in `embeddings`.

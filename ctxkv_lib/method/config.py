@@ -18,7 +18,7 @@ class ModelConfig:
         256, "size of a context vector, the model's only memory of the text", at_least(2), "numbers"
     )
     interval: int = setting(
-        20, "distance between neighbouring contexts that attention reads", at_least(1), "tokens"
+        20, "distance between neighboring contexts that attention reads", at_least(1), "tokens"
     )
     max_contexts: int = setting(32, "contexts that attention reads per position", at_least(1), "contexts")
     num_heads: int = setting(8, "number of attention heads; must divide hidden_size", at_least(1), "heads")

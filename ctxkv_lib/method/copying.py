@@ -1,4 +1,4 @@
-"""Copying favours tokens that followed similar contexts earlier in the text (Grave et al., 2017).
+"""Copying favors tokens that followed similar contexts earlier in the text (Grave et al., 2017).
 
 A layer turns copying on with its attribute `copying`. Copying has no trained weights and is off during
 training; it is used in validation, tests, generation and evaluation.

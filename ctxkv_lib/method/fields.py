@@ -22,7 +22,7 @@ class Allowed:
 ANY = Allowed("any", lambda value: True)
 POSITIVE = Allowed("more than 0", lambda value: value > 0)
 SHARE = Allowed("0 to 1", lambda value: 0 <= value <= 1)
-# With a larger learning rate, an optimiser step would overflow.
+# With a larger learning rate, an optimizer step would overflow.
 RATE = Allowed("more than 0, at most 1e30", lambda value: 0 < value <= 1e30)
 WEIGHT = Allowed("0 to 1e30", lambda value: 0 <= value <= 1e30)
 

@@ -51,11 +51,11 @@ class Layer(nn.Module):
         return [slot * config.interval for slot in range(config.max_contexts)]
 
     def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
-        """Initialise the weights before Phase 2; takes the arguments of `Block.init_weights`."""
+        """Initialize the weights before Phase 2; takes the arguments of `Block.init_weights`."""
 
 
 def weight_of(layer: nn.Module, dtype: torch.dtype) -> Tensor:
-    """Return the full weight `[out, in]` of a Linear, dequantised and including any adapter.
+    """Return the full weight `[out, in]` of a Linear, dequantized and including any adapter.
 
     If another module has replaced the Linear, its weight is computed by applying the module to unit vectors
     of type `dtype`.

@@ -109,7 +109,7 @@ class ContextKV(nn.Module):
         return self.wte.weight.device
 
     def init_layer(self, ids: Tensor, config: Phase1Config) -> None:
-        """Let the layer initialise its weights before Phase 2.
+        """Let the layer initialize its weights before Phase 2.
 
         `ids`, integers `[n]`, are the tokens that Phase 1 trains on.
         """

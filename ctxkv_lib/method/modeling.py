@@ -168,7 +168,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         return cls(ContextKVConfig(model.wte.num_embeddings, has_unigram, parts, **shapes), model).eval()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Keep the weights from the constructors; transformers would initialise every Linear again."""
+        """Keep the weights from the constructors; transformers would initialize every Linear again."""
 
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode, but keep a frozen block in evaluation mode."""

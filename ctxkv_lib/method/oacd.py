@@ -138,7 +138,7 @@ def train_iteration(
     generator: torch.Generator,
     objective: Objective,
 ) -> tuple[float, float]:
-    """Do one pass over the stream and one optimiser step; see `train_context_block` for the arguments.
+    """Do one pass over the stream and one optimizer step; see `train_context_block` for the arguments.
 
     `contexts` are the padded contexts of the previous iteration, and are overwritten batch by batch. Returns
     the mean loss of the batches, and the share of positions that have converged.

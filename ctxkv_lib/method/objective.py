@@ -42,7 +42,7 @@ def asked_tensors(objective: Callable[..., Any]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss that Phase 1 minimises, and the tokens whose embeddings the loss may use.
+    """The loss that Phase 1 minimizes, and the tokens whose embeddings the loss may use.
 
     Attributes:
         compute: a function, or a module whose weights are trained with the block; see above for its

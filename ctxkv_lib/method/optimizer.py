@@ -1,4 +1,4 @@
-"""The optimisers of Phase 2: AdamW as published, and AdamW with the schedule of recipe `tuned`."""
+"""The optimizers of Phase 2: AdamW as published, and AdamW with the schedule of recipe `tuned`."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -23,19 +23,19 @@ class Stepper:
     """AdamW with a constant learning rate, as published.
 
     Attributes:
-        optimizer: the torch optimiser.
+        optimizer: the torch optimizer.
         averages: averaged weights by name, which are validated and kept instead of the trained weights. If
             the dict is empty, the trained weights are validated and kept.
     """
 
     def __init__(self, weights: Weights, config: Phase2Config, positions: int) -> None:
-        """Make the optimiser; `positions` is the number of positions per epoch."""
+        """Make the optimizer; `positions` is the number of positions per epoch."""
         self.weights, self.averages = weights, dict[str, Tensor]()
         groups, fused = self.groups(config, positions), next(iter(weights.values())).device.type != "mps"
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
 
     def groups(self, config: Phase2Config, positions: int) -> list[dict[str, Any]]:
-        """Return the optimiser's parameter groups, each with its weight decay."""
+        """Return the optimizer's parameter groups, each with its weight decay."""
         return [{"params": [*self.weights.values()], "weight_decay": config.weight_decay}]
 
     def schedule(self, number: int) -> None:
@@ -72,7 +72,7 @@ class ScheduledAdamW(Stepper):
         """Return two parameter groups: matrices, and all other weights, which have no weight decay.
 
         The decay per epoch is the same for a text of any length. Reference: Wang and Aitchison (2024), who
-        find that regularisation depends on the decay per epoch.
+        find that regularization depends on the decay per epoch.
         """
         matrices, others = list[nn.Parameter](), list[nn.Parameter]()
         for name, weight in self.weights.items():  # includes biases, which may have two dimensions

@@ -54,7 +54,7 @@ def train_layer(
 
     Args:
         precision: the dtype of matrix products in training, fp32 or bf16 (see `batch_gradients`). Sums, the
-            optimiser and validation use float32.
+            optimizer and validation use float32.
     """
     callback = callback or Callback()
     model.set_phase(2)

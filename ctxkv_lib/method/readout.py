@@ -1,7 +1,7 @@
 """Measure what contexts remember: ridge regressions read the token some steps back from a context.
 
 The regressions predict the embedding of the token at t - d from the context at t. They are fitted on one
-stream and evaluated on another. Generalised cross-validation chooses the strength of the ridge for each
+stream and evaluated on another. Generalized cross-validation chooses the strength of the ridge for each
 distance d (Golub, Heath and Wahba, 1979). Where contexts remember nothing, the weights shrink to zero.
 """
 
@@ -33,9 +33,10 @@ def decodability(
 ) -> list[dict[str, Any]]:
     """Measure by ridge regression how well a context encodes the token at each distance back.
 
-    Let X be the centred contexts of `train` and Y the embeddings of the tokens at a distance. The weights are
-    W = (X'X + s I)^-1 X'Y = V (V'X'Y / (v + s)), where V are the eigenvectors and v the eigenvalues of X'X. V
-    and v are computed once. The residual for each strength s follows from V'X'Y, without predictions of Y.
+    Let X be the centered contexts of `train`, and Y the embeddings of the tokens at a distance. The weights
+    are W = (X'X + s I)^-1 X'Y = V (V'X'Y / (v + s)), where V are the eigenvectors and v the eigenvalues of
+    X'X. V and v are computed once. The residual for each strength s follows from V'X'Y, without predictions
+    of Y.
 
     Args:
         train, validation: the streams for fitting and for evaluation.
@@ -50,8 +51,8 @@ def decodability(
     """
     # Skip the first positions, because the most distant tokens would lie before the stream.
     skipped, results = max(distances), []
-    centre = train.contexts[skipped:].mean(dim=0)
-    fitted, evaluated = (stream.contexts[skipped:] - centre for stream in (train, validation))
+    center = train.contexts[skipped:].mean(dim=0)
+    fitted, evaluated = (stream.contexts[skipped:] - center for stream in (train, validation))
     values, vectors = torch.linalg.eigh((fitted.T @ fitted).double())
     values = values.clamp(min=1e-9 * values.max().item())
     strengths = STRENGTHS * values.mean()
@@ -65,7 +66,7 @@ def decodability(
         counts = torch.bincount(fitted_tokens, minlength=len(embeddings)).to(embeddings)
         mean = counts @ embeddings / len(fitted_tokens)
         variance = (counts @ (embeddings - mean).square().sum(dim=1)).item()
-        context_sums = embeddings.new_zeros(len(embeddings), len(centre)).index_add_(0, fitted_tokens, fitted)
+        context_sums = embeddings.new_zeros(len(embeddings), len(center)).index_add_(0, fitted_tokens, fitted)
         projected = vectors.T @ (context_sums.T @ embeddings).double()  # V'X'Y: (context_dim, hidden_size)
         explained = projected.square().sum(dim=1) / values
         residual = variance - (explained * (2 * shrinkage - shrinkage.square())).sum(dim=1)

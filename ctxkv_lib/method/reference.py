@@ -130,7 +130,7 @@ def exact_contexts(p, table, ids):
 
 
 def effective_rank(contexts, max_rows, generator):
-    """Compute exp(entropy of the normalised singular values) / C from at most `max_rows` random rows."""
+    """Compute exp(entropy of the normalized singular values) / C from at most `max_rows` random rows."""
     if len(contexts) > max_rows:
         contexts = contexts[torch.randperm(len(contexts), generator=generator)[:max_rows]]
     s = torch.linalg.svdvals(contexts)

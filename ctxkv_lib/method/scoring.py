@@ -43,8 +43,8 @@ def mean_scores(model: ContextKV, stream: Stream, callback: Callback | None = No
 def effective_rank(contexts: Tensor, generator: torch.Generator, max_rows: int = 10_000) -> float:
     """Compute the effective rank (Roy & Vetterli, 2007), divided by context_dim.
 
-    The effective rank is exp(entropy of the normalised singular values). `contexts`, `[n, context_dim]`, are
-    not centred. All-zero contexts have rank 0. If there are more than `max_rows` rows, `generator`, which is
+    The effective rank is exp(entropy of the normalized singular values). `contexts`, `[n, context_dim]`, are
+    not centered. All-zero contexts have rank 0. If there are more than `max_rows` rows, `generator`, which is
     on the CPU, draws a random sample of `max_rows` rows.
     """
     if len(contexts) > max_rows:

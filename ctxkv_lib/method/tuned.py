@@ -27,13 +27,13 @@ BIASED_SLOTS = 32  # with more or fewer slots than this, the initial bias differ
 
 
 class StructuredBlock(ContextBlock):
-    """A ContextBlock that is initialised to encode the current token and running means of tokens."""
+    """A ContextBlock that is initialized to encode the current token and running means of tokens."""
 
     @dataclass(frozen=True)
     class Settings:
         longest_mean: float = setting(
             40.0,
-            "length of the longest running mean that the block is initialised to encode; the shortest is 4",
+            "length of the longest running mean that the block is initialized to encode; the shortest is 4",
             at_least(SHORTEST_MEAN),
             "tokens",
         )
@@ -49,7 +49,7 @@ class StructuredBlock(ContextBlock):
 
     @torch.no_grad()
     def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
-        """Initialise the weights deterministically; takes the arguments of `Block.init_weights`.
+        """Initialize the weights deterministically; takes the arguments of `Block.init_weights`.
 
         Half of the units encode the current token's largest principal components, each divided by the square
         root of its standard deviation. The other units encode the principal components of running means, all
@@ -70,7 +70,7 @@ class StructuredBlock(ContextBlock):
         self.init_linear_recurrence(mean, carried, torch.cat([token, *means]), variance)
 
     def init_linear_recurrence(self, mean: Tensor, carried: Tensor, weights: Tensor, variance: float) -> None:
-        """Initialise the weights so that a step is almost linear: `c' = carried @ c + weights @ (x - mean)`.
+        """Initialize the weights so that a step is almost linear: `c' = carried @ c + weights @ (x - mean)`.
 
         GELU(z) is nearly z for large z, so all units get the same large bias; the norm subtracts this bias
         as part of the mean. The last unit is constant and larger than all others together, so the norm always
@@ -98,8 +98,8 @@ def principal_components(embeddings: Tensor, tokens: Tensor) -> tuple[Tensor, Te
     shares = torch.bincount(tokens.cpu(), minlength=len(embeddings)).float() / len(tokens)
     rows = embeddings.float().cpu()
     mean = shares @ rows
-    centred = (rows - mean) * shares[:, None].sqrt()
-    variances, axes = torch.linalg.eigh((centred.T @ centred).double())
+    centered = (rows - mean) * shares[:, None].sqrt()
+    variances, axes = torch.linalg.eigh((centered.T @ centered).double())
     deviations, axes = variances.flip(0).clamp(min=0).sqrt(), axes.T.flip(0)
     deviations = deviations.clamp(min=max(1e-3 * deviations[0].item(), 1e-6))
     largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
@@ -121,7 +121,7 @@ def geometric_offsets(config: ModelConfig) -> list[int]:
 class BiasedAttention(ContextKVAttention):
     """Attention to contexts with a learned bias for each slot's score; keys have no bias.
 
-    Each head is initialised to prefer one of the slots 1 to 4; more heads prefer near slots than far slots.
+    Each head is initialized to prefer one of the slots 1 to 4; more heads prefer near slots than far slots.
     The initial share of attention for the preferred slot does not depend on the number of slots.
     """
 

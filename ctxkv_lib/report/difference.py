@@ -39,7 +39,7 @@ class Variant(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A difference in per cent, and the interval that contains 95% of the bootstrap draws."""
+    """A difference in percent, and the interval that contains 95% of the bootstrap draws."""
 
     percent: float
     low: float
@@ -47,7 +47,7 @@ class Interval(NamedTuple):
 
 
 def interval(losses: Floats, base: Floats, tokens: Floats, draws: int = DRAWS) -> Interval:
-    """Compute how many per cent higher a perplexity is than the base's perplexity, with a 95% interval.
+    """Compute how many percent higher a perplexity is than the base's perplexity, with a 95% interval.
 
     The interval is the percentile interval of a paired bootstrap. Each draw resamples the test conversations
     with replacement, in the same way for both sides, and draws a mean over seeds from Student's t
@@ -121,7 +121,7 @@ def seeds_needed(losses: Floats, base: Floats, tokens: Floats) -> int | None:
 
 
 def difference(runs: Runs, base: AnyRun | Sequence[AnyRun]) -> pd.DataFrame:
-    """Compute how many per cent higher the test perplexity of each variant is than the base's.
+    """Compute how many percent higher the test perplexity of each variant is than the base's.
 
     Runs that differ only in `runtime.seed` are one variant. The seeds that a variant shares with the base are
     compared in pairs, by the method of `report.difference.interval`. A variant that shares no seed with the

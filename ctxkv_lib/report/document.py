@@ -62,7 +62,7 @@ def write_report(
     )
     templates.filters |= {"t": t, "table": lambda frame: markdown(frame, t)}
     template = templates.get_template(f"report.{language}.md.jinja")
-    return template.render(_content(tables.labelled(runs)) | {"has_figures": has_figures or len(runs) == 1})
+    return template.render(_content(tables.labeled(runs)) | {"has_figures": has_figures or len(runs) == 1})
 
 
 def _content(runs: Mapping[str, Run]) -> dict[str, Any]:

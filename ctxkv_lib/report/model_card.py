@@ -37,7 +37,7 @@ def model_card(run: Run) -> str:
     about = {"this run": {**run.summary, "config": run.config.to_dict()}}
     source = SOURCES.get(run.config.data.source)  # None for the user's own conversations
     return TEXT.format(
-        license=source.licence if source else "unknown",
+        license=source.license if source else "unknown",
         samples=run.summary["samples"],
         settings=markdown(side_by_side(about, SETTINGS)),
         results=markdown(side_by_side(about, RESULTS)),

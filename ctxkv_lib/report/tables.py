@@ -123,7 +123,7 @@ def side_by_side(summaries: Mapping[Any, Summary], rows: Rows) -> pd.DataFrame:
     return table[(table != DASH).any(axis=1)]
 
 
-def labelled(runs: Sequence[Run] | Mapping[str, Run]) -> dict[str, Run]:
+def labeled(runs: Sequence[Run] | Mapping[str, Run]) -> dict[str, Run]:
     """Return runs by label. If the caller gives no labels, the labels are the names of folders."""
     if isinstance(runs, Mapping):
         return dict(runs)
@@ -168,7 +168,7 @@ def comparison_table(runs: Sequence[Run] | Mapping[str, Run] | Mapping[str, Summ
         summaries: Mapping[str, Any] = runs
         ours, table = [*summaries.values()], side_by_side(summaries, RESULTS)
     else:
-        by_label: dict[str, Any] = labelled(runs)  # type: ignore[arg-type]
+        by_label: dict[str, Any] = labeled(runs)  # type: ignore[arg-type]
         ours = [run.summary for run in by_label.values()]
         table = side_by_side(with_original(by_label), RESULTS)
         differing = differing_settings([run.config for run in by_label.values()])

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..progress import log
-from ..report.tables import Summary, labelled
+from ..report.tables import Summary, labeled
 from ..runs.summary import Run, load_run
 from .figures import FONTS, GREY, INK, LOOKS, known_epochs, ppl_curves, ppl_limits
 
@@ -93,7 +93,7 @@ def explore_runs(
     labels = [*given] if isinstance(given, Mapping) else None
     values = given.values() if isinstance(given, Mapping) else given
     opened = [run if isinstance(run, Run) else load_run(run) for run in values]
-    by_label = labelled(opened) if labels is None else dict(zip(labels, opened, strict=True))
+    by_label = labeled(opened) if labels is None else dict(zip(labels, opened, strict=True))
     return Curves({label: run.summary for label, run in by_label.items()})
 
 

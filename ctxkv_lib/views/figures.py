@@ -1,6 +1,6 @@
 """Figures of runs. Each function returns a matplotlib Figure, which a notebook shows as a cell's last value.
 
-Colours come from the palette of Okabe and Ito, which colour-blind readers can distinguish. Figures are made
+Colors come from the palette of Okabe and Ito, which color-blind readers can distinguish. Figures are made
 without pyplot, so no figure is shown twice. Their background is white, so they look the same on a dark page.
 """
 
@@ -23,12 +23,12 @@ from ..files import replacing
 from ..report.tables import Summary, memory_stages
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# Colour and marker of each run, in order. When the colours repeat, the marker changes.
+# Color and marker of each run, in order. When the colors repeat, the marker changes.
 LOOKS: list[dict[str, Any]] = [
-    {"color": colour, "marker": marker} for marker in "osDv^X*" for colour in OKABE_ITO
+    {"color": color, "marker": marker} for marker in "osDv^X*" for color in OKABE_ITO
 ]
 FEW = 3  # maximum number of runs with labels at the ends of their lines
-# Colour of text, axes and the zero line, in figures as on the site.
+# Color of text, axes and the zero line, in figures as on the site.
 INK = "#1f2328"
 GREY = "#57606a"
 # Fonts of figures, plotly and the site, which look almost the same; the first installed font is used.
@@ -57,7 +57,7 @@ STYLE: dict[str, Any] = {
 }
 # Decorator for drawing functions. It overrides the user's style, and shows dollar signs in run names as text.
 styled = style.context(["default", STYLE, {"text.parse_math": False}])
-# Styles of a run's lines. All lines of a run have the same colour; the legend explains the styles in grey.
+# Styles of a run's lines. All lines of a run have the same color; the legend explains the styles in gray.
 LINE_STYLES: dict[str, dict[str, Any]] = {
     "training": {"ls": "--", "lw": 1.4, "marker": ""},
     "validation": {"ms": 4, "marker": "o"},
@@ -159,25 +159,25 @@ def ppl_limits(summaries: Mapping[str, Summary]) -> tuple[float, float, str]:
 
 def _draw_run(ax: Axes, name: str, summary: Summary, look: Mapping[str, Any]) -> list[Line2D]:
     """Draw the epochs of one run and return the lines that need a label."""
-    phase2, epochs, colour = summary["phase2"], known_epochs(summary), look["color"]
+    phase2, epochs, color = summary["phase2"], known_epochs(summary), look["color"]
     at = [line["epoch"] for line in epochs]
-    ax.plot(at, [line["train_ppl"] for line in epochs], color=colour, **LINE_STYLES["training"])
+    ax.plot(at, [line["train_ppl"] for line in epochs], color=color, **LINE_STYLES["training"])
     best = f"PPL {phase2['val_ppl']:,.1f}, {phase2['val_acc']:.1%} right, epoch {phase2['best_epoch']}"
     label = f"{name}: {best}"
     lines = ax.plot(
         at, [line["val_ppl"] for line in epochs], label=label, **{**LINE_STYLES["validation"], **look}
     )
     if phase2["best_epoch"] in at:
-        ax.plot(phase2["best_epoch"], phase2["val_ppl"], color=colour, **LINE_STYLES["best epoch"])
+        ax.plot(phase2["best_epoch"], phase2["val_ppl"], color=color, **LINE_STYLES["best epoch"])
     if "ngrams" in summary:
         ppl = summary["ngrams"]["kneser_ney"]["val_ppl"]
-        lines.append(ax.axhline(ppl, color=colour, ls=":", label=f"{name}: PPL of n-grams {ppl:,.1f}"))
+        lines.append(ax.axhline(ppl, color=color, ls=":", label=f"{name}: PPL of n-grams {ppl:,.1f}"))
     return lines
 
 
-def ink(colour: Any) -> tuple[float, ...]:
-    """Darken a colour for text, since some colours of the palette are too faint for letters on white."""
-    return tuple(0.65 * channel for channel in to_rgb(colour))
+def ink(color: Any) -> tuple[float, ...]:
+    """Darken a color for text, since some colors of the palette are too faint for letters on white."""
+    return tuple(0.65 * channel for channel in to_rgb(color))
 
 
 def label_ends(ax: Axes, lines: Sequence[Line2D], gap: float = 29) -> None:
@@ -192,8 +192,8 @@ def label_ends(ax: Axes, lines: Sequence[Line2D], gap: float = 29) -> None:
         lowest = max(height, lowest + gap)
         text = str(line.get_label()).replace(": ", "\n", 1)
         right: Any = ax.get_yaxis_transform()
-        shift, colour = (5, lowest - height), ink(line.get_color())
-        ax.annotate(text, (1, y), shift, right, "offset points", va="center", fontsize=9.5, color=colour)
+        shift, color = (5, lowest - height), ink(line.get_color())
+        ax.annotate(text, (1, y), shift, right, "offset points", va="center", fontsize=9.5, color=color)
 
 
 @styled
@@ -246,14 +246,14 @@ def memory_by_stage(runs: Mapping[str, Lines]) -> Picture:
     figure, axes = panels(len(runs), 1.4 + 0.4 * len(names), sharex=True, sharey=True)
     for ax, (title, lines) in zip(axes, stages.items(), strict=True):
         devices = [name for name in ("cpu", "gpu") if any(line[f"{name}_gib"] is not None for line in lines)]
-        for place, (colour, device) in enumerate(zip(OKABE_ITO, devices, strict=False)):
+        for place, (color, device) in enumerate(zip(OKABE_ITO, devices, strict=False)):
             for line in lines:
                 y = names.index(line["stage"]) + 0.4 * (place - (len(devices) - 1) / 2)
                 memory, peak = line[f"{device}_gib"] or 0.0, line[f"{device}_peak_gib"]
-                ax.barh(y, memory, height=0.34, color=colour, label=device.upper())
+                ax.barh(y, memory, height=0.34, color=color, label=device.upper())
                 ax.annotate(f" {memory:.2f}", (max(memory, peak or 0), y), va="center", fontsize="small")
                 if peak is not None:
-                    ax.plot([memory, peak], [y, y], color=colour, lw=1.6, marker="|", markevery=[1], ms=8)
+                    ax.plot([memory, peak], [y, y], color=color, lw=1.6, marker="|", markevery=[1], ms=8)
         ax.set(title=title, xlabel="GiB")
         ax.margins(x=0.18)  # room for the numbers
         ax.set_yticks(range(len(names)), names)
@@ -267,11 +267,11 @@ def memory_by_stage(runs: Mapping[str, Lines]) -> Picture:
 def window_attention(slots: Sequence[int], weights: Sequence[float], position: int, title: str) -> Picture:
     """Draw the attention weights of one position by slot, with the oldest slot at the left.
 
-    Slots before the start of the stream are grey.
+    Slots before the start of the stream are gray.
     """
     figure, (ax,) = panels(1, 3)
-    colours = [OKABE_ITO[0] if slot >= 0 else "#b9bec7" for slot in slots]
-    ax.bar(range(len(slots)), [100 * weight for weight in weights], color=colours)
+    colors = [OKABE_ITO[0] if slot >= 0 else "#b9bec7" for slot in slots]
+    ax.bar(range(len(slots)), [100 * weight for weight in weights], color=colors)
     even = 100 / len(slots)
     ax.axhline(even, color=OKABE_ITO[1], lw=1.2, ls="--")
     ax.annotate(
@@ -279,6 +279,6 @@ def window_attention(slots: Sequence[int], weights: Sequence[float], position: i
     )
     ticks = range(0, len(slots), -(-len(slots) // 16))
     ax.set_xticks(ticks, [f"{position - slots[place]:,}" for place in ticks])
-    ax.set(title=title, xlabel="Tokens back (grey: before the stream)", ylabel="Attention (%)")
+    ax.set(title=title, xlabel="Tokens back (gray: before the stream)", ylabel="Attention (%)")
     ax.invert_xaxis()  # the oldest slot is at the left
     return figure

@@ -1,4 +1,4 @@
-"""A user's own conversations: which formats are recognised, and how errors name the faulty place."""
+"""A user's own conversations: which formats are recognized, and how errors name the faulty place."""
 
 import csv
 import gzip

@@ -112,7 +112,7 @@ def test_the_validation_stream_is_one_text(tokenizer):
 
 
 @pytest.mark.parametrize("make", [train_stream, validation_stream])
-def test_a_stream_is_tokenised_once_and_again_only_after_damage(tokenizer, make, damage, own_store, capsys):
+def test_a_stream_is_tokenized_once_and_again_only_after_damage(tokenizer, make, damage, own_store, capsys):
     conversations = _conversations("Hello world", NASTY)
     first = make(conversations, tokenizer)
     expected = [first.ids.tolist(), first.starts.tolist()]

@@ -55,7 +55,7 @@ NEXT_EMBEDDING = giving(NearestTwo, lambda found, embeddings, *_: with_last(foun
 NEXT_WINDOW = giving(NearestTwo, lambda found, _, window, __: with_last(found, following(window[:, -1])))
 
 
-class Standardised(GatedBlock):
+class Standardized(GatedBlock):
     def __init__(self, context_dim, hidden_size):
         super().__init__(context_dim, hidden_size)
         self.norm = nn.BatchNorm1d(context_dim)  # mixes rows, but only in training
@@ -154,7 +154,7 @@ class CountedLayer(NearestTwo):
         ("block", NARROW, r"Other returned float32 of shape \[2, 15\]; it must .* of shape \[2, 16\]\."),
         ("block", DOUBLE, r"Other returned float64 of shape \[2, 16\]; it must return float32"),
         ("block", NORMALISED, r"Other returned NaN or infinity; the first contexts of a stream are"),
-        ("block", Standardised, r"What .*Standardised returns in a row depends on other rows"),
+        ("block", Standardized, r"What .*Standardized returns in a row depends on other rows"),
         ("layer", MIXING, r"What .*Other returns in a row depends on other rows"),
         ("layer", WithoutTheNearest, r"WithoutTheNearest returned NaN .* only slot 0 is present"),
         ("layer", WITHOUT_HEADS, r"Other returned weights of shape \[2, 2\]; allowed: \[n, heads"),

@@ -57,7 +57,7 @@ def test_logits_in_training_survive_what_mixed_precision_does_to_outputs():
     torch.testing.assert_close(copied.logits.float(), model(ids).logits, atol=0.3, rtol=0.05)
 
 
-def test_quantised_weights_are_loaded_frozen_and_used(tmp_path):
+def test_quantized_weights_are_loaded_frozen_and_used(tmp_path):
     pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
 

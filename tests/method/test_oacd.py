@@ -114,7 +114,7 @@ def test_all_parameters_of_any_block_get_the_clipped_gradients_of_autograd(kind,
         assert gradient.any(), name
 
 
-def test_an_untrained_block_is_still_initialised():
+def test_an_untrained_block_is_still_initialized():
     model = tiny_method()
     before = model.context_block.linear.weight.clone()
     result, lines, contexts = train(model, tiny_ids(50), Phase1Config(max_iterations=0, weight_std=0.01))

@@ -111,8 +111,8 @@ def test_a_row_is_a_variant_and_its_seeds_are_paired_with_those_of_the_base(monk
     gone = replace(own[0].config.plugins["block"], name="gone:Block", given=None)  # cannot be loaded
     elsewhere = replace(own[0], config=replace(own[0].config, plugins={"block": gone}))
     assert [*difference(elsewhere, BASE).index] == ["block=Block"]
-    labelled = difference({"mine": own, "wide": variant, "base": BASE}, BASE)
-    assert [*labelled.index] == ["mine", "wide"]
+    labeled = difference({"mine": own, "wide": variant, "base": BASE}, BASE)
+    assert [*labeled.index] == ["mine", "wide"]
     monkeypatch.setattr("ctxkv_lib.report.difference.load_run", {run.path: run for run in BASE}.get)
     from_folders = difference(variant, [run.path for run in BASE])
     pd.testing.assert_frame_equal(from_folders, difference(variant, BASE))

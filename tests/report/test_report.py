@@ -188,7 +188,7 @@ def test_no_runs_or_an_unknown_language_are_refused():
         write_report([sample_run()], "de")
 
 
-def test_the_model_card_has_settings_results_and_the_licence_of_the_data(tiny_settings):
+def test_the_model_card_has_settings_results_and_the_license_of_the_data(tiny_settings):
     assert row(model_card(sample_run(recipe="tuned")), "Recipe") == ["tuned"]
     card = model_card(sample_run(500))
     assert card.startswith("---\nlicense: mit\n")

@@ -27,7 +27,7 @@ def summaries():
 
 
 def curves(ax, linestyle):
-    """Return the points of all curves in one line style, by colour."""
+    """Return the points of all curves in one line style, by color."""
     lines = [
         line for line in ax.get_lines() if line.get_linestyle() == linestyle and len(line.get_xdata()) > 2
     ]
@@ -42,9 +42,9 @@ def labels(figure):
 
 def test_training_is_dashed_validation_solid_and_a_ring_marks_the_best_epoch(summaries):
     (ax,) = ppl_curves(summaries).axes
-    for colour, rows in zip(OKABE_ITO, EPOCHS.values(), strict=False):
-        assert curves(ax, "--")[colour] == [(n, row[0]) for n, row in enumerate(rows, start=1)]
-        assert curves(ax, "-")[colour] == [(n, row[1]) for n, row in enumerate(rows, start=1)]
+    for color, rows in zip(OKABE_ITO, EPOCHS.values(), strict=False):
+        assert curves(ax, "--")[color] == [(n, row[0]) for n, row in enumerate(rows, start=1)]
+        assert curves(ax, "-")[color] == [(n, row[1]) for n, row in enumerate(rows, start=1)]
     rings = [line.get_data() for line in ax.get_lines() if line.get_markerfacecolor() == "none"]
     assert rings == [([3], [366.4]), ([3], [179.2])]
     assert ax.get_yscale() == "log"
@@ -110,7 +110,7 @@ def test_slots_before_the_stream_are_grey():
     assert len({bar.get_facecolor() for bar in ax.patches[:3]}) == 1
     assert ax.patches[3].get_facecolor() != ax.patches[0].get_facecolor()
     assert [text.get_text() for text in ax.get_xticklabels()] == ["0", "20", "40", "60"]
-    assert ax.get_lines()[0].get_ydata() == [25, 25]  # per cent, if attention is uniform
+    assert ax.get_lines()[0].get_ydata() == [25, 25]  # percent, if attention is uniform
 
 
 def test_names_may_hold_anything_and_numbers_have_thousands_separators(summaries, tmp_path):

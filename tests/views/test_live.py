@@ -56,7 +56,7 @@ def test_a_stage_is_drawn_at_once_then_every_few_seconds_and_at_the_end(live, mo
     for line in phase1_lines():
         live(line)
     assert len(live.shown) == 1
-    assert live.shown[0].axes[0].get_lines()[-1].get_ydata()[0] == 80  # per cent; Phase 1 stops there
+    assert live.shown[0].axes[0].get_lines()[-1].get_ydata()[0] == 80  # percent; Phase 1 stops there
     live.now.seconds += module.DRAW_SECONDS / 2
     live(EPOCH_LINES[0])
     assert len(live.shown) == 2
