@@ -94,10 +94,11 @@ def train_context_block(
     total, planned = 0.0, range(2, config.max_iterations + 1)  # iteration 1 is the random draw
     for iteration in callback.track(planned, "Phase 1", config.max_iterations, done=1):
         began = time.perf_counter()
-        mean_loss, rate = train_iteration(
+        mean_loss, rate, is_finite = train_iteration(
             block, optimizer, contexts, embeddings, tokens, config, generator, objective
         )
-        _check_finite(block, iteration, mean_loss, config)
+        if not is_finite:
+            raise _diverged(block, iteration, mean_loss, config)
         seconds = time.perf_counter() - began
         total += seconds
         metric = {"stage": "phase1", "iteration": iteration, "loss": mean_loss, "convergence_rate": rate}
@@ -116,16 +117,15 @@ def spread(contexts: Tensor) -> dict[str, float]:
         term is this, divided by the root of the batch size); `centroid`, the length of the mean; and
         `effective_rank`, the share of the dimensions that the contexts use, as in `scoring.effective_rank`.
     """
-    sample = contexts[:: max(1, len(contexts) // SAMPLE)][:SAMPLE].float()
+    sample = contexts[:: max(1, len(contexts) // SAMPLE)][:SAMPLE].cpu().float()  # the only wait for the GPU
     centroid = sample.mean(dim=0)
     dispersion = (sample - centroid).square().sum(dim=1).mean().sqrt()
     # The eigenvalues of the Gram matrix are the squares of the singular values, and faster to compute.
-    gram = (sample.T @ sample).cpu().double()
-    shares = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    shares = torch.linalg.eigvalsh((sample.T @ sample).double()).clamp(min=0).sqrt()
     shares = shares / shares.sum().clamp(min=1e-300)
     rank = (-torch.special.xlogy(shares, shares).sum()).exp() / len(shares)
-    values = torch.stack([dispersion, centroid.norm(), rank.to(dispersion)]).tolist()
-    return dict(zip(("dispersion", "centroid", "effective_rank"), values, strict=True))
+    values = {"dispersion": dispersion, "centroid": centroid.norm(), "effective_rank": rank}
+    return {name: value.item() for name, value in values.items()}
 
 
 def train_iteration(
@@ -137,11 +137,15 @@ def train_iteration(
     config: Phase1Config,
     generator: torch.Generator,
     objective: Objective,
-) -> tuple[float, float]:
-    """Do one pass over the stream and one optimizer step; see `train_context_block` for the arguments.
+) -> tuple[float, float, bool]:
+    """Run one pass over the stream and take one optimizer step.
 
-    `contexts` are the padded contexts of the previous iteration, and are overwritten batch by batch. Returns
-    the mean loss of the batches, and the share of positions that have converged.
+    The arguments are those of `train_context_block`. `contexts` are the padded contexts of the previous
+    iteration, and are overwritten batch by batch.
+
+    Returns:
+        the mean loss of the batches, the share of positions that have converged, and whether the loss and all
+        trained weights are finite.
     """
     optimizer.zero_grad()
     projected = project_inputs(block, embeddings)  # once per distinct token
@@ -167,16 +171,18 @@ def train_iteration(
     trained = [weight for group in optimizer.param_groups for weight in group["params"]]
     nn.utils.clip_grad_norm_(trained, config.clip_norm)
     optimizer.step()
-    mean_loss, count = torch.stack([total_loss, converged]).tolist()
-    return mean_loss, count / len(tokens)
+    is_finite = torch.stack([weight.isfinite().all() for weight in trained]).all()
+    # This is the only wait for the GPU in an iteration.
+    mean_loss, count, finite = torch.stack([total_loss, converged, is_finite.to(total_loss)]).tolist()
+    return mean_loss, count / len(tokens), bool(finite) and math.isfinite(mean_loss)
 
 
-def _check_finite(block: nn.Module, iteration: int, loss: float, config: Phase1Config) -> None:
-    names, weights = zip(*block.named_parameters(), strict=True)
-    finite = torch.stack([weight.isfinite().all() for weight in weights]).tolist()  # one wait for the GPU
-    if (is_lost := not math.isfinite(loss)) or not all(finite):
-        cause = f"the loss is {loss}" if is_lost else f"{names[finite.index(False)]} is not finite"
-        raise Diverged(
-            f"Phase 1 diverged in iteration {iteration}: {cause}; lower phase1.learning_rate (here "
-            f"{config.learning_rate:g}), or phase1.noise_std and phase1.initial_std if they were raised."
-        )
+def _diverged(block: nn.Module, iteration: int, loss: float, config: Phase1Config) -> Diverged:
+    cause = f"the loss is {loss}"
+    if math.isfinite(loss):
+        lost = [name for name, weight in block.named_parameters() if not weight.isfinite().all()]
+        cause = f"{lost[0] if lost else 'a weight of the loss'} is not finite"
+    return Diverged(
+        f"Phase 1 diverged in iteration {iteration}: {cause}; lower phase1.learning_rate (here "
+        f"{config.learning_rate:g}), or phase1.noise_std and phase1.initial_std if they were raised."
+    )

@@ -106,7 +106,7 @@ def test_all_parameters_of_any_block_get_the_clipped_gradients_of_autograd(kind,
     config = Phase1Config(batch_size=150, noise_std=0.0, clip_norm=clip_norm)
     optimizer = torch.optim.SGD(block.parameters(), lr=1e-9)
     given = block, optimizer, contexts, x, tokens, config, torch.Generator()
-    loss, _ = train_iteration(*given, Objective(lambda batch: oacd_loss(batch, 0.1), (x, tokens)))
+    loss, *_ = train_iteration(*given, Objective(lambda batch: oacd_loss(batch, 0.1), (x, tokens)))
     assert loss == pytest.approx(sum(losses).item() / 3)
     torch.testing.assert_close(contexts[1:], torch.cat(made).detach())
     for (name, weight), gradient in zip(block.named_parameters(), expected, strict=True):
