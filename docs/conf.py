@@ -52,6 +52,7 @@ DESCRIPTIONS = {  # of each page, for search engines
     "start": "Install ctxkv_lib, train a first model on a CPU in a few minutes, and look up all commands.",
     "method": "Context-KV attention in a map, in formulas and in PyTorch: how contexts are trained and read.",
     "study": "What is Context-KV attention worth? We compare it with n-grams, a GRU, an LSTM and a GPT.",
+    "study-appendix": "More results: second intervals, all perplexities, variants of tuned, and what failed.",
     "own-data": "Train on your own conversations: formats of files and data sets, and how they are split.",
     "own-idea": "Replace a part of the method with your own class or function, and test whether it helps.",
     "scale": "Train many runs at once: on one machine, on a cluster, or with a job scheduler.",

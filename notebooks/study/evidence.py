@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from figures import used
 from probe import encoded
-from tables import DISTANCES
+from tables import DISTANCES, used
 from torch import Tensor
 
 import ctxkv_lib as ctxkv

@@ -17,21 +17,17 @@ from rows import PAIRS, label
 from tables import (
     DISTANCES,
     FIFTY,
-    SIZES,
-    TEN,
     TOP,
-    Cell,
-    cells_of,
     change,
     format_bytes,
-    losses,
     ppls_of,
     read,
+    rises,
     tested,
 )
 
 import ctxkv_lib as ctxkv
-from ctxkv_lib.report.difference import Interval, interval
+from ctxkv_lib.report.difference import Interval
 from ctxkv_lib.views.figures import GREY, INK, OKABE_ITO, WIDTH, ink
 
 FIGURES = TOP / "docs" / "_static"
@@ -41,11 +37,12 @@ PHONE = 4.84
 LETTERS = 11.5
 BLUE, ORANGE, _, _, _, SKY, _ = OKABE_ITO
 PALE = "#8c959f"  # the lightest grey of a line
+OTHER = {"color": GREY, "marker": "o"}  # models that are compared with ours
 STRONGEST = "kneser_ney_table_caches"
 LINES: dict[str, dict[str, Any]] = {
     "exact": {"label": "exact", "color": ORANGE, "marker": "s"},
-    "tuned": {"label": "tuned without copying", "color": SKY, "marker": "o"},
-    "tuned, copying": {"label": "tuned", "color": BLUE, "marker": "D"},
+    "contexts": {"label": "context model", "color": SKY, "marker": "o"},
+    "contexts with copying": {"label": "context model\nwith copying", "color": BLUE, "marker": "D"},
     "kneser_ney": {"label": "n-grams", "color": PALE, "ls": "-.", "marker": ""},
     "kneser_ney_caches": {"label": "n-grams, four caches", "color": GREY, "ls": ":", "marker": ""},
     STRONGEST: {
@@ -59,7 +56,7 @@ LINES: dict[str, dict[str, Any]] = {
 # For each row: its label, and by how many points the label is shifted to the right and up.
 MEMORY_LABELS = {
     "exact, one slot": ("exact, only the current context", 8, 0),
-    "contexts": ("contexts", -8, 6),
+    "contexts": ("context model", -8, 6),
     "contexts with copying": ("with copying", 8, 0),
     "kneser_ney_caches": ("n-grams, four caches", 8, 0),
     "kneser_ney_table_caches": ("n-grams, four caches,\ntoken table's text", -8, 0),
@@ -91,11 +88,7 @@ def log_axis(ax: Any, axis: str, ticks: Sequence[float], texts: Sequence[str] | 
 
 
 def tokens_by_size() -> dict[int, int]:
-    return {
-        samples: cell["train_tokens"]
-        for (_, samples), (cell, *_) in cells_of("answer/sweep", "full/sweep").items()
-        if "seed" in cell
-    }
+    return {size: tested(50)["exact", size][0]["train_tokens"] for size in FIFTY}
 
 
 def size_axis(ax: Any) -> None:
@@ -110,12 +103,9 @@ def size_axis(ax: Any) -> None:
 
 
 def draw_line(ax: Any, name: str, values: dict[int, float], shift: float) -> None:
-    """Draw a line of values by number of conversations, with a label. Hollow points have no interval."""
+    """Draw a line of values by number of conversations, with a label at its end."""
     tokens, look = tokens_by_size(), {"ms": 5, **LINES[name]}
     ax.plot([tokens[size] for size in values], [*values.values()], **look)
-    hollow = [size for size in values if look["marker"] and not losses(10, name, size)]
-    points = look | {"mfc": "white", "ls": "none", "zorder": 3}
-    ax.plot([tokens[size] for size in hollow], [values[size] for size in hollow], **points)
     label_end(ax, tokens[max(values)], values[max(values)], look["label"], look, shift)
 
 
@@ -131,7 +121,7 @@ def draw_intervals(
 
 def levels_of(name: str) -> dict[int, float]:
     """Return the test perplexity of a row for each number of conversations that has results."""
-    return {size: mean(ppls) for size in TEN if (ppls := ppls_of(tested(10), name, size))}
+    return {size: mean(ppls_of(tested(50), name, size)) for size in FIFTY}
 
 
 def draw_levels(ax: Any, names: Sequence[str], shifts: dict[str, float]) -> None:
@@ -140,24 +130,26 @@ def draw_levels(ax: Any, names: Sequence[str], shifts: dict[str, float]) -> None
         draw_line(ax, name, levels_of(name), shifts.get(name, 0))
     log_axis(ax, "y", (150, 200, 300, 500, 700, 1_000))
     size_axis(ax)
-    ax.set(ylim=(125, None), title="Test perplexity per token (log scale, lower is better)")
+    ax.set(ylim=(85, None), title="Test perplexity per token (log scale, lower is better)")
 
 
 def draw_ngrams() -> Any:
     """Draw test perplexity by training tokens: its value, and its ratio to the strongest n-grams."""
     figure, (above, below) = panels(2, 8.4)
-    shifts = {"kneser_ney": 22, "kneser_ney_caches": 17, "tuned": 5, STRONGEST: -9, "tuned, copying": -10}
+    shifts = {"contexts": 9, STRONGEST: -9, "contexts with copying": -25}
     draw_levels(above, [*LINES], shifts)
     tokens, strongest = tokens_by_size(), levels_of(STRONGEST)
-    for name, shift in {"exact": 0, "tuned": 3, "tuned, copying": -9, "kneser_ney_caches": 15}.items():
-        draw_line(below, name, {size: ppl / strongest[size] for size, ppl in levels_of(name).items()}, shift)
-        changes = {tokens[n]: shown[0] for n in TEN if (shown := change(10, f"{name} / {STRONGEST}", n))}
+    for name in ("exact", "kneser_ney_caches", "contexts", "contexts with copying"):
+        ratios = {size: ppl / strongest[size] for size, ppl in levels_of(name).items()}
+        draw_line(below, name, ratios, {"contexts": 4, "contexts with copying": -9}.get(name, 0))
+        changes = {tokens[size]: change(50, f"{name} / {STRONGEST}", size)[0] for size in FIFTY}
         _, low, high = 1 + np.array([*changes.values()]).T / 100
         below.fill_between([*changes], low, high, color=LINES[name]["color"], alpha=0.15, lw=0)
     below.axhline(1, color=INK, ls="--")
     ticks = (0.8, 1, 1.5, 2, 3, 4, 6)
     log_axis(below, "y", ticks, [signed_percent(100 * (tick - 1)) for tick in ticks])
     size_axis(below)
+    below.set(ylim=(0.65, None))
     below.set_title("Above the strongest n-grams (dashed; log scale), with 95% intervals")
     return figure
 
@@ -168,7 +160,7 @@ def signed_percent(value: float) -> str:
 
 
 def draw_models() -> Any:
-    """Draw how much higher or lower the test perplexity is with contexts than with their alternatives."""
+    """Draw how much higher or lower the test perplexity of alternatives is than that of the context model."""
     figure, (ax,) = panels(1, 4.4)
     looks: dict[str, dict[str, Any]] = {
         "no contexts": {"color": PALE, "marker": "o"},
@@ -179,39 +171,37 @@ def draw_models() -> Any:
     }
     ax.axhline(0, color=BLUE, lw=2)
     for place, (name, look) in enumerate(looks.items()):
-        points = {size: shown[0] for size in FIFTY if (shown := change(50, f"contexts / {name}", size))}
+        points = {size: shown[0] for size in FIFTY if (shown := change(50, f"{name} / contexts", size))}
         end = draw_intervals(ax, points, 1.03 ** (place - 2), ms=5, **look)
-        shift = {"tokens at the same slots": -14, "gated, end to end": 9}.get(name, 0)
-        text = {"gated, end to end": "gated contexts", "no contexts": "the current token alone"}
-        label_end(ax, *end, text.get(name, name), look, shift)
+        shift = {"tokens at the same slots": 9, "gated, end to end": -9}.get(name, 0)
+        label_end(ax, *end, label(name), look, shift)
     log_axis(ax, "x", FIFTY)
     ax.set(xlabel="Training conversations (log scale)")
-    ax.set_title("Test perplexity of contexts (blue line) compared with each model (%), 95% intervals")
+    ax.yaxis.set_major_formatter(lambda value, _: signed_percent(value))
+    ax.set_title("Test perplexity compared with the context model (blue line), 95% intervals")
     return figure
 
 
-def memory_points() -> list[tuple[str, str, float, list[float]]]:
-    """Return name, colour, bytes kept after 640 tokens, and perplexities with 50 and 200 conversations."""
+def memory_points() -> list[tuple[str, dict[str, Any], float, list[float]]]:
+    """Return name, look, bytes kept after 640 tokens, and perplexities with 50 and 200 conversations."""
     points = []
     for name, cost in costs().items():
         ppls = [mean(found) for size in (50, 200) if (found := ppls_of(tested(50), name, size))]
-        color = BLUE if name.startswith("contexts") else ORANGE if name.startswith("exact") else GREY
+        line = LINES.get(name.removesuffix(", one slot"), {})
+        look = {key: line[key] for key in ("color", "marker")} if line.get("marker") else OTHER
         if ppls:
-            points.append((name, color, cost.kept_bytes(640), ppls))
+            points.append((name, look, cost.kept_bytes(640), ppls))
     return points
 
 
 def draw_memory() -> Any:
     """Draw test perplexity by the number of bytes that a model keeps after reading 640 tokens."""
     figure, (ax,) = panels(1, 4.8)
-    for name, color, kept, ppls in memory_points():
-        # The factor keeps the label of `contexts with copying` away from the label of `contexts`.
-        x = kept * (1.15 if name == "contexts with copying" else 1)
-        ax.plot([x] * len(ppls), ppls, color=color, lw=1, marker="")
-        draw_dots(ax, [x] * len(ppls), ppls, color)
+    for name, look, kept, ppls in memory_points():
+        draw_dots(ax, [kept] * len(ppls), ppls, look)
         text, right, up = MEMORY_LABELS.get(name, (name, 8, 0))
         place = {"textcoords": "offset points", "va": "center", "ha": "left" if right > 0 else "right"}
-        ax.annotate(text, (x, ppls[0]), (right, up), **place, fontsize=9.5, color=ink(color))
+        ax.annotate(text, (kept, ppls[0]), (right, up), **place, fontsize=9.5, color=ink(look["color"]))
     log_axis(ax, "x", [10.0**n for n in range(2, 7)], ["100 B", "1 kB", "10 kB", "100 kB", "1 MB"])
     log_axis(ax, "y", (150, 200, 300, 400, 500))
     ax.set(xlim=(20, 2e7), xlabel="Memory per sequence after 640 tokens (log scale)")
@@ -223,31 +213,32 @@ def draw_memory_on_phone() -> Any:
     """Draw the same with one row per model, because a phone has no room for labels next to points."""
     points = sorted(memory_points(), key=lambda point: point[2])
     figure, (ax,) = panels(1, 1.4 + 0.44 * len(points))
-    for y, (name, color, kept, ppls) in enumerate(points):
-        ax.plot(ppls, [y] * len(ppls), color=color, lw=1, marker="")
-        draw_dots(ax, ppls, [y] * len(ppls), color)
+    for y, (name, look, kept, ppls) in enumerate(points):
+        draw_dots(ax, ppls, [y] * len(ppls), look)
         text = f"{label(name).replace('`', '')}: {format_bytes(round(kept))}"
-        ax.text(0.01, y - 0.42, text, va="center", color=ink(color), transform=ax.get_yaxis_transform())
+        place = {"va": "center", "transform": ax.get_yaxis_transform()}
+        ax.text(0.01, y - 0.42, text, color=ink(look["color"]), **place)
     log_axis(ax, "x", (150, 200, 300, 400, 500))
     ax.set(yticks=[], ylim=(len(points) - 0.5, -0.9), xlabel="Test perplexity (log scale)")
     ax.set_title("Memory after 640 tokens; test perplexity with 50 (filled) and 200 conversations (hollow)")
     return figure
 
 
-def draw_dots(ax: Any, xs: Sequence[float], ys: Sequence[float], color: str) -> None:
-    """Draw a filled point, and hollow points after it."""
-    ax.plot(xs[0], ys[0], "o", ms=6, color=color)
-    ax.plot(xs[1:], ys[1:], "o", ms=6, color=color, mfc="white")
+def draw_dots(ax: Any, xs: Sequence[float], ys: Sequence[float], look: dict[str, Any]) -> None:
+    """Draw a filled point, hollow points after it, and a line through all of them."""
+    ax.plot(xs, ys, lw=1, marker="", color=look["color"])
+    ax.plot(xs[0], ys[0], ls="", ms=6, **look)
+    ax.plot(xs[1:], ys[1:], ls="", ms=6, mfc="white", **look)
 
 
 def draw_forest(name: str, letters: float = 9, columns: int = 110) -> Any:
-    """Draw the differences between the pairs in `PAIRS[name]`, with a group of rows for each pair.
+    """Draw the differences between the pairs on the study's page in `PAIRS[name]`, one group for each pair.
 
     Args:
         letters: font size of the rows.
         columns: largest number of letters in a line of a heading.
     """
-    conversations, *pairs = PAIRS[name]
+    pairs, _ = PAIRS[name]
     figure, (ax,) = panels(1, 1)
     ticks, y = {}, 0.0
     for pair in pairs:
@@ -257,9 +248,9 @@ def draw_forest(name: str, letters: float = 9, columns: int = 110) -> Any:
         at |= {"fontsize": letters + 0.5, "fontweight": "bold", "bbox": {"color": "white", "pad": 0.5}}
         ax.text(0.005, y + (lines - 1) / 2, heading, **at)
         y += lines
-        for size in SIZES[conversations]:
-            if intervals := change(conversations, pair, size):
-                draw_row(ax, y, intervals, color_of(label(pair.split(" / ")[0])))
+        for size in FIFTY:
+            if intervals := change(50, pair, size):
+                draw_row(ax, y, intervals[0], color_of(heading))
                 ticks[y] = f"{size:,}"
                 y += 1
         y += 0.6  # space between groups
@@ -276,42 +267,30 @@ def draw_forest(name: str, letters: float = 9, columns: int = 110) -> Any:
     line = {"color": GREY, "marker": ""}
     handles = [
         Line2D([], [], ls="", marker="o", ms=5, color=GREY, label="statistically clear"),
-        Line2D([], [], ls="", marker="o", ms=5, color=GREY, mfc="white", label="a tie"),
+        Line2D([], [], ls="", marker="o", ms=5, color=GREY, mfc="white", label="the interval includes zero"),
         Line2D([], [], lw=3, label="95% interval", **line),
-        Line2D([], [], lw=1, label="the same for groups of speakers", **line),
     ]
-    figure.legend(handles=handles, loc="outside lower left", ncols=2 if columns < 80 else 4)
+    figure.legend(handles=handles, loc="outside lower left", ncols=2 if columns < 80 else 3)
     return figure
 
 
-def draw_row(ax: Any, y: float, intervals: Sequence[Interval], color: str) -> None:
-    """Draw a difference with its intervals. The point is filled if the difference is statistically clear."""
-    is_clear = intervals[0].low > 0 or intervals[0].high < 0
-    for (_, low, high), width in zip(intervals, (3, 1), strict=False):
-        ax.plot([low, high], [y, y], lw=width, marker="", color=color)
-    ax.plot(intervals[0].percent, y, "o", ms=5, color=color, mfc=color if is_clear else "white")
+def draw_row(ax: Any, y: float, found: Interval, color: str) -> None:
+    """Draw a difference with its interval. The point is filled if the difference is statistically clear."""
+    is_clear = found.low > 0 or found.high < 0
+    ax.plot([found.low, found.high], [y, y], lw=3, marker="", color=color, solid_capstyle="butt")
+    ax.plot(found.percent, y, "o", ms=5, color=color, mfc=color if is_clear else "white")
 
 
-def color_of(name: str) -> str:
-    """Return the colour of a row of the study."""
-    if name.startswith("`exact`"):
+def color_of(heading: str) -> str:
+    """Return the colour of a pair: orange if it contains `exact`, and grey if it starts with a baseline."""
+    if "exact" in heading:
         return ORANGE
-    return BLUE if name.startswith(("`tuned`", "contexts", "random init")) else GREY
-
-
-def used(runs: Sequence[Cell], tokens: Sequence[int]) -> dict[int, Interval]:
-    """Compute by how many % perplexity rises if all slots from each distance on read wrong contexts."""
-    losses, intervals = np.array([run["losses"] for run in runs]), {}
-    for distance in DISTANCES[:-1]:
-        nearest = [max(at for at in map(int, run["rises"]) if at <= distance) for run in runs]
-        rises = np.array([run["rises"][str(at)] for run, at in zip(runs, nearest, strict=True)])
-        intervals[distance] = interval((losses + rises) / 1000, losses / 1000, np.array(tokens))
-    return intervals
+    return BLUE if heading.startswith(("tuned", "context model", "predictive")) else GREY
 
 
 def draw_evidence() -> Any:
     """Draw, by distance, how well contexts encode tokens and how much the model uses the contexts."""
-    results = read("evidence/evidence")
+    runs = read("evidence/evidence")["runs"]
     figure, (above, below) = panels(2, 7)
     lines = (
         ("tuned", 50, BLUE, "D"),
@@ -320,13 +299,13 @@ def draw_evidence() -> Any:
         ("exact", 500, "#8a3d00", "^"),
     )
     for place, (recipe, samples, color, marker) in enumerate(lines):
-        runs = [run for run in results["runs"] if (run["recipe"], run["samples"]) == (recipe, samples)]
-        decoded = np.mean([run["held"] for run in runs], axis=0)
+        held = [run["held"] for run in runs if (run["recipe"], run["samples"]) == (recipe, samples)]
+        decoded = np.mean(held, axis=0)
         # The lines of `exact` coincide, so they have the same colour here.
         above.stairs(decoded, DISTANCES, baseline=None, lw=2, color=BLUE if recipe == "tuned" else ORANGE)
         look = {"color": color, "marker": marker, "ms": 4.5, "lw": 1}
         look["label"] = f"{recipe}, {samples} conversations"
-        draw_intervals(below, used(runs, results["tokens"]), 1.05 ** (place - 1.5), **look)
+        draw_intervals(below, rises(recipe, samples), 1.05 ** (place - 1.5), **look)
     above.text(24, 0.6, "tuned, 50 conversations", ha="right", va="center", color=ink(BLUE))
     above.text(600, -0.05, "exact, with 50, 100 and 500", va="center", color=ink(ORANGE))
     above.set(ylim=(-0.1, None), title="Held: R² of a token, decoded from the nearest slot that read it")
@@ -339,7 +318,7 @@ def draw_evidence() -> Any:
     return figure
 
 
-FORESTS = {f"study-{name.replace('_', '-')}": name for name in PAIRS}
+FORESTS = {f"study-{name}": f"beside_{name}" for name in ("alternatives", "phase1", "proposals")}
 DRAWN = {
     "study-ngrams": draw_ngrams,
     "study-models": draw_models,
@@ -388,9 +367,6 @@ def for_phone(figure: Any) -> Any:
     for ax in figure.axes:
         ax.set_title(fill(ax.get_title(loc="left"), 46), loc="left", fontsize=LETTERS)
         ax.tick_params(labelsize=LETTERS)
-        # Hide the label of 1,000 conversations, because there is no room between its neighbours.
-        for tick in ax.get_xticklabels():
-            tick.set_visible(not tick.get_text().endswith("\n1,000"))
         for end in [text for text in ax.texts if isinstance(text, Annotation)]:
             handles.append(Line2D([], [], **{**end.look, "label": end.get_text().replace("\n", " ")}))
             end.remove()

@@ -15,11 +15,10 @@ from xml.sax.saxutils import quoteattr
 import matplotlib
 import nbformat
 import numpy as np
-from figures import used
 from model_map import FILLED, draw_map
 from resvg_py import svg_to_bytes
 from svg import EXACT, INK, LIGHT, PICTURES, SHOWN, TUNED, Picture
-from tables import TOP, Interval, cells_of, change, ppls_of, read, tested
+from tables import TOP, Interval, cells_of, change, ppls_of, read, rises, tested
 
 from ctxkv_lib.views.figures import GREY
 
@@ -226,10 +225,9 @@ def change_of(found: Interval) -> str:
 
 def draw_present() -> Picture:
     """Draw how the perplexity of `exact` changes if earlier contexts are replaced, or never read."""
-    results, replaced, absent = read("evidence/evidence"), [], []
+    replaced, absent = [], []
     for size in (50, 100, 500):
-        runs = [run for run in results["runs"] if (run["recipe"], run["samples"]) == ("exact", size)]
-        replaced.append((f"{size} conversations", used(runs, results["tokens"])[1], EXACT))
+        replaced.append((f"{size} conversations", rises("exact", size)[1], EXACT))
         absent.append((f"{size} conversations", change(50, "exact, one slot / exact", size)[0], EXACT))
     headings = ("Earlier 31 contexts from another place", "Trained without the earlier 31")
     rows = [(headings[0], None, EXACT), *replaced, (headings[1], None, EXACT), *absent]

@@ -6,14 +6,14 @@ The tables are between markers in the files in `PAGES`. `figures.py` draws figur
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 from costs import costs
-from rows import LEFT_OUT, PAIRS, label
+from rows import FIRST_PAIRS, LEFT_OUT, PAIRS, label
 
 from ctxkv_lib.report.difference import Interval, interval
 
@@ -23,11 +23,25 @@ Cell = dict[str, Any]
 Cells = dict[tuple[str, int], list[Cell]]
 
 TOP = Path(__file__).resolve().parents[2]
-PAGES = ("docs/study.md", "README.md", "notebooks/study/README.md")
+PAGES = ("docs/study.md", "docs/study-appendix.md", "README.md")
 # Numbers of training conversations in the results on ten test conversations, and in those on fifty.
 TEN = (10, 50, 100, 200, 500, 1_000, 2_000)
 FIFTY = TEN[:5]
 SIZES = {10: TEN, 50: FIFTY}
+# Rows of `both_studies`: 1 for the first study and 2 for the second, and the name in its results.
+ROWS_OF_BOTH = (
+    (1, "exact"),
+    (2, "exact"),
+    (1, "tuned"),
+    (2, "OACD"),
+    (2, "contexts"),
+    (1, "tuned, copying"),
+    (2, "contexts with copying"),
+    (1, "last 32 tokens"),
+    (2, "last 32 tokens"),
+    (1, "GRU"),
+    (2, "GRU"),
+)
 # Distances back, in tokens, that part `evidence` measures.
 DISTANCES = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
 
@@ -76,7 +90,9 @@ def tested(conversations: int) -> Cells:
     """
     if conversations == 50:
         parts = ("fair/sweep", "fair/cache", "phase1/sweep", "objectives/sweep", "proposals/sweep")
-        return cells_of(*parts, "fair/ngrams", "alternatives/sweep")
+        cells = cells_of(*parts, "fair/ngrams", "alternatives/sweep")
+        # Part `proposals` has no unchanged model with 500 conversations, but part `phase1` has it.
+        return cells | {("base", 500): cells["exact", 500]}
     return cells_of("answer/sweep", "full/sweep", "cache/cache")
 
 
@@ -110,6 +126,11 @@ def levels(cells: Cells, variant: str, sizes: Sequence[int]) -> list[str]:
     return [label(variant), *(spread(ppls_of(cells, variant, size)) for size in sizes)]
 
 
+def table_of_levels(title: str, cells: Cells, names: Iterable[str], sizes: Sequence[int]) -> str:
+    """Return a table with a row for each variant and a column for each number of conversations."""
+    return table(title, sizes, [levels(cells, name, sizes) for name in names])
+
+
 def percent(value: float) -> str:
     return f"{value:+.{0 if abs(value) >= 10 else 1}f}"
 
@@ -139,12 +160,16 @@ def format_change(intervals: Sequence[Interval]) -> str:
     return f"{percent(intervals[0].percent)} ({ends})"
 
 
-def compared(conversations: int, *pairs: str) -> str:
-    """Return a table of the differences between the rows of each pair, with their intervals."""
-    sizes, lines = SIZES[conversations], []
-    for pair in pairs:
-        name = " / ".join(map(label, pair.split(" / ")))
-        lines.append([name, *(format_change(change(conversations, pair, size)) for size in sizes)])
+def compared(conversations: int, pairs: Iterable[str], count: int) -> str:
+    """Return a table of the differences between the rows of each pair, with up to `count` intervals each."""
+    changes = {
+        pair: {n: change(conversations, pair, n)[:count] for n in SIZES[conversations]} for pair in pairs
+    }
+    sizes = [size for size in SIZES[conversations] if any(row[size] for row in changes.values())]
+    lines = [
+        [" / ".join(map(label, pair.split(" / "))), *(format_change(row[size]) for size in sizes)]
+        for pair, row in changes.items()
+    ]
     return table(f"change of the test perplexity in %, {conversations} test conversations", sizes, lines)
 
 
@@ -163,26 +188,26 @@ def validation() -> str:
     return table("validation perplexity, by conversations", (100, 500, "lower by"), rows)
 
 
-def ngrams() -> str:
+def first_ngrams() -> str:
     """Return a table of the test perplexity of recipes and n-grams on ten test conversations."""
-    chosen = ("exact", "exact, directional table", "kneser_ney", "kneser_ney_cache", "kneser_ney_caches")
+    original = ("published", "exact", "exact, directional table")
+    chosen = (*original, "kneser_ney", "kneser_ney_cache", "kneser_ney_caches")
     others = ("tuned, copying", "tuned", "kneser_ney_table_caches")
     lines = [levels(tested(10), name, TEN) for name in chosen + others]
     _, *bare = levels(cells_of("baselines/sweep"), "no contexts", TEN)
     lines.insert(-1, ["`tuned` without copying and contexts", *bare])
-    return table("test perplexity (10 test conversations, batches of random positions)", TEN, lines)
+    return table("test perplexity (10 test conversations)", TEN, lines)
 
 
 def models() -> str:
-    """Return a table of the test perplexity with contexts and alternatives, on fifty test conversations."""
-    others = ("no contexts", "tokens at the same slots", "last 32 tokens", "all 640 tokens", "GRU")
-    further, lines = ("gated, end to end", "contexts with copying", "kneser_ney_table_caches"), []
-    for name in ("contexts", *others, *further):
-        lines.append(levels(tested(50), name, FIFTY))
-        for place, size in enumerate(FIFTY if name in others else (), start=1):
-            intervals = change(50, f"{name} / contexts", size)
-            lines[-1][place] += " ≈" if intervals and intervals[0].low <= 0 <= intervals[0].high else ""
-    return table("test perplexity (50 test conversations, batches of 2 × 64 positions)", FIFTY, lines)
+    """Return a table of the test perplexity of all models that are not variants of `exact` or of Phase 1."""
+    read_tokens = ("no contexts", "tokens at the same slots", "last 32 tokens", "all 640 tokens", "GRU")
+    cached = ("GRU with four caches", "GRU with a continuous cache", "contexts with copying and four caches")
+    ngrams = [f"kneser_ney{table}{cache}" for table in ("", "_table") for cache in ("", "_cache", "_caches")]
+    ordinary = dict.fromkeys(name for name, _ in cells_of("alternatives/sweep"))
+    ours = ("contexts", "contexts with copying", "gated, end to end")
+    names = (*ours, *read_tokens, *cached, *ordinary, *ngrams)
+    return table_of_levels("test perplexity (50 test conversations)", tested(50), names, FIFTY)
 
 
 def first_study() -> str:
@@ -195,24 +220,26 @@ def first_study() -> str:
         "32 tokens, 20 apart",
         "no contexts",
     )
-    sizes = (10, 50, 200)
-    return table(
-        "test perplexity (10 test conversations)", sizes, [levels(cells, name, sizes) for name in names]
-    )
+    return table_of_levels("test perplexity (10 test conversations)", cells, names, (10, 50, 200))
+
+
+def both_studies() -> str:
+    """Return a table that compares the two studies on the ten test conversations that both have."""
+    first, sizes, lines = cells_of("baselines/sweep") | tested(10), (10, 50, 200), []
+    tokens = np.array(TEST["tokens"]["50"][:10])
+    for study, name in ROWS_OF_BOTH:
+        _, *values = levels(first, name, sizes)
+        if study == 2:
+            kept = [np.array(losses(50, name, size))[:, :10] @ tokens / tokens.sum() for size in sizes]
+            values = [spread(np.exp(means).tolist()) for means in kept]
+        lines.append([f"{label(name)}, {'first' if study == 1 else 'second'} study", *values])
+    return table("test perplexity (the 10 test conversations of both studies)", sizes, lines)
 
 
 def alternatives() -> str:
-    """Return a table that compares our models with ordinary models, on fifty test conversations."""
-    ours = ("exact", "contexts", "contexts with copying", "GRU", "kneser_ney_table_caches")
-    theirs = dict.fromkeys(name for name, _ in cells_of("alternatives/sweep"))
-    sizes, lines = (10, 50, 200, 500), []
-    for name in (*ours, *theirs):
-        times = [
-            [cell.get("cpu_seconds", 0) / 60 for cell in tested(50).get((name, size), ())] for size in sizes
-        ]
-        minutes = " / ".join(f"{mean(cells):.0f}" if any(cells) else "–" for cells in times)
-        lines.append([*levels(tested(50), name, sizes), minutes if name in theirs else "–"])
-    return table("test perplexity (50 test conversations)", (*sizes, "CPU minutes, each run"), lines)
+    """Return a table of the test perplexity of our models and of ordinary models."""
+    names = ("exact", "contexts", "contexts with copying", "kneser_ney_table_caches", "GRU", "LSTM", "GPT")
+    return table_of_levels("test perplexity (50 test conversations)", tested(50), names, (10, 50, 200, 500))
 
 
 def memory() -> str:
@@ -237,22 +264,50 @@ def format_bytes(count: int) -> str:
 
 
 def phase1() -> str:
+    """Return a table of the test perplexity of `exact` and `tuned` with different kinds of Phase 1."""
     cells = cells_of("phase1/sweep", "objectives/sweep")
     names = dict.fromkeys(name for (name, _), (cell, *_) in cells.items() if "seed" in cell)
     title = "test perplexity (50 test conversations, batches of 2 × 64 positions; `exact`: 512 random ones)"
-    return table(title, FIFTY, [levels(cells, name, FIFTY) for name in names])
+    return table_of_levels(title, cells, names, FIFTY)
+
+
+def used(runs: Sequence[Cell], tokens: Sequence[int]) -> dict[int, Interval]:
+    """Compute by how many % perplexity rises if all slots from each distance on read wrong contexts."""
+    losses, intervals = np.array([run["losses"] for run in runs]), {}
+    for distance in DISTANCES[:-1]:
+        nearest = [max(at for at in map(int, run["rises"]) if at <= distance) for run in runs]
+        rises = np.array([run["rises"][str(at)] for run, at in zip(runs, nearest, strict=True)])
+        intervals[distance] = interval((losses + rises) / 1000, losses / 1000, np.array(tokens))
+    return intervals
+
+
+def rises(recipe: str, samples: int) -> dict[int, Interval]:
+    """Return `used` for the recipe's models in part `evidence`, or {} if there are none."""
+    results = read("evidence/evidence")
+    runs = [run for run in results["runs"] if (run["recipe"], run["samples"]) == (recipe, samples)]
+    return used(runs, results["tokens"]) if runs else {}
+
+
+def slots() -> str:
+    """Return a table of what slots far back are worth in `exact` and in `tuned`."""
+    sizes = (50, 100, 200, 500)
+    alone = (format_change(change(50, "exact, one slot / exact", size)[:1]) for size in sizes)
+    lines = [["`exact`, trained with the current context alone (test)", *alone]]
+    for recipe, distance, slots in (
+        ("exact", 1, "`exact`, all slots but the current one"),
+        ("tuned", 1, "`tuned`, all slots but the current one"),
+        ("tuned", 10, "`tuned`, slots 10 or more tokens back"),
+    ):
+        found = [rises(recipe, size).get(distance) for size in sizes]
+        changes = (format_change([each] if each else []) for each in found)
+        lines.append([f"{slots}, with contexts from elsewhere (validation)", *changes])
+    return table("change of the perplexity in %", sizes, lines)
 
 
 def proposals() -> str:
     """Return a table of the original's proposals, each alone in `exact`, with 100 and 500 conversations."""
-    cells, lines = cells_of("proposals/sweep"), []
-    for name in dict.fromkeys(name for name, _ in cells):
-        changed = [] if name == "base" else change(50, f"{name} / base", 100)
-        lines.append(
-            [*levels(cells, name, (100,)), *map(format_change, (changed, change(50, f"{name} / exact", 500)))]
-        )
-    columns = ("test perplexity, 100 conversations", "change in %, 100", "change in %, 500")
-    return table("`exact`, 50 test conversations", columns, lines)
+    names = dict.fromkeys(name for name, _ in cells_of("proposals/sweep"))
+    return table_of_levels("test perplexity (50 test conversations)", tested(50), names, (100, 500))
 
 
 def changes() -> str:
@@ -281,17 +336,21 @@ TABLES: dict[str, Callable[[], str]] = {
         f.__name__: f
         for f in (
             validation,
-            ngrams,
-            models,
-            first_study,
             alternatives,
             memory,
+            slots,
+            models,
             phase1,
             proposals,
+            first_ngrams,
+            first_study,
+            both_studies,
             changes,
         )
     },
-    **{name: lambda asked=asked: compared(*asked) for name, asked in PAIRS.items()},
+    **{name: partial(compared, 50, pairs, 1) for name, (pairs, _) in PAIRS.items()},
+    **{f"{name}_both": partial(compared, 50, pairs + more, 2) for name, (pairs, more) in PAIRS.items()},
+    "first_differences": partial(compared, 10, FIRST_PAIRS, 1),
 }
 
 

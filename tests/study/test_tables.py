@@ -1,4 +1,4 @@
-"""The tables on the study's page and in the README agree with its results."""
+"""The tables on the study's pages and in the README agree with its results."""
 
 import re
 
@@ -29,10 +29,19 @@ def test_figures_are_drawn_and_committed():
 
 
 def test_numbers_with_decimals_in_the_studys_prose_are_in_its_tables():
-    text = (tables.TOP / "docs" / "study.md").read_text(encoding="utf-8").split("\n## Limits")[0]
+    pages = [(tables.TOP / page).read_text(encoding="utf-8") for page in tables.PAGES[:2]]
     table = r"<!-- table: \w+ -->.*?<!-- /table -->"
-    shown = {
-        number.replace(",", "") for part in re.findall(table, text, re.S) for number in NUMBER.findall(part)
-    }
-    prose = re.sub(rf"{table}|\]\(.*?\)", "", text, flags=re.S)
-    assert {*NUMBER.findall(prose)} <= shown
+    parts = re.findall(table, "".join(pages), re.S)
+    shown = {number.replace(",", "") for part in parts for number in NUMBER.findall(part)}
+    for page in pages:
+        checked = re.split(r"\n## (?:Limits|What each)", page)[0]
+        prose = re.sub(rf"{table}|\]\(.*?\)", "", checked, flags=re.S)
+        assert {*NUMBER.findall(prose)} <= shown
+
+
+def test_the_appendix_has_all_pairs_with_both_intervals_and_the_study_has_one():
+    for name, (pairs, more) in tables.PAIRS.items():
+        one, both = tables.TABLES[name](), tables.TABLES[f"{name}_both"]()
+        assert ";" not in one
+        assert both.count(";") >= one.count(" to ") > 0
+        assert len(both.splitlines()) == len(one.splitlines()) + len(more) == len(pairs + more) + 2
