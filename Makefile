@@ -12,7 +12,7 @@ check:  ## check style and types, as CI does
 test:  ## run the tests, as README says
 	pytest
 
-torture:  ## test thousands of runs that are killed, run out of disk space, lose their store, or find damaged files (HOW LONG)
+torture:  ## test thousands of runs that are killed, run out of disk space, lose their store, or find damaged files (more than an hour)
 	pytest -n 0 -m nightly -s tests/experiments/test_trust.py tests/runs tests/test_fuzz.py
 
 answers:  ## run the notebooks together with the answers to their exercises, on little data

@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..progress import log
 from ..report.tables import Summary, labeled
 from ..runs.summary import Run, load_run
-from .figures import FONTS, GREY, INK, LOOKS, known_epochs, ppl_curves, ppl_limits
+from .figures import FONTS, GRAY, INK, LOOKS, known_epochs, ppl_curves, ppl_limits
 
 SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "v": "triangle-down", "^": "triangle-up"}
 SYMBOLS |= {"X": "x", "*": "star"}
@@ -126,7 +126,7 @@ def plotly_curves(summaries: Mapping[str, Summary]) -> Any:
         template="plotly_white",
         height=HEIGHT,
         font={"family": f"{', '.join(FONTS)}, sans-serif", "color": INK},
-        modebar={"color": GREY, "activecolor": INK},
+        modebar={"color": GRAY, "activecolor": INK},
         dragmode=False,
         # The top margin has room for plotly's tools, the buttons, and a title of up to two lines.
         margin={"l": 60, "r": 20, "t": 110, "b": 40},

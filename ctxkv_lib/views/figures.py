@@ -30,7 +30,7 @@ LOOKS: list[dict[str, Any]] = [
 FEW = 3  # maximum number of runs with labels at the ends of their lines
 # Color of text, axes and the zero line, in figures as on the site.
 INK = "#1f2328"
-GREY = "#57606a"
+GRAY = "#57606a"
 # Fonts of figures, plotly and the site, which look almost the same; the first installed font is used.
 FONTS = ("Arial", "Liberation Sans", "Helvetica", "DejaVu Sans")
 NUMBERS = "{x:,.10g}"  # format of numbers on axes
@@ -123,7 +123,7 @@ def ppl_curves(summaries: Mapping[str, Summary]) -> Picture:
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 14 * low else (1, 1.5, 2, 3, 4, 5, 7)))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.yaxis.set_major_formatter(NUMBERS)
-    parts = [Line2D([], [], color=GREY, label=name, **look) for name, look in LINE_STYLES.items()]
+    parts = [Line2D([], [], color=GRAY, label=name, **look) for name, look in LINE_STYLES.items()]
     if note:
         parts.append(Line2D([], [], ls="none", label=note))
     longest = max(len(line.get_label()) for line in lines)
@@ -214,7 +214,7 @@ def phase1_curves(runs: Mapping[str, Lines], stop_rate: float | None = None) -> 
         ):
             ax.plot(at, [factor * line[key] for line in lines], ms=4, label=name, **look)
     if stop_rate is not None:
-        rate.axhline(100 * stop_rate, color=GREY, ls="--", lw=1.2, label=f"stop at {100 * stop_rate:g}%")
+        rate.axhline(100 * stop_rate, color=GRAY, ls="--", lw=1.2, label=f"stop at {100 * stop_rate:g}%")
     rate.set(title="Converged positions (%)", ylim=(-3, 103))
     loss.set(title="Loss")
     rank.set(title="Effective rank of contexts (%)", ylim=(0, None))

@@ -19,7 +19,7 @@
     return values.indexOf(Math.max(...values));
   }
 
-  // Attention by slot in per cent: the mean of all heads for `head` 0, otherwise of the one head.
+  // Attention by slot in percent: the mean of all heads for `head` 0, otherwise of the one head.
   function attention({ weights }, head) {
     const rows = head ? [weights[head - 1]] : weights;
     return rows[0].map((_, slot) => rows.reduce((sum, row) => sum + row[slot], 0) / rows.length / 10);

@@ -1,6 +1,6 @@
 """Draw the figures of the study from its results: `python notebooks/study/figures.py`.
 
-In all figures, `exact` is orange, `tuned` and its contexts are blue, and what they are compared with is grey.
+In all figures, `exact` is orange, `tuned` and its contexts are blue, and what they are compared with is gray.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from tables import (
 
 import ctxkv_lib as ctxkv
 from ctxkv_lib.report.difference import Interval
-from ctxkv_lib.views.figures import GREY, INK, OKABE_ITO, WIDTH, ink
+from ctxkv_lib.views.figures import GRAY, INK, OKABE_ITO, WIDTH, ink
 
 FIGURES = TOP / "docs" / "_static"
 # Width of a figure on a phone, in inches (368 pixels).
@@ -36,15 +36,15 @@ PHONE = 4.84
 # Smallest font size on a phone, in points (12 pixels).
 LETTERS = 11.5
 BLUE, ORANGE, _, _, _, SKY, _ = OKABE_ITO
-PALE = "#8c959f"  # the lightest grey of a line
-OTHER = {"color": GREY, "marker": "o"}  # models that are compared with ours
+PALE = "#8c959f"  # the lightest gray of a line
+OTHER = {"color": GRAY, "marker": "o"}  # models that are compared with ours
 STRONGEST = "kneser_ney_table_caches"
 LINES: dict[str, dict[str, Any]] = {
     "exact": {"label": "exact", "color": ORANGE, "marker": "s"},
     "contexts": {"label": "context model", "color": SKY, "marker": "o"},
     "contexts with copying": {"label": "context model\nwith copying", "color": BLUE, "marker": "D"},
     "kneser_ney": {"label": "n-grams", "color": PALE, "ls": "-.", "marker": ""},
-    "kneser_ney_caches": {"label": "n-grams, four caches", "color": GREY, "ls": ":", "marker": ""},
+    "kneser_ney_caches": {"label": "n-grams, four caches", "color": GRAY, "ls": ":", "marker": ""},
     STRONGEST: {
         "label": "n-grams, four caches,\ntoken table's text",
         "color": INK,
@@ -155,7 +155,7 @@ def draw_ngrams() -> Any:
 
 
 def signed_percent(value: float) -> str:
-    """Format a change in per cent, with a true minus sign."""
+    """Format a change in percent, with a true minus sign."""
     return f"{value:+.0f}%".replace("-", "−") if value else "0%"
 
 
@@ -165,9 +165,9 @@ def draw_models() -> Any:
     looks: dict[str, dict[str, Any]] = {
         "no contexts": {"color": PALE, "marker": "o"},
         "tokens at the same slots": {"color": PALE, "marker": "s", "ls": ":"},
-        "last 32 tokens": {"color": GREY, "marker": "D", "ls": "--"},
+        "last 32 tokens": {"color": GRAY, "marker": "D", "ls": "--"},
         "GRU": {"color": INK, "marker": "^"},
-        "gated, end to end": {"color": GREY, "marker": "v"},
+        "gated, end to end": {"color": GRAY, "marker": "v"},
     }
     ax.axhline(0, color=BLUE, lw=2)
     for place, (name, look) in enumerate(looks.items()):
@@ -264,10 +264,10 @@ def draw_forest(name: str, letters: float = 9, columns: int = 110) -> Any:
     ax.set_title(
         "A / B: how much higher the test perplexity of A is. Left of 0: A is better", fontsize="medium"
     )
-    line = {"color": GREY, "marker": ""}
+    line = {"color": GRAY, "marker": ""}
     handles = [
-        Line2D([], [], ls="", marker="o", ms=5, color=GREY, label="statistically clear"),
-        Line2D([], [], ls="", marker="o", ms=5, color=GREY, mfc="white", label="the interval includes zero"),
+        Line2D([], [], ls="", marker="o", ms=5, color=GRAY, label="statistically clear"),
+        Line2D([], [], ls="", marker="o", ms=5, color=GRAY, mfc="white", label="the interval includes zero"),
         Line2D([], [], lw=3, label="95% interval", **line),
     ]
     figure.legend(handles=handles, loc="outside lower left", ncols=2 if columns < 80 else 3)
@@ -282,10 +282,10 @@ def draw_row(ax: Any, y: float, found: Interval, color: str) -> None:
 
 
 def color_of(heading: str) -> str:
-    """Return the colour of a pair: orange if it contains `exact`, and grey if it starts with a baseline."""
+    """Return the color of a pair: orange if it contains `exact`, and gray if it starts with a baseline."""
     if "exact" in heading:
         return ORANGE
-    return BLUE if heading.startswith(("tuned", "context model", "predictive")) else GREY
+    return BLUE if heading.startswith(("tuned", "context model", "predictive")) else GRAY
 
 
 def draw_evidence() -> Any:
@@ -301,7 +301,7 @@ def draw_evidence() -> Any:
     for place, (recipe, samples, color, marker) in enumerate(lines):
         held = [run["held"] for run in runs if (run["recipe"], run["samples"]) == (recipe, samples)]
         decoded = np.mean(held, axis=0)
-        # The lines of `exact` coincide, so they have the same colour here.
+        # The lines of `exact` coincide, so they have the same color here.
         above.stairs(decoded, DISTANCES, baseline=None, lw=2, color=BLUE if recipe == "tuned" else ORANGE)
         look = {"color": color, "marker": marker, "ms": 4.5, "lw": 1}
         look["label"] = f"{recipe}, {samples} conversations"

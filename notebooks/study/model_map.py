@@ -3,7 +3,7 @@
 from svg import EXACT, INK, PHASE1, PHASE2, TUNED, Picture
 from tables import read
 
-from ctxkv_lib.views.figures import GREY
+from ctxkv_lib.views.figures import GRAY
 
 PARTS = ("tokens", "table", "block", "cache", "layer", "head", "slots")
 # For each notebook's number: the parts that are filled in its map.
@@ -22,7 +22,7 @@ SPAN = 640  # tokens in the window
 NOW = 364  # x of the current token on the axis of slots, with room for half of its label
 # The x coordinates of the tokens whose contexts attention reads.
 READ = (38, 173, 308)
-CENTRE = {"text_anchor": "middle"}
+CENTER = {"text_anchor": "middle"}
 ALTERNATIVE = (
     "Map of the model, from the bottom up. Tokens. The frozen token table. The ContextBlock, which makes "
     "each context from the last one and the token. The cache, which holds the context of each token. The "
@@ -36,9 +36,9 @@ OFFSETS = {run["recipe"]: run["offsets"] for run in read("keyholes/keyholes")["r
 def draw_map(filled: tuple[str, ...]) -> Picture:
     """Draw the model from the tokens at the bottom to the predicted next token at the top."""
     picture = Picture(594, ALTERNATIVE)
-    picture.text(190, 14, "next token", font_weight=600, **CENTRE)
+    picture.text(190, 14, "next token", font_weight=600, **CENTER)
     picture.arrow((190, 42), (190, 21))
-    draw_box(picture, "head" in filled, 42, RIGHT, GREY, "Output head", "the token table again, frozen")
+    draw_box(picture, "head" in filled, 42, RIGHT, GRAY, "Output head", "the token table again, frozen")
     picture.arrow((190, 113), (190, 93))
     trained = "trained in Phase 2: 6.3 million weights"
     draw_box(picture, "layer" in filled, 113, RIGHT, PHASE2, "Layer: attention, feed-forward", trained)
@@ -64,13 +64,13 @@ def draw_map(filled: tuple[str, ...]) -> Picture:
     for x in READ:
         picture.arrow((x, 372), (x, 349))
     numbers = "768 numbers for each token, frozen"
-    draw_box(picture, "table" in filled, 372, RIGHT, GREY, "Token table", numbers)
+    draw_box(picture, "table" in filled, 372, RIGHT, GRAY, "Token table", numbers)
     for place in range(13):
         x = READ[0] + 22.5 * place
         is_read = place % 6 == 0
-        color = GREY if is_read or "tokens" in filled else "none"
+        color = GRAY if is_read or "tokens" in filled else "none"
         size = 7 if is_read else 4
-        picture.rect(x - size, 449 - size, 2 * size, 2 * size, color, stroke=GREY, rx=2)
+        picture.rect(x - size, 449 - size, 2 * size, 2 * size, color, stroke=GRAY, rx=2)
         if is_read:
             picture.arrow((x, 441), (x, 423))
     picture.text(RIGHT, 454, "tokens", text_anchor="end", font_weight=600 if "tokens" in filled else 400)
@@ -86,9 +86,9 @@ def draw_box(
     height = 32 + 18 * len(lines)
     picture.rect(LEFT, y, right - LEFT, height, fill, stroke=color, stroke_width=1.6, rx=6)
     middle = (LEFT + right) / 2
-    picture.text(middle, y + 20, title, ink, 15, font_weight=600, **CENTRE)
+    picture.text(middle, y + 20, title, ink, 15, font_weight=600, **CENTER)
     for row, line in enumerate(lines, start=1):
-        picture.text(middle, y + 21 + 18 * row, line, ink, **CENTRE)
+        picture.text(middle, y + 21 + 18 * row, line, ink, **CENTER)
 
 
 def draw_slots(picture: Picture, y: float, filled: bool) -> None:
@@ -110,7 +110,7 @@ def draw_slots(picture: Picture, y: float, filled: bool) -> None:
     for back in (600, 400, 200, 0):
         picture.line((place_of(back), base), (place_of(back), base + 5))
     for back, words in {600: "600", 400: "400 tokens back", 200: "200", 0: "now"}.items():
-        picture.text(place_of(back), base + 20, words, **CENTRE)
+        picture.text(place_of(back), base + 20, words, **CENTER)
 
 
 def place_of(back: float) -> float:

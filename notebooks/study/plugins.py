@@ -85,7 +85,7 @@ class Chunked(OtherSlots):
 
 
 class TokenBlock(Block):
-    """A block without weights. The context of a position is the normalised embedding of its token."""
+    """A block without weights. The context of a position is the normalized embedding of its token."""
 
     def __init__(self, context_dim: int, hidden_size: int) -> None:
         super().__init__()
@@ -226,9 +226,9 @@ class AutoencodingBlock(TrainedBlock):
 
 
 def decorrelation(contexts: Tensor) -> Tensor:
-    """Compute notebook 6's loss for Phase 1. It penalises standard deviations below 1, and correlations."""
-    centred = contexts - contexts.mean(dim=0)
-    covariance = centred.T @ centred / len(contexts)
+    """Compute notebook 6's loss for Phase 1. It penalizes standard deviations below 1, and correlations."""
+    centered = contexts - contexts.mean(dim=0)
+    covariance = centered.T @ centered / len(contexts)
     variances = covariance.diagonal()
     crossed = covariance.square().sum() - variances.square().sum()
     too_small = (1 - (variances + 1e-4).sqrt()).relu()

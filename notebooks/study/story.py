@@ -20,11 +20,11 @@ from resvg_py import svg_to_bytes
 from svg import EXACT, INK, LIGHT, PICTURES, SHOWN, TUNED, Picture
 from tables import TOP, Interval, cells_of, change, ppls_of, read, rises, tested
 
-from ctxkv_lib.views.figures import GREY
+from ctxkv_lib.views.figures import GRAY
 
 NOTEBOOKS = TOP / "notebooks"
 sys.path.append(str(NOTEBOOKS))
-from outputs import fewer_colours  # noqa: E402
+from outputs import fewer_colors  # noqa: E402
 
 IMAGE = re.compile(r'<img width=.*?">')
 LEFT, RIGHT = 14, 366  # edges of strips and axes; labels of ticks at the ends need the margins
@@ -38,7 +38,7 @@ EXTRA = 1_000
 # Number of training conversations in the comparison of contexts with alternatives.
 MANY = 200
 BOLD = {"font_weight": 600}
-# Name, change in per cent (None in a heading), and colour.
+# Name, change in percent (None in a heading), and color.
 Row = tuple[str, Interval | None, str]
 KEYHOLES = read("keyholes/keyholes")["runs"]
 
@@ -185,7 +185,7 @@ def draw_objective() -> Picture:
 def draw_dots(
     title: str, rows: Sequence[Row], ends: tuple[float, float], zero: str = "0: no change"
 ) -> Picture:
-    """Draw changes of the test perplexity in per cent: one row for each change, with its 95% interval.
+    """Draw changes of the test perplexity in percent: one row for each change, with its 95% interval.
 
     A row without an interval is a heading.
     """
@@ -215,7 +215,7 @@ def draw_dots(
 
 
 def signed(percent: float) -> str:
-    """Format a change in per cent, with a true minus sign."""
+    """Format a change in percent, with a true minus sign."""
     return f"{percent:+.{0 if abs(percent) >= 10 else 1}f}%".replace("-", "−")
 
 
@@ -238,10 +238,10 @@ def draw_instead() -> Picture:
     """Draw by how much contexts or alternatives lower the perplexity of a model without contexts."""
     names = {
         "contexts": ("contexts", TUNED),
-        "tokens at the same slots": ("tokens at the same 32 slots", GREY),
-        "last 32 tokens": ("the last 32 tokens", GREY),
-        "LSTM": ("an LSTM of the same size", GREY),
-        "GRU": ("a GRU of the same size", GREY),
+        "tokens at the same slots": ("tokens at the same 32 slots", GRAY),
+        "last 32 tokens": ("the last 32 tokens", GRAY),
+        "LSTM": ("an LSTM of the same size", GRAY),
+        "GRU": ("a GRU of the same size", GRAY),
     }
     rows = [
         (words, change(50, f"{name} / no contexts", MANY)[0], color) for name, (words, color) in names.items()
@@ -282,7 +282,7 @@ def png(picture: Picture) -> str:
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"  # the same on every machine
     options = {"zoom": 2, "font_dirs": [str(fonts)], "skip_system_fonts": True}
     content = svg_to_bytes(picture.svg(), sans_serif_family="DejaVu Sans", **options)
-    return fewer_colours(b64encode(content).decode())
+    return fewer_colors(b64encode(content).decode())
 
 
 def main() -> None:

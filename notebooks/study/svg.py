@@ -1,7 +1,7 @@
 """Draw pictures as SVG text, 380 units wide. Their smallest letters have 12 pixels on a phone.
 
 Font, ink and palette are those of the package's figures. The background is white; the dark theme of the site
-inverts the pictures. `exact` is always orange, `tuned` is blue, and what they are compared with is grey.
+inverts the pictures. `exact` is always orange, `tuned` is blue, and what they are compared with is gray.
 """
 
 from pathlib import Path

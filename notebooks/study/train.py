@@ -32,7 +32,7 @@ MOVED = {**EXACT, **FIFTY, "block": "plugins:MovedBlock"}
 MEANS: dict[str, Settings] = {
     "exact": {**EXACT, **FIFTY},
     "exact, untrained": {**EXACT, **FIFTY, **UNTRAINED},
-    "exact, centred": {**MOVED, **UNTRAINED, "block.removed": 1.0},
+    "exact, centered": {**MOVED, **UNTRAINED, "block.removed": 1.0},
     "exact, mean restored": {**MOVED, "block.removed": -1.0},
     "exact, mean doubled": {**MOVED, **UNTRAINED, "block.removed": -1.0},
 }

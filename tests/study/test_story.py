@@ -13,13 +13,13 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from svg import PHASE1, PHASE2, PICTURES, SHOWN, SMALL
 
-from ctxkv_lib.views.figures import GREY
+from ctxkv_lib.views.figures import GRAY
 
 NAMES = re.compile(r"pictures/([\w-]+)\.svg")
 
 
 def contrast(color):
-    """Return the contrast of a colour with white, as WCAG defines it."""
+    """Return the contrast of a color with white, as WCAG defines it."""
     channels = [
         channel / 12.92 if channel <= 0.04 else ((channel + 0.055) / 1.055) ** 2.4
         for channel in to_rgb(color)
@@ -39,7 +39,7 @@ def test_committed_pictures_show_the_results_and_can_be_read_on_a_phone(name):
 
 
 def test_white_letters_can_be_read_on_the_boxes_of_the_map():
-    assert all(contrast(color) >= 4.5 for color in (PHASE1, PHASE2, GREY))
+    assert all(contrast(color) >= 4.5 for color in (PHASE1, PHASE2, GRAY))
 
 
 def test_every_picture_is_shown_and_every_shown_picture_exists():
